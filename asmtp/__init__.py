@@ -1,0 +1,106 @@
+"""asmtp: an asyncio-native SMTP client, with smtplib's API on top.
+
+    import asyncio, asmtp
+
+    async def main():
+        async with asmtp.AsyncSMTP("localhost", 25) as smtp:
+            refused = await smtp.sendmail("a@example.com", ["b@example.com"], "Subject: hi\\r\\n\\r\\nhello")
+
+    asyncio.run(main())
+
+Legacy code changes its import line: ``import asmtp as smtplib``.
+"""
+
+from __future__ import annotations
+
+from smtplib import CRLF, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quoteaddr, quotedata
+from typing import TYPE_CHECKING, Any
+
+from asmtp.errors import (
+    SMTPAuthenticationError,
+    SMTPConnectError,
+    SMTPDataError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPNotSupportedError,
+    SMTPProtocolError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPSenderRefused,
+    SMTPServerDisconnected,
+    SMTPStateError,
+    SMTPTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
+    from asmtp.protocol.envelope import Envelope
+    from asmtp.protocol.extensions import Extensions
+    from asmtp.protocol.reply import Reply
+    from asmtp.sync import LMTP, SMTP, SMTP_SSL
+    from asmtp.transport import Timeouts
+
+__version__ = "0.1.0"
+
+LMTP_PORT = 2003
+
+__all__ = [
+    "CRLF",
+    "LMTP",
+    "LMTP_PORT",
+    "SMTP",
+    "SMTP_PORT",
+    "SMTP_SSL",
+    "SMTP_SSL_PORT",
+    "AsyncLMTP",
+    "AsyncSMTP",
+    "AsyncSMTP_SSL",
+    "Envelope",
+    "Extensions",
+    "Reply",
+    "SMTPAuthenticationError",
+    "SMTPConnectError",
+    "SMTPDataError",
+    "SMTPException",
+    "SMTPHeloError",
+    "SMTPNotSupportedError",
+    "SMTPProtocolError",
+    "SMTPRecipientsRefused",
+    "SMTPResponseException",
+    "SMTPSenderRefused",
+    "SMTPServerDisconnected",
+    "SMTPStateError",
+    "SMTPTimeoutError",
+    "Timeouts",
+    "bCRLF",
+    "quoteaddr",
+    "quotedata",
+]
+
+# asyncio takes longer to import than smtplib, so what needs it is imported when it is first used.
+_LAZY = {
+    "AsyncLMTP": "asmtp.client",
+    "AsyncSMTP": "asmtp.client",
+    "AsyncSMTP_SSL": "asmtp.client",
+    "Envelope": "asmtp.protocol.envelope",
+    "Extensions": "asmtp.protocol.extensions",
+    "LMTP": "asmtp.sync",
+    "Reply": "asmtp.protocol.reply",
+    "SMTP": "asmtp.sync",
+    "SMTP_SSL": "asmtp.sync",
+    "Timeouts": "asmtp.transport",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,801 @@
+"""One connection, awaited: AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP.  smtplib's methods, on the protocol state machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import functools
+import hmac
+import logging
+import os
+import ssl
+import sys
+import warnings
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from email.message import Message
+from types import TracebackType
+from typing import IO, Any, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack
+
+import anyio.to_thread
+
+from asmtp import transport
+from asmtp.errors import (
+    SMTPAuthenticationError,
+    SMTPConnectError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPNotSupportedError,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+)
+from asmtp.protocol import dialogue, sasl
+from asmtp.protocol.command import command, gate, options_text
+from asmtp.protocol.content import to_octets, wire_size
+from asmtp.protocol.envelope import Envelope, path
+from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.message import compose, flatten, weight
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import Event, Session
+from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction, manual_content
+from asmtp.transport import Address, Connection, Timeouts, open_connection
+
+__all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL", "AuthObjects", "Content", "Options", "TLSMode"]
+
+SMTP_PORT = 25
+SMTP_SSL_PORT = 465
+LMTP_PORT = 2003
+
+TLSMode = Literal["none", "opportunistic", "required", "implicit"]
+Content: TypeAlias = (
+    "str | bytes | bytearray | memoryview | Message[Any, Any] | os.PathLike[str] | IO[bytes] | AsyncIterable[bytes]"
+)
+
+PIECE = 1 << 18
+"""Octets of content that are worked on at a time: few enough not to stall a loop, enough not to waste its time."""
+
+WHOLE = 1 << 16
+"""Octets up to which content goes with its envelope in one write; more waits until the envelope is accepted."""
+
+T = TypeVar("T")
+logger = logging.getLogger("asmtp")
+
+
+class Options(TypedDict, total=False):
+    """What people set once, for a connection; keyword arguments of every client class.
+
+    tls: ``"implicit"``: TLS from the first octet.  ``"required"``: STARTTLS or an error.
+        ``"opportunistic"``: STARTTLS if it is offered (RFC 7435); a certificate that cannot be verified does not
+        stop the mail, but then no password is sent.  ``"none"``: no TLS unless `starttls` is called.
+        The default is "required" where a user name is given, else "none".
+    ssl_context: for TLS; by default certificates and host names are verified, TLS 1.2 at least.
+    server_hostname: the name the certificate has to be for, if it is not `host`.
+    username, password: log in on connecting.
+    window: how many messages and commands may be unanswered on the connection.
+    window_octets: how many octets may be.
+    pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
+    sock: a connected socket to use instead of connecting.
+    """
+
+    tls: TLSMode | None
+    ssl_context: ssl.SSLContext | None
+    server_hostname: str | None
+    username: str | None
+    password: str | None
+    window: int
+    window_octets: int
+    pipelining: bool
+    chunking: bool
+    sock: Any
+
+
+class AuthObjects:
+    """smtplib's authobjects: functions of the server's challenge, which take `user` and `password` from self."""
+
+    user: str
+    password: str
+    _auth_challenge_count = 0
+
+    def auth_cram_md5(self, challenge: bytes | None = None) -> str | None:
+        """Authobject for CRAM-MD5 (RFC 2195); needs self.user and self.password."""
+        if challenge is None:
+            return None
+        return self.user + " " + hmac.new(self.password.encode(), challenge, "md5").hexdigest()
+
+    def auth_plain(self, challenge: bytes | None = None) -> str:
+        """Authobject for PLAIN (RFC 4616); needs self.user and self.password."""
+        return f"\0{self.user}\0{self.password}"
+
+    def auth_login(self, challenge: bytes | None = None) -> str:
+        """Authobject for LOGIN; needs self.user and self.password."""
+        if challenge is None or self._auth_challenge_count < 2:
+            return self.user
+        return self.password
+
+    def _exchange(self, mechanism: str, authobject: Callable[..., Any], initial_response_ok: bool) -> Any:
+        """The lines of an AUTH exchange with an authobject, which may look at how many it has answered."""
+        self._auth_challenge_count = 0
+
+        def counted(*challenge: bytes) -> str | bytes | None:
+            self._auth_challenge_count += len(challenge)
+            response: str | bytes | None = authobject(*challenge)
+            if not challenge and response is not None:
+                self._auth_challenge_count = 1
+            return response
+
+        responses = sasl.from_authobject(counted, initial_response_ok=initial_response_ok)
+        return sasl.authenticate(mechanism, responses)
+
+
+@functools.cache
+def default_context() -> ssl.SSLContext:
+    """The context used where none is given: certificates and names verified, TLS 1.2 at least.
+
+    Made once: it takes milliseconds to load the system's certificates.
+    """
+    return ssl.create_default_context()
+
+
+def host_and_port(host: str, port: int, default: int) -> tuple[str, int]:
+    """smtplib's reading of "host:port".
+
+    Raises:
+        OSError: the port is not a number.
+    """
+    if not port and host.count(":") == 1:
+        host, _, text = host.partition(":")
+        try:
+            port = int(text)
+        except ValueError:
+            raise OSError("nonnumeric port") from None
+    return host, port or default
+
+
+class AsyncSMTP(AuthObjects):
+    """A connection to an SMTP server.
+
+    Any number of tasks may await :meth:`sendmail` and :meth:`send_message` on one connection: their messages
+    are pipelined as far as the server allows, and each task gets its own result.
+
+    As a context manager it connects on entry, and says QUIT on exit.
+
+    Args:
+        host: where to connect to; ``"host:port"`` is understood, and the absolute path of a Unix socket.
+        port: 0 for the protocol's own.
+        local_hostname: for EHLO; by default this machine's fully qualified name.
+        timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
+        source_address: (host, port) to bind to before connecting.
+        options: see :class:`~asmtp.client.Options`.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
+    """
+
+    default_port = SMTP_PORT
+    ehlo_msg = "ehlo"
+    default_tls: TLSMode | None = None
+    lmtp = False
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        local_hostname: str | None = None,
+        timeout: float | Timeouts | None = Timeouts(),  # noqa: B008  # immutable
+        source_address: tuple[str, int] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self._host = host
+        self._port = port
+        self.local_hostname = local_hostname if local_hostname is None else gate(local_hostname, "local_hostname")
+        self.timeouts = Timeouts.of(timeout)
+        self.source_address = source_address
+        unknown = set(options) - set(Options.__annotations__)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
+        self._username = options.get("username")
+        self._password = options.get("password")
+        if (self._username is None) != (self._password is None):
+            raise ValueError("username and password go together")
+        if self._username is not None:
+            gate(self._username, "username")
+        default: TLSMode = "none" if self._username is None else "required"
+        self._tls: TLSMode = options.get("tls") or self.default_tls or default
+        if self._tls not in ("none", "opportunistic", "required", "implicit"):
+            raise ValueError(f"tls must be 'none', 'opportunistic', 'required' or 'implicit', not {self._tls!r}")
+        self._ssl_context = options.get("ssl_context")
+        self._server_hostname = options.get("server_hostname")
+        self._window = options.get("window", 100)
+        self._window_octets = options.get("window_octets", 1 << 20)
+        if self._window < 1 or self._window_octets < 1:
+            raise ValueError("window and window_octets must be at least 1")
+        self._pipelining = options.get("pipelining", True)
+        self.chunking = options.get("chunking", True)
+        self._sock = options.get("sock")
+        self.command_encoding = "ascii"
+        self.helo_resp: bytes | None = None
+        self.ehlo_resp: bytes | None = None
+        self._session = self._new_session()
+        self._connection: Connection | None = None
+        self._greeted = asyncio.Lock()
+        self._rcpts = 0  # accepted by hand since MAIL
+
+    def _new_session(self) -> Session:
+        return Session(
+            lmtp=self.lmtp,
+            pipelining=self._pipelining,
+            window=self._window,
+            window_octets=self._window_octets,
+        )
+
+    # ---- what is known ----------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether commands can be sent."""
+        return self._connection is not None and not self._session.closed
+
+    @property
+    def esmtp_features(self) -> Extensions:
+        """What the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
+        return self._session.extensions
+
+    @esmtp_features.setter
+    def esmtp_features(self, features: dict[str, str]) -> None:
+        self._session.extensions = Extensions(features)
+
+    @property
+    def does_esmtp(self) -> bool:
+        """Whether the server answered EHLO (LHLO) with 250."""
+        return self._session.esmtp
+
+    @does_esmtp.setter
+    def does_esmtp(self, value: bool) -> None:
+        self._session.esmtp = bool(value)
+
+    def has_extn(self, opt: str) -> bool:
+        """Whether the server offers a service extension; in any case of letters."""
+        return opt.lower() in self._session.extensions
+
+    @property
+    def sock(self) -> transport.SocketView | None:
+        """What there is to see of the socket; None without a connection."""
+        if not self.is_connected or self._connection is None:
+            return None
+        return transport.SocketView(self._connection.transport, self.timeouts.command)
+
+    def __repr__(self) -> str:
+        state = self._session.state.name.lower() if self._connection is not None else "not connected"
+        return f"<{type(self).__module__}.{type(self).__name__} {self._host}:{self._port} {state}>"
+
+    # ---- connecting and leaving -------------------------------------------------------------
+
+    async def connect(
+        self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None
+    ) -> Reply:
+        """Connect, and do what `tls` and the credentials given to the constructor ask for.
+
+        Args:
+            host, port: by default those given to the constructor, else localhost and the protocol's port.
+
+        Returns:
+            The server's greeting.
+
+        Raises:
+            OSError: no connection.
+            SMTPConnectError: the greeting was not 220.
+            SMTPTimeoutError, SMTPServerDisconnected: as everywhere.
+            SMTPNotSupportedError: TLS is required, or a login asked for, and not offered.
+            ssl.SSLError: the TLS handshake failed, or the certificate does not fit.
+            SMTPAuthenticationError: the credentials were refused.
+        """
+        try:
+            return await self._connect(host, port, source_address)
+        except ssl.SSLCertVerificationError as error:
+            await self.close()
+            if self._tls != "opportunistic":
+                raise
+            logger.warning("certificate not verified, going on without: %s", error.verify_message)
+            return await self._connect(host, port, source_address, verify=False)
+        except BaseException:
+            self.close()
+            raise
+
+    async def _connect(
+        self, host: str, port: int, source_address: tuple[str, int] | None, *, verify: bool = True
+    ) -> Reply:
+        reply = await self.open(host, port, source_address)
+        if reply.code != 220:
+            raise SMTPConnectError(*reply)
+        trusted = self._tls != "opportunistic"
+        if self._tls in ("required", "opportunistic"):
+            await self.ehlo_or_helo_if_needed()
+            if self._tls == "required" or self.has_extn("starttls"):
+                await self._starttls(None if verify else _unverified_context())
+                trusted = trusted or verify
+        if self._username is not None and self._password is not None:
+            if trusted:
+                await self.login(self._username, self._password)
+            else:
+                logger.warning("not logging in: the connection is not protected by verified TLS")
+        return reply
+
+    async def open(self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
+        """Connect and read the greeting, whatever it is; nothing more.  :meth:`connect` is what you want."""
+        if self.is_connected:
+            raise SMTPException("already connected: call quit() or close() first")
+        if source_address:
+            self.source_address = source_address
+        host = host or self._host or "localhost"
+        address: Address = host
+        if not host.startswith("/"):
+            default = SMTP_SSL_PORT if self._tls == "implicit" and not self.lmtp else self.default_port
+            address = host_and_port(host, port or (self._port if host == self._host else 0), default)
+        self._host, self._port = address if isinstance(address, tuple) else (address, port)
+        self._forget()
+        sys.audit("smtplib.connect", self, self._host, self._port)
+        context = None
+        if self._tls == "implicit":
+            context = self._ssl_context or await self._offload(default_context)
+        self._connection = await open_connection(
+            address,
+            self._session,
+            self.timeouts,
+            source_address=self.source_address,
+            ssl_context=context,
+            server_hostname=self._server_hostname or self._host,
+            sock=self._sock,
+            resolver=self._resolve,
+        )
+        self._sock = None
+        greeting: Reply = await self._run(dialogue.greeting())
+        return greeting
+
+    def _forget(self) -> None:
+        self._session = self._new_session()
+        self.helo_resp = self.ehlo_resp = None
+        self.command_encoding = "ascii"
+
+    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        return await transport.resolve(host, port)
+
+    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what would block the loop, in a thread."""
+        return await anyio.to_thread.run_sync(function, *args)
+
+    async def __aenter__(self) -> Self:
+        if not self.is_connected:
+            await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self.is_connected and (kind is None or issubclass(kind, Exception)):
+                with contextlib.suppress(SMTPException):
+                    await self.quit()
+        finally:
+            await self.close()
+
+    async def quit(self) -> Reply:
+        """Say QUIT when all replies are in, and close.
+
+        Returns:
+            The reply, or (-1, why) if the server closed instead: what it took before, it has taken.
+
+        Raises:
+            SMTPServerDisconnected: there was no connection.
+        """
+        reply: Reply = await self._run(dialogue.quit_(), alone=True)
+        await self.close()
+        self._forget()
+        return reply
+
+    def close(self) -> asyncio.Future[None]:
+        """Close at once, without QUIT.
+
+        It is done when the call returns.  Awaiting what it returns waits until the socket is released too.
+        """
+        connection, self._connection = self._connection, None
+        if connection is None:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        connection.close()
+        return asyncio.ensure_future(connection.wait_closed())
+
+    async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
+        return await self._live().run(what, alone=alone, raw=raw)
+
+    def _live(self) -> Connection:
+        connection = self._connection
+        if connection is None:
+            raise SMTPServerDisconnected("please run connect() first")
+        return connection
+
+    # ---- commands ---------------------------------------------------------------------------
+
+    async def docmd(self, cmd: str, args: str = "") -> Reply:
+        """Send any command, and return its reply.
+
+        Raises:
+            ValueError: a control character in the command.
+        """
+        line = command(cmd, args, argument="cmd", encoding=self.command_encoding)
+        replies = await self._run(dialogue.raw_write(self._session, line), raw=True)
+        reply: Reply = replies[0]
+        return reply
+
+    async def helo(self, name: str = "") -> Reply:
+        """HELO (RFC 5321 §4.1.1.1), with this machine's name unless another is given."""
+        reply: Reply = await self._run(dialogue.hello(self._session, "helo", await self._hello_name(name)), alone=True)
+        self.helo_resp = reply.message
+        return reply
+
+    async def ehlo(self, name: str = "") -> Reply:
+        """EHLO, or LHLO for LMTP; what the server offers is in `esmtp_features` then."""
+        self._session.extensions = Extensions()
+        verb = self.ehlo_msg
+        reply: Reply = await self._run(dialogue.hello(self._session, verb, await self._hello_name(name)), alone=True)
+        self.ehlo_resp = reply.message
+        return reply
+
+    async def _hello_name(self, name: str) -> str:
+        if not name:
+            if self.local_hostname is None:
+                self.local_hostname = await self._offload(transport.local_hostname)
+            name = self.local_hostname
+        return name
+
+    async def ehlo_or_helo_if_needed(self) -> None:
+        """EHLO, or HELO if that is refused, unless either was said before.
+
+        Raises:
+            SMTPHeloError: both were refused.
+        """
+        async with self._greeted:
+            if self.helo_resp is None and self.ehlo_resp is None and not (await self.ehlo()).ok:
+                reply = await self.helo()
+                if not reply.ok:
+                    raise SMTPHeloError(*reply)
+
+    async def noop(self) -> Reply:
+        """NOOP."""
+        reply: Reply = await self._run(dialogue.single(b"noop\r\n"))
+        return reply
+
+    async def rset(self) -> Reply:
+        """RSET: whatever transaction is open is given up."""
+        self.command_encoding = "ascii"
+        reply: Reply = await self._run(dialogue.rset(self._session))
+        return reply
+
+    async def help(self, args: str = "") -> bytes:
+        """HELP: its text."""
+        reply: Reply = await self._run(dialogue.single(command("help", args)))
+        return reply.message
+
+    async def verify(self, address: str) -> Reply:
+        """VRFY: ask whether an address is valid."""
+        return await self._ask("vrfy", address)
+
+    vrfy = verify
+
+    async def expn(self, address: str) -> Reply:
+        """EXPN: ask for the members of a mailing list."""
+        return await self._ask("expn", address)
+
+    async def _ask(self, verb: str, address: str) -> Reply:
+        gate(address, "address")
+        bare = email.utils.parseaddr(address)[1] or address
+        line = command(verb, bare, argument="address", encoding=self.command_encoding)
+        reply: Reply = await self._run(dialogue.single(line))
+        return reply
+
+    async def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
+        """MAIL: begin a transaction by hand.  :meth:`sendmail` does all of one.
+
+        Raises:
+            SMTPNotSupportedError: SMTPUTF8 is among the options, and the server does not offer it.
+        """
+        text = ""
+        if options and self.does_esmtp:
+            text = options_text(options, "options")
+            if "smtputf8" in text.lower().split():
+                if not self.has_extn("smtputf8"):
+                    raise SMTPNotSupportedError("SMTPUTF8 not supported by server")
+                self.command_encoding = "utf-8"
+        line = command(f"mail from:{path(sender, 'sender')}{text}", encoding=self.command_encoding)
+        self._rcpts = 0
+        reply: Reply = await self._run(dialogue.single(line, Event.mail))
+        return reply
+
+    async def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
+        """RCPT: add a recipient by hand."""
+        text = options_text(options, "options") if options and self.does_esmtp else ""
+        line = command(f"rcpt to:{path(recip, 'recip')}{text}", encoding=self.command_encoding)
+        reply: Reply = await self._run(dialogue.single(line, Event.rcpt))
+        self._rcpts += reply.ok
+        return reply
+
+    async def data(self, msg: str | bytes) -> Reply:
+        """DATA and the content, by hand; the final reply.
+
+        For LMTP, which has a final reply for each recipient: the first that is a refusal, else the last.
+
+        Raises:
+            SMTPDataError: DATA was not answered 354.
+        """
+        owed = max(1, self._rcpts) if self.lmtp else 1
+        reply: Reply = await self._run(manual_content(self._session, to_octets(msg), owed))
+        return reply
+
+    # ---- TLS, login -------------------------------------------------------------------------
+
+    async def starttls(
+        self,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        context: ssl.SSLContext | None = None,
+        *,
+        server_hostname: str | None = None,
+    ) -> Reply:
+        """STARTTLS (RFC 3207).  What the server said before TLS is forgotten, and EHLO is said again when needed.
+
+        Args:
+            keyfile, certfile: deprecated: use a context.
+            context: by default certificate and host name are verified, TLS 1.2 at least.
+            server_hostname: the name the certificate has to be for, if it is not the host.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer it.
+            SMTPResponseException: the server offered it, and refused.
+            ssl.SSLError: the handshake failed; the connection is closed.
+        """
+        context = context_from_files(keyfile, certfile, context)
+        await self.ehlo_or_helo_if_needed()
+        return await self._starttls(context, server_hostname)
+
+    async def _starttls(self, context: ssl.SSLContext | None, server_hostname: str | None = None) -> Reply:
+        if not self.has_extn("starttls"):
+            raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
+        context = context or self._ssl_context or await self._offload(default_context)
+        connection = self._live()
+        reply: Reply = await self._run(dialogue.single(b"STARTTLS\r\n", Event.starttls), alone=True, raw=True)
+        if reply.code != 220:
+            raise SMTPResponseException(*reply)
+        await connection.start_tls(context, server_hostname or self._server_hostname or self._host)
+        self.helo_resp = self.ehlo_resp = None
+        return reply
+
+    async def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
+        """Log in, with the mechanism that protects the password best among those that both sides know.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer AUTH.
+            SMTPAuthenticationError: the credentials were refused.
+            SMTPException: no mechanism is known to both sides.
+            ValueError: a control character in the user name.
+        """
+        await self.ehlo_or_helo_if_needed()
+        if not self.has_extn("auth"):
+            raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
+        self.user, self.password = user, password
+        refusal: SMTPException = SMTPException("No suitable authentication method found.")
+        for name in sasl.choose(self.esmtp_features.auth, user, password):
+            lines = sasl.authenticate(
+                name, sasl.MECHANISMS[name](user, password), initial_response_ok=initial_response_ok
+            )
+            try:
+                reply: Reply = await self._run(dialogue.authentication(lines), alone=True)
+                return reply
+            except SMTPAuthenticationError as error:
+                refusal = error
+                if error.smtp_code == 535:  # RFC 4954 §6: the credentials are wrong, whatever the mechanism
+                    break
+        raise refusal
+
+    async def auth(
+        self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
+    ) -> Reply:
+        """AUTH with a mechanism of the caller's (RFC 4954).
+
+        Args:
+            mechanism: its name.
+            authobject: called with each challenge (bytes), returns the response (str or bytes); called
+                with nothing for the initial response, where it returns None if there is none.
+
+        Raises:
+            SMTPAuthenticationError: the server said no.
+        """
+        lines = self._exchange(mechanism, authobject, initial_response_ok)
+        reply: Reply = await self._run(dialogue.authentication(lines), alone=True)
+        return reply
+
+    # ---- sending ----------------------------------------------------------------------------
+
+    async def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: str | Iterable[str],
+        msg: Content,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, Reply]:
+        """Send one message.
+
+        Args:
+            from_addr: the sender; ``"<>"`` for none.
+            to_addrs: one recipient, or several.
+            msg: the message: str (ASCII), bytes, an EmailMessage, the path of a file or a binary file, or an
+                async iterator of bytes.  Files and iterators are streamed and never held whole.
+            mail_options: ESMTP parameters for MAIL.
+            rcpt_options: ESMTP parameters for every RCPT.
+
+        Returns:
+            The recipients that were refused, with the replies that did it: (code, text).  Empty if none was.
+
+        Raises:
+            SMTPRecipientsRefused: all recipients were refused.
+            SMTPSenderRefused: the sender was; or the message is larger than the server takes (552).
+            SMTPDataError: the content was.
+            SMTPHeloError: EHLO and HELO were.
+            SMTPNotSupportedError: an address needs SMTPUTF8, and the server does not offer it.
+            SMTPServerDisconnected: the connection is gone; `state` tells what is known of the message.
+            ValueError, TypeError: an argument is wrong; nothing was written.
+        """
+        if self.helo_resp is None and self.ehlo_resp is None:
+            await self.ehlo_or_helo_if_needed()
+        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options)
+        if type(msg) is bytes and len(msg) <= WHOLE:
+            outcome = await self._transact(envelope, Body(msg, wire_size(msg), eight_bit=not msg.isascii()), None)
+        else:
+            outcome = await self._send_content(envelope, msg)
+        return outcome.refused
+
+    async def send_message(
+        self,
+        msg: Message[Any, Any],
+        from_addr: str | None = None,
+        to_addrs: str | Iterable[str] | None = None,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, Reply]:
+        """Send an email.message.Message; sender and recipients from its headers unless they are given.
+
+        Bcc fields are not sent.  Where the server lacks 8BITMIME, 8-bit parts are re-encoded; SMTPUTF8 is used
+        where a local part needs it.  Returns and raises what :meth:`sendmail` does.
+
+        Raises:
+            ValueError: no sender or no recipients; more than one block of Resent- fields.
+        """
+        await self.ehlo_or_helo_if_needed()
+        work = (compose, msg, from_addr, to_addrs, mail_options, self.has_extn)
+        composed = await self._offload(*work) if weight(msg) > PIECE else work[0](*work[1:])
+        sender, recipients, octets, mail_options = composed
+        return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options)
+
+    async def _send_content(self, envelope: Envelope, msg: Content) -> Outcome:
+        """What is not a few octets: it is streamed, or made into octets first."""
+        if isinstance(msg, Message):
+            octets = await self._offload(flatten, msg) if weight(msg) > PIECE else flatten(msg)
+            if not octets.isascii() and not self.has_extn("8bitmime"):
+                octets = await self._offload(lambda: flatten(msg, seven_bit=True))
+            msg = octets
+        if isinstance(msg, str):
+            msg = to_octets(msg)
+        if isinstance(msg, bytes | bytearray | memoryview):
+            if len(msg) <= WHOLE:
+                octets = to_octets(msg)
+                body = Body(octets, wire_size(octets), eight_bit=not octets.isascii())
+                return await self._transact(envelope, body, None)
+            eight_bit = not (msg.isascii() if not isinstance(msg, memoryview) else False)
+            return await self._transact(envelope, Body(None, len(msg), eight_bit=eight_bit), _slices(msg))
+        if isinstance(msg, os.PathLike):
+            file = await self._offload(open, msg, "rb")
+            try:
+                return await self._send_file(envelope, file)
+            finally:
+                await self._offload(file.close)
+        if hasattr(msg, "__aiter__"):
+            return await self._transact(envelope, Body(None, None, eight_bit=True), aiter(msg))
+        if hasattr(msg, "read") and not hasattr(msg, "encoding"):
+            return await self._send_file(envelope, msg)
+        raise TypeError(
+            "msg must be str, bytes, an EmailMessage, a path, a binary file or an async iterator of bytes,"
+            f" not {type(msg).__name__}"
+        )
+
+    async def _send_file(self, envelope: Envelope, file: IO[bytes]) -> Outcome:
+        size = None
+        with contextlib.suppress(OSError, AttributeError):  # not a file of the system's
+            size = os.fstat(file.fileno()).st_size - file.tell()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            while piece := await self._offload(file.read, PIECE):
+                yield piece
+
+        return await self._transact(envelope, Body(None, size, eight_bit=True), pieces())
+
+    async def _transact(self, envelope: Envelope, body: Body, pieces: AsyncIterator[bytes] | None) -> Outcome:
+        connection = self._live()
+        session = self._session
+        tries = 0
+        while True:
+            transaction = Transaction(session, envelope, body, chunking=self.chunking)
+            try:
+                if pieces is None:
+                    outcome: Outcome = await connection.run(transaction.run())
+                else:
+                    outcome = await connection.run_streamed(transaction.run(), pieces)
+                return outcome
+            except NotBegun as refusal:
+                # A server that does not take a RSET behind an unanswered message (Haraka: 503).
+                session.overlap = False
+                tries += 1
+                if tries == 2:
+                    raise SMTPResponseException(*refusal.reply) from None
+            except SMTPException:
+                await self._tidy(connection)
+                raise
+
+    async def _tidy(self, connection: Connection) -> None:
+        """After a refusal: RSET, as smtplib does it, so that no transaction stays open on an idle connection.
+
+        Where others are waiting to write, it rides with the next transaction instead.
+        """
+        session = connection.session
+        if session.idle and not session.settled and not session.closed:
+            with contextlib.suppress(SMTPException):
+                await connection.run(dialogue.rset(session))
+
+
+class AsyncSMTP_SSL(AsyncSMTP):
+    """AsyncSMTP with TLS from the first octet, on port 465 by default."""
+
+    default_port = SMTP_SSL_PORT
+    default_tls = "implicit"
+
+
+class AsyncLMTP(AsyncSMTP):
+    """LMTP (RFC 2033), over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
+
+    `sendmail` tells of each recipient: one that was refused after the content is in the dict it returns, and
+    SMTPRecipientsRefused is raised where none is left.
+    """
+
+    default_port = LMTP_PORT
+    ehlo_msg = "lhlo"
+    lmtp = True
+
+
+async def _slices(octets: bytes | bytearray | memoryview) -> AsyncIterator[bytes]:
+    view = memoryview(octets).cast("B")
+    for start in range(0, len(view), PIECE):
+        yield bytes(view[start : start + PIECE])
+
+
+@functools.cache
+def _unverified_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def context_from_files(
+    keyfile: str | None, certfile: str | None, context: ssl.SSLContext | None
+) -> ssl.SSLContext | None:
+    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context."""
+    if keyfile is None and certfile is None:
+        return context
+    if context is not None:
+        which = "keyfile" if keyfile is not None else "certfile"
+        raise ValueError(f"context and {which} arguments are mutually exclusive")
+    warnings.warn(
+        "keyfile and certfile are deprecated, use a custom context instead", DeprecationWarning, stacklevel=3
+    )
+    made = ssl.create_default_context()
+    made.load_cert_chain(certfile or "", keyfile)
+    return made

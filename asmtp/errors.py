@@ -1,0 +1,114 @@
+"""The exceptions: smtplib's, subclassed, so that `except smtplib.SMTPException` keeps working.
+
+Each class here derives from the class of the same name in :mod:`smtplib` and from
+:class:`asmtp.SMTPException`.  The name says who is at fault:
+
+* ``ValueError``, ``TypeError``, :exc:`SMTPStateError`: a wrong call of ours, before a byte was written;
+* :exc:`SMTPNotSupportedError`: the server does not offer what the call needs, before a byte was written;
+* :exc:`SMTPProtocolError`, :exc:`SMTPTimeoutError`: the server broke the protocol, or went silent;
+* the others that have an ``smtp_code``: the server said no.
+"""
+
+from __future__ import annotations
+
+import smtplib
+from typing import Literal
+
+__all__ = [
+    "DeliveryState",
+    "SMTPAuthenticationError",
+    "SMTPConnectError",
+    "SMTPDataError",
+    "SMTPException",
+    "SMTPHeloError",
+    "SMTPNotSupportedError",
+    "SMTPProtocolError",
+    "SMTPRecipientsRefused",
+    "SMTPResponseException",
+    "SMTPSenderRefused",
+    "SMTPServerDisconnected",
+    "SMTPStateError",
+    "SMTPTimeoutError",
+]
+
+DeliveryState = Literal["sent", "refused", "not_sent", "in_doubt"]
+
+
+class SMTPException(smtplib.SMTPException):
+    """Base class of every exception that asmtp raises on its own account.
+
+    Attributes:
+        state: what is known of the message that was being sent, or None where none was.
+            ``"refused"``: the server said no.  ``"not_sent"``: the server cannot have it, it may be
+            sent again.  ``"in_doubt"``: the end of the content was written and the final reply never
+            came, so the server may or may not have it; sending again may deliver it twice.
+    """
+
+    state: DeliveryState | None = None
+
+
+class SMTPStateError(SMTPException):
+    """The call is not possible in the present state of the connection; nothing was written."""
+
+
+class SMTPNotSupportedError(SMTPException, smtplib.SMTPNotSupportedError):
+    """The server does not offer the extension that the call needs; nothing was written."""
+
+
+class SMTPServerDisconnected(SMTPException, smtplib.SMTPServerDisconnected):
+    """The connection is gone, or was never made."""
+
+
+class SMTPTimeoutError(SMTPServerDisconnected, TimeoutError):
+    """No answer within the time allowed for the phase that the message names; the connection is closed."""
+
+
+class SMTPResponseException(SMTPException, smtplib.SMTPResponseException):
+    """The server's reply was not the one needed.
+
+    Attributes:
+        smtp_code: the reply code, an int.
+        smtp_error: the text of the reply, bytes.
+    """
+
+    @property
+    def transient(self) -> bool:
+        """Whether the server said that a later try may succeed (RFC 5321 §4.2.1: 4yz)."""
+        return 400 <= self.smtp_code <= 499
+
+
+class SMTPProtocolError(SMTPServerDisconnected, SMTPResponseException):
+    """The server broke the protocol, and the connection is closed.
+
+    `smtp_code` is -1 (smtplib's mark for an unreadable reply) or 500 (a line or reply over the limit);
+    `smtp_error` says what was wrong, with a printable, shortened copy of what the server sent.
+    """
+
+
+class SMTPSenderRefused(SMTPResponseException, smtplib.SMTPSenderRefused):
+    """The sender was refused: see `smtp_code`, `smtp_error` and `sender`."""
+
+
+class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
+    """Every recipient was refused: `recipients` is a dict of address to (code, text)."""
+
+    @property
+    def transient(self) -> bool:
+        """Whether a later try may succeed for at least one recipient."""
+        return any(400 <= code <= 499 for code, _ in self.recipients.values())
+
+
+class SMTPDataError(SMTPResponseException, smtplib.SMTPDataError):
+    """The server refused the content."""
+
+
+class SMTPConnectError(SMTPResponseException, smtplib.SMTPConnectError):
+    """The server's greeting was not 220."""
+
+
+class SMTPHeloError(SMTPResponseException, smtplib.SMTPHeloError):
+    """The server refused EHLO and HELO."""
+
+
+class SMTPAuthenticationError(SMTPResponseException, smtplib.SMTPAuthenticationError):
+    """The server did not accept the credentials."""

@@ -1,0 +1,58 @@
+"""Commands to bytes, through the one gate that keeps a caller's line ends and controls out of them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["command", "gate", "options_text"]
+
+# C0, DEL and C1.  RFC 5321 §4.1.2 has none of them in any command; a CR or LF would begin a new one.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def gate(text: str, argument: str) -> str:
+    """Return `text` if it may stand in a command line.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it holds a control character.  Names `argument`.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{argument} must be str, not {type(text).__name__}")
+    found = _CONTROL.search(text)
+    if found is not None:
+        newline = found[0] in "\r\n"
+        kind = "newline" if newline else "control"
+        shown = text.encode("unicode_escape").decode("ascii")
+        # smtplib's words, which its tests look for.
+        raise ValueError(f"{argument}: command and arguments contain prohibited {kind} characters: {shown}")
+    return text
+
+
+def options_text(options: tuple[str, ...] | list[str], argument: str) -> str:
+    """ESMTP parameters as they stand behind an address: each with a space before it.
+
+    Raises:
+        TypeError: `options` is a str, or holds something else than str.
+        ValueError: one holds a control character.
+    """
+    if isinstance(options, str):
+        raise TypeError(f"{argument} must be a sequence of str, not one str")
+    text = "".join([" " + option for option in options])
+    gate(text, argument)
+    return text
+
+
+def command(verb: str, args: str = "", *, argument: str = "args", encoding: str = "ascii") -> bytes:
+    """A command line with its CRLF.
+
+    Args:
+        verb: the command, with its arguments or without.
+        args: what follows it behind a space; nothing if empty.
+        argument: what the error calls the part that the caller gave.
+
+    Raises:
+        ValueError: a control character, or a character that `encoding` lacks (a UnicodeEncodeError).
+    """
+    line = f"{verb} {args}" if args else verb
+    return gate(line, argument).encode(encoding) + b"\r\n"

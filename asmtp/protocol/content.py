@@ -1,0 +1,78 @@
+"""Content to wire: line ends and dot-stuffing."""
+
+from __future__ import annotations
+
+__all__ = ["ContentEncoder", "encode_content", "to_octets", "wire_size"]
+
+
+class ContentEncoder:
+    """Turns content into what goes over the wire, chunk by chunk, however the chunks fall.
+
+    Every line end becomes CRLF (RFC 5321 §2.3.8: lone CR and LF are not to be sent), and the content
+    ends with one.  So nothing in the content can be taken for the end of it by a server that takes
+    a lone LF for a line end.
+
+    Args:
+        stuff: double every leading dot (RFC 5321 §4.5.2), as DATA needs and BDAT must not have.
+    """
+
+    __slots__ = ("_line_start", "_pending_cr", "stuff")
+
+    def __init__(self, *, stuff: bool) -> None:
+        self.stuff = stuff
+        self._pending_cr = False  # the last octet was a CR, whose LF may come with the next chunk
+        self._line_start = True
+
+    def encode(self, chunk: bytes) -> bytes:
+        """The wire form of the next octets of the content."""
+        if self._pending_cr:
+            chunk = b"\r" + chunk
+        self._pending_cr = chunk.endswith(b"\r")
+        if self._pending_cr:
+            chunk = chunk[:-1]
+        if not chunk:
+            return b""
+        pairs = chunk.count(b"\r\n")
+        if chunk.count(b"\n") != pairs or chunk.count(b"\r") != pairs:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+        if self.stuff:
+            if b"\n." in chunk:
+                chunk = chunk.replace(b"\n.", b"\n..")
+            if self._line_start and chunk[0] == 0x2E:
+                chunk = b"." + chunk
+        self._line_start = chunk.endswith(b"\n")
+        return chunk
+
+    def finish(self) -> bytes:
+        """What is missing at the end of the content: nothing, or a CRLF."""
+        if self._pending_cr or not self._line_start:
+            self._pending_cr = False
+            self._line_start = True
+            return b"\r\n"
+        return b""
+
+
+def encode_content(content: bytes, *, stuff: bool) -> bytes:
+    """The wire form of a whole content that is small enough to be held twice."""
+    encoder = ContentEncoder(stuff=stuff)
+    encoded = encoder.encode(content)
+    end = encoder.finish()
+    return encoded + end if end else encoded
+
+
+def wire_size(chunk: bytes) -> int:
+    """Octets of `chunk` with CRLF line ends, for SIZE (RFC 1870 §5: without stuffed dots)."""
+    pairs = chunk.count(b"\r\n")
+    return len(chunk) + chunk.count(b"\n") + chunk.count(b"\r") - 2 * pairs
+
+
+def to_octets(content: str | bytes | bytearray | memoryview) -> bytes:
+    """A str or a buffer as bytes.
+
+    Raises:
+        UnicodeEncodeError: a str with characters outside ASCII: which charset its headers declare is
+            known to the caller alone.
+    """
+    if isinstance(content, str):
+        return content.encode("ascii")
+    return content if type(content) is bytes else bytes(content)

@@ -1,0 +1,116 @@
+"""The short dialogues: a greeting, one command, a login.  Transactions have a module of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from asmtp.errors import SMTPServerDisconnected, SMTPStateError
+from asmtp.protocol.command import command
+from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import Dialogue, Event, Group, Phase, Session, State
+
+__all__ = ["authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "rset", "single", "verb_event"]
+
+_VERBS = {
+    "EHLO": Event.hello, "HELO": Event.hello, "LHLO": Event.hello, "STARTTLS": Event.starttls,
+    "AUTH": Event.auth, "MAIL": Event.mail, "RCPT": Event.rcpt, "DATA": Event.data,
+    "RSET": Event.rset, "QUIT": Event.quit,
+}  # fmt: skip
+
+
+def verb_event(line: bytes, state: State) -> Event:
+    """What a command line that a caller wrote by hand means to the state."""
+    if state is State.CHALLENGE:
+        return Event.response
+    words = line.upper().split()
+    verb = words[0].decode("ascii", "replace") if words else ""
+    if verb == "BDAT":
+        return Event.bdat_last if words[-1] == b"LAST" else Event.bdat
+    return _VERBS.get(verb, Event.other)
+
+
+def greeting() -> Dialogue:
+    """What the server says first; returns the reply."""
+    replies = yield Group(b"", (), phase=Phase.GREETING)
+    return replies[0]
+
+
+def single(line: bytes, event: Event = Event.other, phase: Phase = Phase.COMMAND) -> Dialogue:
+    """One command, and its reply."""
+    replies = yield Group(line, (event,), phase=phase)
+    return replies[0]
+
+
+def hello(session: Session, verb: str, name: str) -> Dialogue:
+    """EHLO, HELO or LHLO; what the server offers is kept in the session."""
+    line = command(verb, name, argument="local_hostname", encoding="utf-8" if not name.isascii() else "ascii")
+    group = Group(line, (Event.hello,))
+    replies = yield group
+    reply: Reply = replies[0]
+    if reply.ok:
+        # RFC 5321 §4.1.4: EHLO also does what RSET does.
+        session.settle(group)
+        if verb.lower() != "helo":
+            session.extensions = Extensions.parse(reply.message)
+            session.esmtp = True
+    return reply
+
+
+def rset(session: Session) -> Dialogue:
+    """RSET, and its reply."""
+    group = Group(b"rset\r\n", (Event.rset,))
+    replies = yield group
+    if replies[0].ok:
+        session.settle(group)
+    return replies[0]
+
+
+def quit_() -> Dialogue:
+    """QUIT, and its reply.
+
+    A connection that is closed instead is a reply too: (-1, why).  What was sent before is sent, and a
+    caller to whom QUIT raised an error might send it again.
+    """
+    try:
+        replies = yield Group(b"quit\r\n", (Event.quit,), phase=Phase.QUIT)
+    except SMTPServerDisconnected as error:
+        return Reply(-1, str(error).encode())
+    return replies[0]
+
+
+def authentication(lines: Generator[bytes, Reply, Reply]) -> Dialogue:
+    """A SASL exchange: see :func:`asmtp.protocol.sasl.authenticate`.  Nothing of it is shown in a trace."""
+    event = Event.auth
+    line = next(lines)
+    while True:
+        replies = yield Group(line + b"\r\n", (event,), secret=True)
+        event = Event.response
+        try:
+            line = lines.send(replies[0])
+        except StopIteration as stop:
+            return stop.value
+
+
+def raw_write(session: Session, data: bytes, *, secret: bool = False) -> Dialogue:
+    """Octets that a caller wrote by hand (smtplib's `send` and `putcmd`): any number of lines, or content.
+
+    Returns the replies; (-1, b"") where none is due because the content has not ended.
+    """
+    if session.state is State.CONTENT:
+        ended = data.endswith(b"\r\n.\r\n") or data == b".\r\n"
+        group = Group(data, (Event.dot if ended else Event.content,), int(ended), phase=Phase.FINAL)
+    else:
+        lines = data.splitlines()
+        if not lines:
+            raise SMTPStateError("nothing to write")
+        events = tuple(verb_event(line, session.state) for line in lines)
+        group = Group(data, events, len(lines), secret=secret or session.state is State.CHALLENGE)
+    replies = yield group
+    return replies
+
+
+def raw_reply() -> Dialogue:
+    """Wait for a reply that no command of ours is owed (smtplib's `getreply` called on its own)."""
+    replies = yield Group(b"", ())
+    return replies[0]

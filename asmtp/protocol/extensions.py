@@ -1,0 +1,46 @@
+"""What a server offers: the reply to EHLO or LHLO, parsed (RFC 5321 §4.1.1.1)."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["Extensions"]
+
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+# Before RFC 4954, some servers wrote "AUTH=LOGIN PLAIN".
+_OLD_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
+
+
+class Extensions(dict[str, str]):
+    """smtplib's `esmtp_features`: lower-case keyword to parameters; a dict that may be changed.
+
+    The properties read the dict as it is, so that code which edits it is obeyed.
+    """
+
+    @classmethod
+    def parse(cls, message: bytes) -> Extensions:
+        """From the text of a 250 reply to EHLO; its first line, the greeting, is skipped."""
+        found = cls()
+        for line in message.decode("latin-1").split("\n")[1:]:
+            old = _OLD_AUTH.match(line)
+            if old:
+                found["auth"] = found.get("auth", "") + " " + old[1]
+                continue
+            keyword = _KEYWORD.match(line)
+            if keyword is None:  # an empty line has been seen
+                continue
+            name = keyword[0].lower()
+            parameters = line[keyword.end() :].strip()
+            found[name] = found.get(name, "") + " " + parameters if name == "auth" else parameters
+        return found
+
+    @property
+    def size(self) -> int | None:
+        """The largest message accepted, in octets; None where no limit is declared (RFC 1870 §3)."""
+        value = self.get("size", "")
+        return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
+
+    @property
+    def auth(self) -> list[str]:
+        """The names of the SASL mechanisms offered, upper case, without repetitions (RFC 4954 §3)."""
+        return list(dict.fromkeys(self.get("auth", "").upper().split()))

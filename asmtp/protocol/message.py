@@ -1,0 +1,136 @@
+"""An email.message.Message: its envelope, and its octets."""
+
+from __future__ import annotations
+
+import copy
+import email.utils
+import io
+from collections.abc import Callable, Iterable, Sequence
+from email.generator import BytesGenerator
+from email.headerregistry import Address, Group
+from email.message import Message
+from typing import Any
+
+from asmtp.errors import SMTPNotSupportedError
+from asmtp.protocol.envelope import ascii_domain
+
+__all__ = ["addresses_from_headers", "compose", "flatten", "weight"]
+
+_ADDRESS_FIELDS = frozenset(
+    prefix + name for prefix in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc")
+)
+
+
+def compose(
+    message: Message[Any, Any],
+    from_addr: str | None,
+    to_addrs: str | Iterable[str] | None,
+    mail_options: Sequence[str],
+    has_extn: Callable[[str], bool],
+) -> tuple[str, list[str], bytes, Sequence[str]]:
+    """What `sendmail` needs to send a message: sender, recipients, octets, options for MAIL.
+
+    SMTPUTF8 is used where a local part needs it (RFC 6531), 8-bit content as the server allows it.
+
+    Args:
+        has_extn: whether the server offers an extension.
+
+    Raises:
+        ValueError: no sender, or more than one block of Resent- fields.
+        SMTPNotSupportedError: an address needs SMTPUTF8, and the server does not offer it.
+    """
+    sender, recipients = addresses_from_headers(message, from_addr, to_addrs)
+    international = any(not who.rpartition("@")[0 if "@" in who else 2].isascii() for who in (sender, *recipients))
+    if international and not has_extn("smtputf8"):
+        raise SMTPNotSupportedError(
+            "One or more source or delivery addresses require internationalized email support,"
+            " but the server does not advertise the required SMTPUTF8 capability"
+        )
+    if international:
+        mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
+    octets = flatten(message, utf8=international)
+    if not octets.isascii() and not has_extn("8bitmime"):
+        octets = flatten(message, utf8=international, seven_bit=True)
+    return sender, recipients, octets, mail_options
+
+
+def weight(message: Message[Any, Any]) -> int:
+    """About how many octets a message has, found without flattening it."""
+    total = 0
+    for part in message.walk():
+        payload = part.get_payload()
+        if isinstance(payload, str):
+            total += len(payload)
+    return total
+
+
+def flatten(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool = False) -> bytes:
+    """A message as octets with CRLF line ends, its Bcc and Resent-Bcc fields left out.
+
+    Non-ASCII domains in its address fields become A-labels, unless they are written in UTF-8.
+
+    Args:
+        utf8: write UTF-8 in header fields (RFC 6532), for a message sent with SMTPUTF8.
+        seven_bit: re-encode 8-bit parts as quoted-printable or base64 (RFC 6152 §3: what a client
+            must do where the server lacks 8BITMIME).
+    """
+    message = copy.copy(message)
+    del message["Bcc"]
+    del message["Resent-Bcc"]
+    policy = message.policy
+    if utf8:
+        policy = policy.clone(utf8=True)
+    else:
+        _ascii_domains(message)
+    if seven_bit:
+        policy = policy.clone(cte_type="7bit")
+    with io.BytesIO() as out:
+        # No ">From": that is for mbox files, and here it would change what was written (and signed).
+        BytesGenerator(out, mangle_from_=False, policy=policy).flatten(message, linesep="\r\n")
+        return out.getvalue()
+
+
+def _ascii_domains(message: Message[Any, Any]) -> None:
+    """RFC 6532 aside, an address in a header field is ASCII; a domain has a form that is (RFC 5890 §2.3.2.1)."""
+    for name, value in message.items():
+        if name.lower() in _ADDRESS_FIELDS and hasattr(value, "groups") and not str(value).isascii():
+            groups = [
+                Group(group.display_name, [_ascii_address(address, name) for address in group.addresses])
+                for group in value.groups
+            ]
+            message.replace_header(name, groups)
+
+
+def _ascii_address(address: Address, field: str) -> Address:
+    if address.domain.isascii() or not address.username.isascii():
+        return address
+    return Address(address.display_name, address.username, ascii_domain(address.domain, field))
+
+
+def addresses_from_headers(
+    message: Message[Any, Any], sender: str | None = None, recipients: str | Iterable[str] | None = None
+) -> tuple[str, list[str]]:
+    """Sender and recipients as smtplib's `send_message` finds them (RFC 5322 §3.6).
+
+    Where the message has one Resent-Date, the Resent- fields count.  The sender is that of Sender, else
+    of From; the recipients are those of To, Bcc and Cc.  What is given is not looked for.
+
+    Raises:
+        ValueError: more than one block of Resent- fields; or no sender.
+    """
+    resent = message.get_all("Resent-Date")
+    if resent is not None and len(resent) > 1:
+        raise ValueError("message has more than one 'Resent-' header block")
+    prefix = "Resent-" if resent else ""
+    if sender is None:
+        field = message[prefix + "Sender"]
+        if field is None:
+            field = message[prefix + "From"]
+        if field is None:
+            raise ValueError(f"from_addr: not given, and the message has no {prefix}From or {prefix}Sender")
+        sender = email.utils.getaddresses([str(field)])[0][1]
+    if recipients is None:
+        # Repeated fields are not legal, but a recipient of a second To is one that the author wants.
+        fields = [str(f) for name in ("To", "Bcc", "Cc") for f in message.get_all(prefix + name, [])]
+        recipients = [address for _, address in email.utils.getaddresses(fields) if address]
+    return sender, [recipients] if isinstance(recipients, str) else list(recipients)

@@ -1,0 +1,133 @@
+"""Replies, and the reader that finds them in a stream of bytes (RFC 5321 §4.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from asmtp.errors import SMTPProtocolError
+
+__all__ = ["MAX_LINE", "MAX_REPLY", "Reply", "ReplyReader", "printable"]
+
+MAX_LINE = 8192
+"""Octets of one reply line with its line end.  RFC 5321 §4.5.3.1.5 asks for 512; servers send more."""
+
+MAX_REPLY = 65536
+"""Octets of one reply with all its lines."""
+
+# RFC 5321 §4.2: three digits.  Which class a reply has is judged by who awaits it, not here.
+_CODES = {b"%d" % code: code for code in range(100, 600)}
+
+
+class Reply(NamedTuple):
+    """A server's reply; equal to smtplib's ``(code, message)``."""
+
+    code: int
+    message: bytes
+    """The text, lines joined by ``\\n``, without codes and line ends."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the reply is positive (2yz)."""
+        return 200 <= self.code <= 299
+
+    @property
+    def text(self) -> str:
+        """The message for people: UTF-8 where it is (RFC 6531 §3.7.4.2), other octets as ``\\xNN``."""
+        return self.message.decode("utf-8", "backslashreplace")
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
+
+
+def printable(data: bytes, limit: int = 120) -> str:
+    """What a server sent, fit to stand in an error: ASCII, escaped, cut after `limit` octets."""
+    cut = data[:limit]
+    return ascii(bytes(cut))[1:] + (f"... ({len(data)} octets)" if len(data) > limit else "")
+
+
+class ReplyReader:
+    """Finds replies in bytes that come split anywhere.
+
+    Legal, because servers do it: lone LF as a line end, a bare ``250``, ``250 `` without text, any
+    8-bit text.  Not legal: a code that changes within a reply, anything but space, hyphen or the
+    line end behind the code, a line or a reply over its limit.  After the first error nothing more is read.
+
+    Args:
+        max_line: octets a line may have, its line end included.
+        max_reply: octets a reply may have, all its lines and their ends included.
+    """
+
+    __slots__ = ("_code", "_lines", "_partial", "_size", "error", "max_line", "max_reply")
+
+    def __init__(self, max_line: int = MAX_LINE, max_reply: int = MAX_REPLY) -> None:
+        self.max_line = max_line
+        self.max_reply = max_reply
+        self.error: SMTPProtocolError | None = None
+        self._partial = bytearray()  # the line whose end has not come yet
+        self._lines: list[bytes] = []  # the texts of the reply whose last line has not come yet
+        self._code = 0
+        self._size = 0
+
+    @property
+    def pending(self) -> bytes:
+        """What has come of a reply that is not complete; empty between replies."""
+        begun = b"".join(b"%d-%s\n" % (self._code, line) for line in self._lines)
+        return begun + bytes(self._partial)
+
+    def feed(self, data: bytes) -> list[Reply]:
+        """Take octets and return the replies that they complete.
+
+        An error is kept in `error` rather than raised, so that the replies before it are not lost.
+        """
+        replies: list[Reply] = []
+        if self.error is not None:
+            return replies
+        lines = data.split(b"\n")
+        rest = lines.pop()
+        if lines and self._partial:
+            # Only the new octets are searched for a line end: a line that drips in is not quadratic.
+            lines[0] = bytes(self._partial) + lines[0]
+            self._partial.clear()
+        for line in lines:
+            reply = self._line(line)
+            if reply is not None:
+                replies.append(reply)
+            elif self.error is not None:
+                return replies
+        if rest:
+            self._partial += rest
+            if len(self._partial) >= self.max_line:
+                self._fail(500, "reply line too long", self._partial)
+        return replies
+
+    def _line(self, line: bytes) -> Reply | None:
+        """One line without its LF: the reply that it ends, or None where more lines follow."""
+        code = _CODES.get(line[:3])
+        mark = line[3:4]
+        if code is None or (mark not in (b" ", b"-", b"") and line[3:] != b"\r"):
+            return self._fail(-1, "not a reply", line)
+        if len(line) >= self.max_line:
+            return self._fail(500, "reply line too long", line)
+        text = line[4:].strip(b" \t\r")
+        if not self._lines:
+            if mark != b"-":
+                return Reply(code, text)
+            self._code = code
+            self._size = 0
+        elif code != self._code:
+            # RFC 5321 §4.2.1: "the reply code on each of the lines MUST be the same".
+            return self._fail(-1, f"reply code changed from {self._code} within a reply", line)
+        self._size += len(line) + 1
+        if self._size > self.max_reply:
+            return self._fail(500, "reply too long", line)
+        self._lines.append(text)
+        if mark == b"-":
+            return None
+        reply = Reply(code, b"\n".join(self._lines))
+        self._lines.clear()
+        return reply
+
+    def _fail(self, code: int, what: str, line: bytes | bytearray) -> None:
+        self.error = SMTPProtocolError(code, f"{what}: {printable(bytes(line))}".encode())
+        self._partial.clear()
+        self._lines.clear()

@@ -1,0 +1,394 @@
+"""A mail transaction: MAIL, RCPT and content as groups of commands, and the verdict on their replies.
+
+It takes the best shape that the server's extensions allow:
+
+=======================  =====================================================  ===================
+the server offers        one message with n recipients is                       round trips
+=======================  =====================================================  ===================
+nothing                  MAIL, RCPT, ..., DATA, content, each awaited           n + 3
+CHUNKING alone           MAIL, RCPT, ..., BDAT LAST, each awaited               n + 2
+PIPELINING               ``MAIL RCPT... DATA`` in one write, content in one     2; 1 behind another
+PIPELINING + CHUNKING    ``MAIL RCPT... BDAT n LAST content`` in one write      1; several in flight
+=======================  =====================================================  ===================
+
+Content that is streamed (large, or not yet there) is not sent before its envelope is accepted.
+
+LMTP (RFC 2033) is the same, with one reply after the content for each recipient accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, NoReturn
+
+from asmtp.errors import (
+    SMTPDataError,
+    SMTPException,
+    SMTPProtocolError,
+    SMTPRecipientsRefused,
+    SMTPSenderRefused,
+    SMTPServerDisconnected,
+)
+from asmtp.protocol.content import ContentEncoder, encode_content
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import PULL, Dialogue, Event, Group, Phase, Session
+
+__all__ = ["Body", "NotBegun", "Outcome", "Transaction", "manual_content"]
+
+_RSET = b"rset\r\n"
+
+
+class Body:
+    """The content of a message, as a transaction needs to know it.
+
+    Args:
+        data: all of it, or None: it is streamed, and pulled in pieces.
+        size: its octets with CRLF line ends, or None if that is not known.
+        eight_bit: whether it has octets over 127.
+    """
+
+    __slots__ = ("data", "eight_bit", "size")
+
+    def __init__(self, data: bytes | None, size: int | None, *, eight_bit: bool) -> None:
+        self.data = data
+        self.size = size
+        self.eight_bit = eight_bit
+
+
+class NotBegun(SMTPException):
+    """The server did not take the RSET in front of the transaction, which is to be sent again on its own."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"RSET was answered {reply}")
+        self.reply = reply
+
+
+class Outcome:
+    """What became of a message that the server took.
+
+    Attributes:
+        accepted: the recipients it was taken for, and the replies that said so.
+        refused: the recipients it was not taken for, and the replies that said so.
+        reply: the last reply to the content.
+    """
+
+    __slots__ = ("accepted", "refused", "reply")
+
+    def __init__(self, accepted: dict[str, Reply], refused: dict[str, Reply], reply: Reply) -> None:
+        self.accepted = accepted
+        self.refused = refused
+        self.reply = reply
+
+
+class Transaction:
+    """One envelope and its content on one session.
+
+    :meth:`run` is the dialogue.  It returns an :class:`Outcome`, or raises: SMTPSenderRefused,
+    SMTPRecipientsRefused, SMTPDataError (the server said no), SMTPNotSupportedError, ValueError (nothing
+    was written), SMTPServerDisconnected (whose `state` tells what is known of the message), NotBegun.
+
+    Args:
+        chunking: use BDAT where the server offers it.
+    """
+
+    __slots__ = ("_base", "_chunking", "_ended", "_esmtp", "_group", "body", "envelope", "replies", "session")
+
+    def __init__(self, session: Session, envelope: Envelope, body: Body, *, chunking: bool = True) -> None:
+        self.session = session
+        self.envelope = envelope
+        self.body = body
+        self.replies: list[Reply] = []
+        self._chunking = chunking
+        self._base = 0  # the place of MAIL's reply
+        self._ended = False  # the end of the content was written
+        self._group: Group | None = None
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def run(self) -> Dialogue:
+        """The dialogue; it begins when the turn to write has come."""
+        session = self.session
+        extensions = session.extensions
+        commands = self.envelope.commands(extensions, self._parameters(extensions), esmtp=session.esmtp)
+        events: tuple[Event, ...] = (Event.mail, Event.rcpt)
+        if not session.settled:
+            commands.insert(0, _RSET)
+            events = (Event.rset, Event.mail, Event.rcpt)
+            self._base = 1
+        bdat = self._chunking and "chunking" in extensions
+        data = self.body.data
+        try:
+            if not session.pipelining:
+                yield from self._lockstep(commands)
+            elif bdat and data is not None:
+                yield self._last_chunk(encode_content(data, stuff=False), commands, events)
+                return self._verdict()
+            else:
+                if not bdat:
+                    commands.append(b"data\r\n")
+                    events += (Event.data,)
+                final = Phase.COMMAND if bdat else Phase.DATA
+                yield self._wrote(Group(b"".join(commands), events, len(commands), final=final, replies=self.replies))
+            if bdat:
+                self._check_envelope()
+                yield from self._chunks()
+            else:
+                yield from self._data()
+            return self._verdict()
+        except SMTPServerDisconnected as error:
+            self._interrupted(error)
+
+    def _parameters(self, extensions: Extensions) -> str:
+        """SIZE and BODY for MAIL, from what the server offers and the content needs."""
+        body = self.body
+        text = ""
+        if body.size is not None and "size" in extensions:
+            limit = extensions.size
+            if limit is not None and body.size > limit:
+                # RFC 1870 §6.1: what the server would say to it.
+                why = f"5.3.4 message of {body.size} octets is over the server's limit of {limit}"
+                raise self._refusal(SMTPSenderRefused(552, why.encode(), self.envelope.sender))
+            text = f" size={body.size}"
+        if body.eight_bit and "8bitmime" in extensions:
+            text += " BODY=8BITMIME"
+        given = self.envelope.mail_options
+        if given and text:
+            names = {option.partition("=")[0].upper() for option in given}
+            text = "".join([f" {word}" for word in text.split() if word.partition("=")[0].upper() not in names])
+        return text
+
+    def _wrote(self, group: Group) -> Group:
+        self._group = group
+        return group
+
+    def _lockstep(self, commands: list[bytes]) -> Generator[Group, Any, None]:
+        """One command at a time; stops where the next one would make no sense."""
+        for place, line in enumerate(commands):
+            event = Event.rset if place < self._base else Event.mail if place == self._base else Event.rcpt
+            yield self._wrote(Group(line, (event,), replies=self.replies))
+            reply = self.replies[-1]
+            if reply.code == 421 or (place <= self._base and not reply.ok):
+                self._check_envelope()
+        self._check_envelope()
+        if not (self._chunking and "chunking" in self.session.extensions):
+            yield self._wrote(Group(b"data\r\n", (Event.data,), phase=Phase.DATA, replies=self.replies))
+
+    def _last_chunk(
+        self, data: bytes, commands: list[bytes] | None = None, events: tuple[Event, ...] = ()
+    ) -> Group:
+        """BDAT LAST, with the envelope in front where it goes in one write (RFC 3030 §2)."""
+        before = commands or []
+        places = range(self._base + 1, len(before)) if self.session.lmtp and before else None
+        owed = len(before) + (1 if before else self._final_replies())
+        self._ended = True
+        return self._wrote(
+            Group(
+                b"".join([*before, b"BDAT %d LAST\r\n" % len(data), data]),
+                (*events, Event.bdat_last),
+                owed,
+                last=True,
+                final=Phase.FINAL,
+                replies=self.replies,
+                per_recipient=places,
+            )
+        )
+
+    def _chunks(self) -> Generator[Any, Any, None]:
+        """Content by BDAT, behind an envelope that was accepted."""
+        if self.body.data is not None:
+            yield self._last_chunk(encode_content(self.body.data, stuff=False))
+            return
+        encoder = ContentEncoder(stuff=False)
+        answered = len(self.replies)
+        wait = not self.session.pipelining
+        while (piece := (yield PULL)) is not None:
+            self._check_chunks(answered)
+            data = encoder.encode(piece)
+            if data:
+                line = b"BDAT %d\r\n" % len(data)
+                yield self._wrote(
+                    Group(line + data, (Event.bdat,), wait=wait, phase=Phase.CONTENT, replies=self.replies)
+                )
+        self._check_chunks(answered)
+        yield self._last_chunk(encoder.finish())
+        self._check_chunks(answered, len(self.replies) - self._final_replies())
+        del self.replies[answered : len(self.replies) - self._final_replies()]
+
+    def _check_chunks(self, first: int, end: int | None = None) -> None:
+        """RFC 3030 §2: a chunk that was refused ends the transaction."""
+        for reply in self.replies[first:end]:
+            if not reply.ok:
+                raise self._refusal(SMTPDataError(*reply))
+
+    def _data(self) -> Generator[Any, Any, None]:
+        """Content behind the reply to DATA."""
+        go = self.replies.pop()
+        if go.code != 354:
+            self._check_envelope()
+            raise self._refusal(SMTPDataError(*go))
+        if not self._accepted():
+            if any(reply.ok for reply in self._rcpt_replies()):
+                # The recipients stand in a transaction that is not this one: nothing may go into it.
+                raise SMTPProtocolError(354, b"DATA accepted for recipients whose MAIL or RSET was refused")
+            # RFC 2920 §3.1: 354 without a valid recipient: "the client MUST send a single dot".
+            yield self._wrote(Group(b".\r\n", (Event.dot,), last=True, phase=Phase.FINAL))
+            self._check_envelope()
+        if self.body.data is not None:
+            content = encode_content(self.body.data, stuff=True) + b".\r\n"
+            self._ended = True
+            yield self._wrote(
+                Group(
+                    content, (Event.dot,), self._final_replies(), last=True, phase=Phase.FINAL, replies=self.replies
+                )
+            )
+        else:
+            yield from self._streamed_data()
+
+    def _streamed_data(self) -> Generator[Any, Any, None]:
+        encoder = ContentEncoder(stuff=True)
+        answered = len(self.replies)
+        # One reply is owed from here on: a server may refuse content before it has all of it.
+        yield self._wrote(Group(b"", (), wait=False, phase=Phase.CONTENT, replies=self.replies))
+        while (piece := (yield PULL)) is not None:
+            self._check_early(answered)
+            data = encoder.encode(piece)
+            if data:
+                yield self._wrote(Group(data, (Event.content,), 0, wait=False, phase=Phase.CONTENT, replies=self.replies))
+        self._check_early(answered)
+        self._ended = True
+        yield self._wrote(
+            Group(
+                encoder.finish() + b".\r\n",
+                (Event.dot,),
+                self._final_replies() - 1,
+                last=True,
+                phase=Phase.FINAL,
+                replies=self.replies,
+            )
+        )
+
+    def _check_early(self, answered: int) -> None:
+        if len(self.replies) > answered:
+            early = self.replies[answered]
+            if not early.ok:
+                raise self._refusal(SMTPDataError(*early))
+            raise SMTPProtocolError(early.code, b"content accepted before its end was written")
+
+    # ---- judging ----------------------------------------------------------------------------
+
+    def _rcpt_replies(self) -> list[Reply]:
+        first = self._base + 1
+        return self.replies[first : first + len(self.envelope.recipients)]
+
+    def _accepted(self) -> bool:
+        """Whether RSET, MAIL and at least one RCPT were accepted."""
+        before = self.replies[: self._base + 1]
+        return all(reply.ok for reply in before) and any(reply.ok for reply in self._rcpt_replies())
+
+    def _final_replies(self) -> int:
+        """How many replies the content is owed."""
+        return sum(reply.ok for reply in self._rcpt_replies()) if self.session.lmtp else 1
+
+    def _refused(self) -> dict[str, Reply]:
+        pairs = zip(self.envelope.recipients, self._rcpt_replies(), strict=False)
+        return {who: reply for who, reply in pairs if not reply.ok}
+
+    @staticmethod
+    def _refusal(error: SMTPException) -> SMTPException:
+        error.state = "refused"
+        return error
+
+    def _check_envelope(self) -> None:
+        """Raise what the replies to RSET, MAIL and RCPT amount to, unless a recipient was accepted."""
+        replies = self.replies
+        if self._base and replies and not replies[0].ok:
+            raise NotBegun(replies[0])
+        if len(replies) > self._base and not replies[self._base].ok:
+            raise self._refusal(SMTPSenderRefused(*replies[self._base], self.envelope.sender))
+        answers = self._rcpt_replies()
+        closing = any(reply.code == 421 for reply in answers)
+        complete = len(answers) == len(self.envelope.recipients)
+        if closing or (complete and not any(reply.ok for reply in answers)):
+            raise self._refusal(SMTPRecipientsRefused(self._refused()))
+
+    def _verdict(self) -> Outcome:
+        """All replies are in."""
+        recipients = self.envelope.recipients
+        finals = self.replies[self._base + 1 + len(recipients) :]
+        if not self._accepted():
+            if any(reply.ok for reply in finals):
+                # Never a success: it may have been delivered, but not as it was meant.
+                error = SMTPProtocolError(finals[-1].code, b"content accepted though its envelope was refused")
+                error.state = "in_doubt"
+                self.session.fail(error)
+                raise error
+            self._check_envelope()
+        answers = self._rcpt_replies()
+        if all(map(_is_ok, answers)) and all(map(_is_ok, finals)):
+            self._settle()
+            taken = zip(recipients, finals if self.session.lmtp else answers, strict=True)
+            return Outcome(dict(taken), {}, finals[-1])
+        if self.session.lmtp:
+            return self._lmtp_verdict(finals)
+        if not finals[-1].ok:
+            raise self._refusal(SMTPDataError(*finals[-1]))
+        self._settle()
+        accepted = {who: reply for who, reply in zip(recipients, answers, strict=True) if reply.ok}
+        return Outcome(accepted, self._refused(), finals[-1])
+
+    def _lmtp_verdict(self, finals: list[Reply]) -> Outcome:
+        """RFC 2033 §4.2: each recipient has a final reply of its own."""
+        refused = self._refused()
+        taken = [who for who, reply in zip(self.envelope.recipients, self._rcpt_replies(), strict=True) if reply.ok]
+        accepted: dict[str, Reply] = {}
+        for who, reply in zip(taken, finals, strict=True):
+            (accepted if reply.ok else refused)[who] = reply
+        if not accepted:
+            raise self._refusal(SMTPRecipientsRefused(refused))
+        self._settle()
+        return Outcome(accepted, refused, finals[-1])
+
+    def _settle(self) -> None:
+        assert self._group is not None
+        self.session.settle(self._group)
+
+    def _interrupted(self, error: SMTPServerDisconnected) -> NoReturn:
+        """The connection ended.  What is known of the message?"""
+        if error.state is None:
+            try:
+                self._check_envelope()
+            except NotBegun:
+                error.state = "not_sent"
+            finals = self.replies[self._base + 1 + len(self.envelope.recipients) :]
+            if finals and finals[-1].code == 421:
+                raise self._refusal(SMTPDataError(*finals[-1])) from error
+            error.state = error.state or ("in_doubt" if self._ended else "not_sent")
+        raise error
+
+
+def _is_ok(reply: Reply) -> bool:
+    return 200 <= reply.code <= 299
+
+
+def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
+    """DATA and content for a transaction that a caller opened by hand.
+
+    Args:
+        owed: how many replies there will be after the content.
+
+    Returns:
+        The first final reply that is a refusal, else the last.
+
+    Raises:
+        SMTPDataError: DATA was not answered 354.
+    """
+    replies = yield Group(b"data\r\n", (Event.data,), phase=Phase.DATA)
+    if replies[0].code != 354:
+        raise SMTPDataError(*replies[0])
+    group = Group(encode_content(content, stuff=True) + b".\r\n", (Event.dot,), owed, phase=Phase.FINAL)
+    replies = yield group
+    if all(map(_is_ok, replies)):
+        session.settle(group)
+    return next((reply for reply in replies if not reply.ok), replies[-1])

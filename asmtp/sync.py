@@ -1,0 +1,592 @@
+"""The blocking facade: SMTP, SMTP_SSL, LMTP.  smtplib's classes, each driving an async client on a loop of its own.
+
+No thread is started: a call runs the private loop in the calling thread until it is done.  A loop that
+is not running belongs to no thread, so an object made in one thread works in another.  Only where the calling
+thread already runs a loop does a helper thread run the private one for the duration of the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import functools
+import select
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from email.message import Message
+from smtplib import CRLF, SMTP_PORT, SMTP_SSL_PORT
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from asmtp import client, transport
+from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, AuthObjects, Content, Options, context_from_files
+from asmtp.errors import (
+    SMTPAuthenticationError,
+    SMTPConnectError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPNotSupportedError,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+)
+from asmtp.protocol import dialogue, sasl
+from asmtp.protocol.command import command
+from asmtp.protocol.message import compose
+from asmtp.protocol.reply import Reply
+
+__all__ = ["LMTP", "SMTP", "SMTP_SSL"]
+
+T = TypeVar("T")
+_DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
+
+
+def _timeouts(value: Any) -> float | None | transport.Timeouts:
+    """smtplib's timeout: not given means socket's default; where that is not set, the RFC's limits."""
+    if value is not _DEFAULT_TIMEOUT:
+        return value  # type: ignore[no-any-return]
+    default = socket.getdefaulttimeout()
+    return transport.Timeouts() if default is None else default
+
+
+class _Here:
+    """What makes an async client do in the calling thread what would block a loop: nobody else is on this one."""
+
+    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+
+class _SMTP(_Here, AsyncSMTP):
+    pass
+
+
+class _SMTP_SSL(_Here, AsyncSMTP_SSL):
+    pass
+
+
+class _LMTP(_Here, AsyncLMTP):
+    pass
+
+
+class SMTP(AuthObjects):
+    """A connection to an SMTP server, with blocking calls: `smtplib.SMTP`, except for what the README lists.
+
+    Args:
+        host: connect to it at once; ``"host:port"`` is understood.
+        port: 0 for the protocol's own.
+        local_hostname: for EHLO; by default this machine's fully qualified name.
+        timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default
+            `socket.getdefaulttimeout()`, and where that is None the limits of RFC 5321 §4.5.3.2.
+        source_address: (host, port) to bind to before connecting.
+        options: see :class:`~asmtp.client.Options`.
+
+    Raises:
+        SMTPConnectError: the greeting was not 220.
+        OSError: no connection.
+        ValueError, TypeError: an argument is wrong.
+    """
+
+    debuglevel = 0
+    file = None
+    ehlo_msg = "ehlo"
+    default_port = SMTP_PORT
+    _client_class: type[AsyncSMTP] = _SMTP
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        local_hostname: str | None = None,
+        timeout: Any = _DEFAULT_TIMEOUT,
+        source_address: tuple[str, int] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self._host = host
+        self.timeout = timeout
+        self._client = self._client_class("", 0, None, _timeouts(timeout), source_address, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if host:
+            reply = self.connect(host, port)
+            if reply[0] != 220:
+                self.close()
+                raise SMTPConnectError(*reply)
+        # smtplib looks it up here, whether or not it is needed; EHLO would do it too.
+        self.local_hostname = transport.local_hostname() if local_hostname is None else local_hostname
+
+    # ---- the loop ---------------------------------------------------------------------------
+
+    @staticmethod
+    def _new_loop() -> asyncio.AbstractEventLoop:
+        return asyncio.new_event_loop()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run the private loop until `coroutine` is done."""
+        if asyncio._get_running_loop() is None:
+            return self._run_here(coroutine)
+        # Called from async code: it blocks, as smtplib would, but it works.
+        outcome: list[T] = []
+        failure: list[BaseException] = []
+
+        def helper() -> None:
+            try:
+                outcome.append(self._run_here(coroutine))
+            except BaseException as error:  # carried over to the caller
+                failure.append(error)
+
+        thread = threading.Thread(target=helper, name="asmtp")
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+        return outcome[0]
+
+    def _run_here(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = self._new_loop()
+        client = self._client
+        client._session.trace = self._trace if self.debuglevel > 0 else None
+        self._catch_up(loop)
+        task = loop.create_task(coroutine)
+        try:
+            return loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():  # Ctrl-C: interrupt at once
+                task.cancel()
+                client.close_now()
+                with contextlib.suppress(asyncio.CancelledError, SMTPException):
+                    loop.run_until_complete(task)
+            raise
+        finally:
+            if not client.is_connected:
+                self._release()
+
+    def _catch_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the loop see what came since it last ran: a 421 or EOF must not be paired with the next command."""
+        sock = self._client.sock
+        if sock is None:
+            return
+        descriptor = sock.fileno()
+        if descriptor >= 0 and _readable(descriptor):
+            loop.call_later(0.001, loop.stop)
+            loop.run_forever()
+
+    def _release(self) -> None:
+        """Give back what the connection used: its socket, the loop."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            try:
+                loop.run_until_complete(self._client.released())
+            finally:
+                loop.close()
+
+    # ---- what is known ----------------------------------------------------------------------
+
+    @property
+    def sock(self) -> transport.SocketView | None:
+        """What there is to see of the socket; None without a connection."""
+        return self._client.sock
+
+    @property
+    def local_hostname(self) -> str:
+        """What EHLO says this machine is called."""
+        return self._client.local_hostname or ""
+
+    @local_hostname.setter
+    def local_hostname(self, name: str) -> None:
+        self._client.local_hostname = name
+
+    @property
+    def source_address(self) -> tuple[str, int] | None:
+        """(host, port) to bind to before connecting."""
+        return self._client.source_address
+
+    @source_address.setter
+    def source_address(self, address: tuple[str, int] | None) -> None:
+        self._client.source_address = address
+
+    @property
+    def esmtp_features(self) -> dict[str, str]:
+        """What the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
+        return self._client.esmtp_features
+
+    @esmtp_features.setter
+    def esmtp_features(self, features: dict[str, str]) -> None:
+        self._client.esmtp_features = features  # type: ignore[assignment]  # its setter converts
+
+    @property
+    def does_esmtp(self) -> bool:
+        """Whether the server answered EHLO (LHLO) with 250."""
+        return self._client.does_esmtp
+
+    @does_esmtp.setter
+    def does_esmtp(self, value: bool) -> None:
+        self._client.does_esmtp = value
+
+    @property
+    def helo_resp(self) -> bytes | None:
+        """The text of the last reply to HELO."""
+        return self._client.helo_resp
+
+    @helo_resp.setter
+    def helo_resp(self, value: bytes | None) -> None:
+        self._client.helo_resp = value
+
+    @property
+    def ehlo_resp(self) -> bytes | None:
+        """The text of the last reply to EHLO or LHLO."""
+        return self._client.ehlo_resp
+
+    @ehlo_resp.setter
+    def ehlo_resp(self, value: bytes | None) -> None:
+        self._client.ehlo_resp = value
+
+    @property
+    def command_encoding(self) -> str:
+        """How command lines are encoded: "utf-8" in a transaction with SMTPUTF8."""
+        return self._client.command_encoding
+
+    @command_encoding.setter
+    def command_encoding(self, value: str) -> None:
+        self._client.command_encoding = value
+
+    def has_extn(self, opt: str) -> bool:
+        """Whether the server offers a service extension; in any case of letters."""
+        return opt.lower() in self.esmtp_features
+
+    # ---- debugging --------------------------------------------------------------------------
+
+    def set_debuglevel(self, debuglevel: int) -> None:
+        """1: write the dialogue to stderr, as smtplib does; 2: with the time.  Credentials are not shown."""
+        self.debuglevel = debuglevel
+
+    def _print_debug(self, *args: Any) -> None:
+        if self.debuglevel > 1:
+            args = (datetime.datetime.now().time(), *args)
+        print(*args, file=sys.stderr)
+
+    def _trace(self, direction: str, data: bytes) -> None:
+        if direction == ">":
+            self._print_debug("send:", repr(data))
+        else:
+            code, _, text = data.partition(b" ")
+            for line in text.split(b"\n"):
+                self._print_debug("reply:", repr(code + b" " + line))
+            self._print_debug(f"reply: retcode ({code.decode()}); Msg: {text!a}")
+
+    # ---- connecting and leaving -------------------------------------------------------------
+
+    def connect(
+        self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None
+    ) -> Reply:
+        """Connect to a server and return its greeting, whatever it is.
+
+        Raises:
+            OSError: no connection.
+        """
+        if self._client.is_connected:
+            self.close()
+        if source_address:
+            self.source_address = source_address
+        self._client.timeouts = transport.Timeouts.of(_timeouts(self.timeout))
+        if self.debuglevel > 0:
+            self._print_debug("connect: to", (host, port), self.source_address)
+        try:
+            reply = self._run(self._connect(host, port))
+        except BaseException:
+            self.close()
+            raise
+        if self.debuglevel > 0:
+            self._print_debug("connect:", repr(reply.message))
+        return reply
+
+    async def _connect(self, host: str, port: int) -> Reply:
+        try:
+            return await self._client.connect(host, port, trace=self._trace if self.debuglevel > 0 else None)
+        except SMTPConnectError as error:
+            return Reply(error.smtp_code, error.smtp_error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            code, message = self.docmd("QUIT")
+            if code != 221:
+                raise SMTPResponseException(code, message)
+        except SMTPServerDisconnected:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection, without QUIT."""
+        self._client.close_now()
+        if asyncio._get_running_loop() is None:
+            self._release()
+        else:
+            thread = threading.Thread(target=self._release, name="asmtp")
+            thread.start()
+            thread.join()
+
+    def quit(self) -> Reply:
+        """Say QUIT and close; the reply, or (-1, why) if the server closed instead.
+
+        Raises:
+            SMTPServerDisconnected: there was no connection.
+        """
+        return self._run(self._client.quit())
+
+    # ---- commands ---------------------------------------------------------------------------
+
+    def send(self, s: str | bytes) -> None:
+        """Write octets as they are: complete command lines, or content.  `getreply` gets the replies."""
+        data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
+        self._run(self._client.raw_send(data))
+
+    def putcmd(self, cmd: str, args: str = "") -> None:
+        """Write a command; `getreply` gets the reply.
+
+        Raises:
+            ValueError: a control character in the command.
+        """
+        self.send(command(cmd, args, argument="cmd", encoding=self.command_encoding))
+
+    def getreply(self) -> Reply:
+        """The next reply to what `send` or `putcmd` wrote."""
+        return self._run(self._client.raw_reply())
+
+    def docmd(self, cmd: str, args: str = "") -> Reply:
+        """Send any command, and return its reply.
+
+        Raises:
+            ValueError: a control character in the command.
+        """
+        return self._run(self._client.docmd(cmd, args))
+
+    def helo(self, name: str = "") -> Reply:
+        """HELO, with this machine's name unless another is given."""
+        return self._run(self._client.helo(name))
+
+    def ehlo(self, name: str = "") -> Reply:
+        """EHLO (LHLO for LMTP); what the server offers is in `esmtp_features` then."""
+        return self._run(self._client.ehlo(name))
+
+    def ehlo_or_helo_if_needed(self) -> None:
+        """EHLO, or HELO if that is refused, unless either was said before.
+
+        Raises:
+            SMTPHeloError: both were refused.
+        """
+        if self.helo_resp is None and self.ehlo_resp is None and not 200 <= self.ehlo()[0] <= 299:
+            code, message = self.helo()
+            if not 200 <= code <= 299:
+                raise SMTPHeloError(code, message)
+
+    def help(self, args: str = "") -> bytes:
+        """HELP: its text."""
+        return self._run(self._client.help(args))
+
+    def rset(self) -> Reply:
+        """RSET: whatever transaction is open is given up."""
+        return self._run(self._client.rset())
+
+    def noop(self) -> Reply:
+        """NOOP."""
+        return self._run(self._client.noop())
+
+    def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
+        """MAIL: begin a transaction by hand."""
+        return self._run(self._client.mail(sender, options))
+
+    def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
+        """RCPT: add a recipient by hand."""
+        return self._run(self._client.rcpt(recip, options))
+
+    def data(self, msg: str | bytes) -> Reply:
+        """DATA and the content, by hand; the final reply.
+
+        Raises:
+            SMTPDataError: DATA was not answered 354.
+        """
+        return self._run(self._client.data(msg))
+
+    def verify(self, address: str) -> Reply:
+        """VRFY: ask whether an address is valid."""
+        return self._run(self._client.verify(address))
+
+    vrfy = verify
+
+    def expn(self, address: str) -> Reply:
+        """EXPN: ask for the members of a mailing list."""
+        return self._run(self._client.expn(address))
+
+    # ---- TLS, login -------------------------------------------------------------------------
+
+    def starttls(
+        self, keyfile: str | None = None, certfile: str | None = None, context: ssl.SSLContext | None = None
+    ) -> Reply:
+        """STARTTLS.  By default certificate and host name are verified; pass a context for anything else.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer it.
+            SMTPResponseException: the server offered it, and refused.
+            ssl.SSLError: the handshake failed; the connection is closed.
+        """
+        context = context_from_files(keyfile, certfile, context)
+        self.ehlo_or_helo_if_needed()
+        return self._run(self._client.starttls(context=context))
+
+    def auth(
+        self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
+    ) -> Reply:
+        """AUTH with smtplib's authobject, which may call methods of this object.
+
+        Raises:
+            SMTPAuthenticationError: the server said no.
+        """
+        lines = self._exchange(mechanism, authobject, initial_response_ok)
+        try:
+            line = next(lines)
+            while True:
+                line = lines.send(self._run(self._client.raw_line(line)))
+        except StopIteration as stop:
+            reply: Reply = stop.value
+            return reply
+        except BaseException:
+            self._client.close_if_held()
+            raise
+
+    def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
+        """Log in, with the best mechanism that both sides know, through `auth` and the `auth_*` methods.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer AUTH.
+            SMTPAuthenticationError: the credentials were refused.
+            SMTPException: no mechanism is known to both sides.
+        """
+        self.ehlo_or_helo_if_needed()
+        if not self.has_extn("auth"):
+            raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
+        self.user, self.password = user, password
+        refusal = SMTPException("No suitable authentication method found.")
+        for name in sasl.choose(self._client.esmtp_features.auth, user, password):
+            authobject = getattr(self, "auth_" + name.lower().replace("-", "_"))
+            try:
+                return self.auth(name, authobject, initial_response_ok=initial_response_ok)
+            except SMTPAuthenticationError as error:
+                refusal = error
+                if error.smtp_code == 535:  # RFC 4954 §6: the credentials are wrong, whatever the mechanism
+                    break
+        raise refusal
+
+    # ---- sending ----------------------------------------------------------------------------
+
+    def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: str | Iterable[str],
+        msg: Content,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, Reply]:
+        """Send one message; a dict of the recipients that were refused, and the replies that did it.
+
+        See :meth:`asmtp.AsyncSMTP.sendmail` for arguments and exceptions.
+
+        Raises:
+            UnicodeEncodeError: as in smtplib, an address is not ASCII and the server lacks SMTPUTF8.
+        """
+        self.ehlo_or_helo_if_needed()
+        try:
+            return self._run(self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options))
+        except SMTPNotSupportedError as error:
+            if isinstance(error.__cause__, UnicodeEncodeError):
+                raise error.__cause__ from None
+            raise
+
+    def send_message(
+        self,
+        msg: Message[Any, Any],
+        from_addr: str | None = None,
+        to_addrs: str | Iterable[str] | None = None,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, Reply]:
+        """Send an email.message.Message through `sendmail`; sender and recipients from its headers.
+
+        See :meth:`asmtp.AsyncSMTP.send_message`.
+        """
+        self.ehlo_or_helo_if_needed()
+        sender, recipients, octets, options = compose(msg, from_addr, to_addrs, mail_options, self.has_extn)
+        return self.sendmail(sender, recipients, octets, options, rcpt_options)
+
+
+def _readable(descriptor: int) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+class SMTP_SSL(SMTP):
+    """SMTP with TLS from the first octet, on port 465 by default; certificate and host name are verified.
+
+    Args:
+        keyfile, certfile: deprecated: use a context.
+        context: for TLS; pass your own to verify less, or to show a certificate.
+    """
+
+    default_port = SMTP_SSL_PORT
+    _client_class = _SMTP_SSL
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        local_hostname: str | None = None,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        timeout: Any = _DEFAULT_TIMEOUT,
+        source_address: tuple[str, int] | None = None,
+        context: ssl.SSLContext | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self.keyfile = keyfile
+        self.certfile = certfile
+        context = context_from_files(keyfile, certfile, context)
+        if context is not None:
+            options["ssl_context"] = context
+        self.context = options.get("ssl_context") or client.default_context()
+        super().__init__(host, port, local_hostname, timeout, source_address, **options)
+
+
+class LMTP(SMTP):
+    """LMTP over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
+
+    Unlike smtplib's, `sendmail` reads the reply of each recipient, and tells of each that was refused.
+    """
+
+    ehlo_msg = "lhlo"
+    default_port = client.LMTP_PORT
+    _client_class = _LMTP
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = client.LMTP_PORT,
+        local_hostname: str | None = None,
+        source_address: tuple[str, int] | None = None,
+        timeout: Any = _DEFAULT_TIMEOUT,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(host, port, local_hostname, timeout, source_address, **options)

@@ -1,0 +1,442 @@
+"""The first floor's plumbing: the only file that touches sockets, TLS and the loop.
+
+:class:`Connection` is an asyncio.Protocol that binds octets to a :class:`~asmtp.protocol.session.Session`:
+what comes in is fed to it, what it has to write is corked until the end of the loop's pass and leaves in one
+`send`, and one watchdog watches over the deadlines of all that is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import aiohappyeyeballs
+import anyio
+
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
+from asmtp.protocol.reply import printable
+from asmtp.protocol.session import Dialogue, Exchange, Phase, Session, State
+
+__all__ = ["Address", "Connection", "SocketView", "Timeouts", "local_hostname", "open_connection", "resolve"]
+
+Address = tuple[str, int] | str
+"""(host, port), or the path of a Unix socket."""
+
+Resolver = Callable[[str, int], Awaitable[list[tuple[Any, ...]]]]
+
+HAPPY_EYEBALLS_DELAY = 0.25
+"""Seconds before the next address is tried as well (RFC 8305 §8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait, in seconds, for each phase; None: without limit.
+
+    The defaults from `greeting` to `final` are those of RFC 5321 §4.5.3.2.
+
+    Attributes:
+        connect: name look-up and TCP connection, all addresses together.
+        tls: the TLS handshake.
+        greeting: the server's 220.
+        command: the reply to EHLO, MAIL, RCPT and every other command that has no limit of its own.
+        data: the reply to DATA.
+        content: the next progress while content is written: any octet that the server takes counts.
+        final: the reply to the end of the content.
+        quit: the reply to QUIT.
+    """
+
+    connect: float | None = 60
+    tls: float | None = 60
+    greeting: float | None = 300
+    command: float | None = 300
+    data: float | None = 120
+    content: float | None = 180
+    final: float | None = 600
+    quit: float | None = 10
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_seconds(getattr(self, field.name), f"timeout.{field.name}")
+
+    @classmethod
+    def of(cls, value: float | Timeouts | None) -> Timeouts:
+        """One number for all phases, None for no limits, or what is one already.
+
+        Raises:
+            ValueError: a number that is not above 0.
+            TypeError: not a number.
+        """
+        if isinstance(value, Timeouts):
+            return value
+        _check_seconds(value, "timeout")
+        return cls(*[value] * len(fields(cls)))
+
+
+def _check_seconds(value: float | None, name: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
+    if value == 0:
+        # smtplib's words.
+        raise ValueError(f"{name}: Non-blocking socket (timeout=0) is not supported")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number of seconds above 0 or None, not {value!r}")
+
+
+class SocketView:
+    """What there is to see of the connection's socket; reading and writing is the connection's own business."""
+
+    __slots__ = ("_socket", "_timeout")
+
+    def __init__(self, transport: asyncio.Transport, timeout: float | None) -> None:
+        self._socket = transport.get_extra_info("socket")
+        self._timeout = timeout
+
+    def gettimeout(self) -> float | None:
+        """The time allowed for a command, in seconds."""
+        return self._timeout
+
+    def fileno(self) -> int:
+        """The file descriptor; -1 when closed."""
+        return cast("int", self._socket.fileno())
+
+    def getpeername(self) -> Any:
+        """The address of the server."""
+        return self._socket.getpeername()
+
+    def getsockname(self) -> Any:
+        """Our own address."""
+        return self._socket.getsockname()
+
+    def getsockopt(self, *args: int) -> int | bytes:
+        """An option of the socket."""
+        return cast("int | bytes", self._socket.getsockopt(*args))
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+        return cast("int", self._socket.family)
+
+
+class Connection(asyncio.Protocol):
+    """A transport, and the session that speaks over it.
+
+    Args:
+        session: the protocol state.
+        timeouts: the deadlines.
+    """
+
+    def __init__(self, session: Session, timeouts: Timeouts) -> None:
+        self.session = session
+        self.timeouts = timeouts
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
+        self._loop = asyncio.get_running_loop()
+        self._corked = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._lost = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._limits = {
+            phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None
+        }
+        self._shortest = min(self._limits.values(), default=0.0)
+        self._since = 0.0  # when the last progress was seen
+        self._seen = (0, 0)  # replies read, octets taken by the kernel, then
+        self._written = 0
+        session.on_output = self._on_output
+        session.notify = self._on_notify
+
+    # ---- asyncio.Protocol -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._corked = True
+        session = self.session
+        session.receive_data(data)
+        self._flush()
+
+    def eof_received(self) -> None:
+        self.session.receive_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.session.closed:
+            error = SMTPServerDisconnected(f"Connection unexpectedly closed: {exc}")
+            error.__cause__ = exc
+            self.session.fail(error)
+        self.session.receive_eof()
+        self._lost.set()
+        self._writable.set()
+        self._stop_timer()
+
+    def pause_writing(self) -> None:
+        self.session.paused = True
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self.session.paused = False
+        self._writable.set()
+        self.session.pump()
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def _on_output(self) -> None:
+        """The session has something to write, or has ended.
+
+        What is written in one pass of the loop leaves in one `send`; but what is written while nothing is
+        under way leaves at once: nobody else's commands are to be expected.
+        """
+        if self._corked:
+            return
+        self._corked = True
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._corked = False
+        session = self.session
+        data = session.output()
+        if data and not self._lost.is_set():
+            self._written += len(data)
+            self.transport.write(data)
+        if session.closed:
+            self._stop_timer()
+            # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
+            self.transport.close()
+            self.transport.abort()
+        elif self._timer is None and self._limits and session.head is not None:
+            self._since = self._loop.time()
+            self._seen = self._progress()
+            self._timer = self._loop.call_later(self._shortest, self._watch)
+
+    # ---- deadlines --------------------------------------------------------------------------
+
+    def _progress(self) -> tuple[int, int]:
+        return self.session.progress, self._written - self.transport.get_write_buffer_size()
+
+    def _watch(self) -> None:
+        """One timer a connection: it looks whether anything has moved, at the latest when it must have."""
+        self._timer = None
+        session = self.session
+        head = session.head
+        if head is None or session.closed:
+            return  # set again when something is written
+        now = self._loop.time()
+        progress = self._progress()
+        if progress != self._seen:
+            self._seen = progress
+            self._since = now
+        limit = self._limits.get(head.phase, math.inf)
+        if now - self._since >= limit:
+            what = head.phase.value
+            session.fail(SMTPTimeoutError(f"timed out: no answer to {what} within {limit:g} seconds"))
+            return
+        # Progress is noticed at a tick, so ticks must be close enough not to miss a shorter limit.
+        tick = min(self._since + limit - now, self._shortest, 1.0 if limit > 8 else limit / 8)
+        self._timer = self._loop.call_later(tick, self._watch)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # ---- dialogues --------------------------------------------------------------------------
+
+    def _on_notify(self, exchange: Exchange) -> None:
+        future: asyncio.Future[None] | None = exchange.owner
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    async def run(self, dialogue: Dialogue, *, alone: bool = False, raw: bool = False) -> Any:
+        """Take a dialogue through the session: its result, or its exception.
+
+        Cancellation leaves the connection in step, or closes it; it always propagates.
+        """
+        future = self._loop.create_future()
+        exchange = self.session.start(dialogue, future, alone=alone, raw=raw)
+        if not exchange.done:
+            try:
+                await future
+            except asyncio.CancelledError:
+                self.session.cancel(exchange)
+                raise
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.result
+
+    async def run_streamed(self, dialogue: Dialogue, pieces: Any) -> Any:
+        """Take a dialogue that pulls its content through the session.
+
+        Args:
+            pieces: an async iterator of bytes.  It is asked for a piece when the transport can take one.
+        """
+        future = self._loop.create_future()
+        exchange = self.session.start(dialogue, future)
+        try:
+            while not exchange.done:
+                await future
+                exchange.owner = future = self._loop.create_future()
+                if exchange.pulling:
+                    await self._feed(exchange, pieces)
+        except asyncio.CancelledError:
+            self.session.cancel(exchange)
+            raise
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.result
+
+    async def _feed(self, exchange: Exchange, pieces: Any) -> None:
+        await self._writable.wait()
+        try:
+            piece = await anext(pieces, None)
+            if piece is not None and not isinstance(piece, bytes | bytearray | memoryview):
+                raise TypeError(f"msg: an async iterator must yield bytes, not {type(piece).__name__}")
+        except Exception as error:
+            self.session.abort(exchange, error)
+            return
+        if exchange.pulling:  # the session may have ended meanwhile
+            self.session.push(exchange, None if piece is None else bytes(piece))
+
+    # ---- TLS, the end -----------------------------------------------------------------------
+
+    async def start_tls(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
+        """The handshake behind the 220 to STARTTLS.
+
+        Raises:
+            ssl.SSLError: the handshake failed; the connection is closed.
+        """
+        if self.session.state is not State.HANDSHAKE:
+            raise SMTPStateError(f"no TLS handshake now: {self.session.state.value}")
+        # Nothing may be read in plaintext from here on; the transport must not hand over a late segment either.
+        try:
+            transport = await self._loop.start_tls(
+                self.transport,
+                self,
+                context,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=self.timeouts.tls,
+            )
+        except BaseException as error:
+            self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
+            self.transport.abort()
+            raise _tls_error(error, self.timeouts.tls) from error
+        if transport is None or self.session.closed:
+            raise SMTPServerDisconnected("Connection unexpectedly closed in the TLS handshake")
+        self.transport = transport
+        self._written = 0
+        self.session.secured()
+
+    def close(self) -> None:
+        """Close at once; who still waits is told."""
+        self.session.close()
+        self._flush()
+
+    async def wait_closed(self) -> None:
+        """Until the transport has let go of the socket."""
+        await self._lost.wait()
+
+
+def _tls_error(error: BaseException, limit: float | None) -> BaseException:
+    if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
+        return SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
+    if isinstance(error, ConnectionError):
+        return SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {error}")
+    return error
+
+
+def local_hostname() -> str:
+    """What EHLO says this machine is called: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks."""
+    name = socket.getfqdn()
+    if "." in name:
+        return name
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        address = "127.0.0.1"
+    return f"[{address}]"
+
+
+async def resolve(host: str, port: int) -> list[tuple[Any, ...]]:
+    """The addresses of a host, without blocking the loop."""
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+async def open_connection(
+    address: Address,
+    session: Session,
+    timeouts: Timeouts,
+    *,
+    source_address: tuple[str, int] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    sock: socket.socket | None = None,
+    resolver: Resolver = resolve,
+) -> Connection:
+    """Connect, over TCP (happy eyeballs, RFC 8305), a Unix socket, or a socket that is connected already.
+
+    Args:
+        ssl_context: TLS from the first octet.
+        server_hostname: the name that the certificate has to be for.
+
+    Raises:
+        OSError: no connection; as the system says it.
+        SMTPTimeoutError: no connection within `timeouts.connect` seconds.
+        ssl.SSLError: the TLS handshake failed.
+    """
+    loop = asyncio.get_running_loop()
+    if sock is None:
+        try:
+            with anyio.fail_after(timeouts.connect):
+                sock = await _connect(address, source_address, resolver)
+        except TimeoutError as error:
+            if isinstance(error, SMTPTimeoutError) or timeouts.connect is None or error.errno is not None:
+                raise
+            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            raise SMTPTimeoutError(f"timed out: no connection to {where} within {timeouts.connect:g} seconds") from None
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(False)
+    connection = Connection(session, timeouts)
+    tls: dict[str, Any] = {}
+    if ssl_context is not None:
+        tls = {"ssl": ssl_context, "server_hostname": server_hostname or "", "ssl_handshake_timeout": timeouts.tls}
+    try:
+        await loop.create_connection(lambda: connection, sock=sock, **tls)
+    except BaseException as error:
+        sock.close()
+        raise _tls_error(error, timeouts.tls) from error
+    return connection
+
+
+async def _connect(address: Address, source_address: tuple[str, int] | None, resolver: Resolver) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    infos = await resolver(*address)
+    local = None
+    if source_address:
+        # The source address decides the family: only the server's addresses of that family can be reached.
+        local = await resolver(*source_address) if source_address[0] else _any_source(infos, source_address[1])
+    delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
+    return await aiohappyeyeballs.start_connection(
+        cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=loop
+    )
+
+
+def _any_source(infos: list[tuple[Any, ...]], port: int) -> list[tuple[Any, ...]]:
+    wildcard = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+    families = dict.fromkeys(info[0] for info in infos)
+    return [(family, socket.SOCK_STREAM, 0, "", (wildcard[family], port)) for family in families]

@@ -1,0 +1,1 @@
+"""Benchmarks of asmtp beside its peers: ``python -m benchmarks --help``."""

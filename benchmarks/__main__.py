@@ -1,0 +1,90 @@
+"""Benchmarks of asmtp beside smtplib, aiosmtplib and smtpproto, in one run: ``python -m benchmarks``.
+
+    python -m benchmarks                      # everything, some minutes; markdown on standard output
+    python -m benchmarks --quick              # small counts, under 40 s: shows that it runs, not how fast
+    python -m benchmarks --only single        # what has "single" in its name; --list shows the names
+    python -m benchmarks --json results.json  # the samples behind the medians, too
+
+``pip install aiosmtplib smtpproto uvloop`` for the peers; one that is missing leaves a cell "not installed".
+
+The server is `benchmarks.sink`, a process of its own, and the run begins by showing that it is not the
+bottleneck. All clients of a row are measured in turn, a few rounds of them, one connection a sample, opened
+and greeted before the clock starts, 1 recipient and 800 octets where nothing else is said. A sample counts
+only if the sink has every message and every octet of it. Ratios are of medians. Leave the machine alone
+meanwhile: the client and the sink want a core each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from . import imports, large, rates, report, scenarios, servers
+
+QUICK = rates.Effort(rounds=2, near=0.05, far=0.1)
+FULL = rates.Effort(rounds=5, near=0.5, far=2.0)
+
+
+def arguments() -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, formatter_class=layout)
+    parser.add_argument("--quick", action="store_true", help="small counts, under 40 s")
+    parser.add_argument("--only", action="append", metavar="NAME", help="rows with NAME in them; repeatable")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    parser.add_argument("--list", action="store_true", help="print the names for --only")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    names = [*(scenario.name for scenario in scenarios.SCENARIOS), "sink", "large", "import"]
+    if options.list:
+        print(*names, sep="\n")
+        return 0
+    chosen = {name for name in names if not options.only or any(part in name for part in options.only)}
+    if not chosen:
+        print("nothing has such a name; see --list", file=sys.stderr)
+        return 2
+    effort = QUICK if options.quick else FULL
+    if options.rounds:
+        effort = dataclasses.replace(effort, rounds=options.rounds)
+    results: dict[str, object] = {"environment": report.environment()}
+    print(report.environment())
+    with servers.running(scenarios.RTT) as running:
+        measure(running, chosen, effort, options.quick, results)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+    return 0
+
+
+def measure(
+    running: servers.Servers, chosen: set[str], effort: rates.Effort, quick: bool, results: dict[str, object]
+) -> None:
+    """Run what was chosen, print each table as it is there, and collect the samples."""
+    if "sink" in chosen:
+        count, port = 10_000 if quick else 200_000, running.ports["chunking", 0.0]
+        capacity = max(servers.capacity(port, scenarios.content(), count) for _ in range(3))
+        results["sink"] = capacity
+        print(f"The sink itself takes {capacity:,.0f} messages/s of ready-made pipelined groups.", flush=True)
+    wanted = [scenario for scenario in scenarios.SCENARIOS if scenario.name in chosen]
+    if wanted:
+        rows = rates.run(running, wanted, effort)
+        results["rates"] = {row.scenario.name: row.samples for row in rows}
+        print("\n" + report.rates_table(rows), flush=True)
+    if "large" in chosen:
+        size = (2 if quick else 25) * large.MiB
+        figures = large.run(running, size, 1 if quick else effort.rounds)
+        results["large"] = [dataclasses.asdict(one) for one in figures]
+        print("\n" + report.large_table(figures, size), flush=True)
+    if "import" in chosen:
+        imported = imports.run(3 if quick else 31)
+        results["imports"] = [dataclasses.asdict(one) for one in imported]
+        print("\n" + report.imports_table(imported), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

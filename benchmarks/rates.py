@@ -1,0 +1,172 @@
+"""Messages/s and CPU time a message: samples of every client, interleaved, a few rounds of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import clients, scenarios
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .scenarios import Scenario
+    from .servers import Servers
+
+
+class Sample(NamedTuple):
+    rate: float  # messages/s
+    cpu: float  # microseconds of this process a message
+
+
+@dataclass
+class Row:
+    """What a scenario came to: a list of samples a client; empty where the client is not installed."""
+
+    scenario: Scenario
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def rate(self, client: str) -> float:
+        return statistics.median(sample.rate for sample in self.samples[client])
+
+    def cpu(self, client: str) -> float:
+        return statistics.median(sample.cpu for sample in self.samples[client])
+
+    def spread(self, client: str) -> float:
+        """Half the distance of the slowest from the fastest sample, as a part of the median."""
+        rates = [sample.rate for sample in self.samples[client]]
+        return (max(rates) - min(rates)) / 2 / self.rate(client)
+
+    def ratio(self, peer: str) -> float | None:
+        """The subject's median rate over a peer's, or None where either is not there."""
+        subject = self.scenario.clients[0]
+        if not self.samples.get(subject) or not self.samples.get(peer):
+            return None
+        return self.rate(subject) / self.rate(peer)
+
+
+class Lost(Exception):
+    """The sink did not get what a client said it had sent."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds, and seconds a sample, on loopback and over the delay proxy."""
+
+    rounds: int
+    near: float
+    far: float
+
+
+def loop_factory(scenario: Scenario) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if scenario.loop == "asyncio":
+        return asyncio.new_event_loop
+    if not clients.installed("uvloop"):
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    return factory
+
+
+def measurable(scenario: Scenario, client: str) -> bool:
+    return clients.available(client) and (client in clients.BLOCKING or loop_factory(scenario) is not None)
+
+
+async def volley(send: clients.AsyncSend, to: list[str], content: bytes, count: int, tasks: int) -> None:
+    """Send `count` messages, from one task or from many that share the work."""
+    left = iter(range(count))
+
+    async def work() -> None:
+        for _ in left:
+            await send(clients.SENDER, to, content)
+
+    if tasks == 1:
+        await work()
+    else:
+        await asyncio.gather(*(work() for _ in range(min(tasks, count))))
+
+
+class Clock:
+    """Wall-clock and CPU time between start and stop, without the garbage of what came before."""
+
+    def start(self) -> None:
+        gc.collect()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def stop(self, count: int) -> Sample:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Sample(count / wall, cpu / count * 1e6)
+
+
+def sample(scenario: Scenario, client: str, port: int, count: int, warm_up: int) -> Sample:
+    """One connection: greet, send `warm_up` messages, then time `count` of them."""
+    to, content = scenarios.recipients(scenario.recipients), scenarios.content()
+    clock = Clock()
+    if client in clients.BLOCKING:
+        with clients.BLOCKING[client][1](port) as send:
+            for _ in range(warm_up):
+                send(clients.SENDER, to, content)
+            clock.start()
+            for _ in range(count):
+                send(clients.SENDER, to, content)
+            return clock.stop(count)
+
+    async def drive() -> Sample:
+        async with clients.ASYNC[client][1](port) as send:
+            await volley(send, to, content, warm_up, scenario.tasks)
+            clock.start()
+            await volley(send, to, content, count, scenario.tasks)
+            return clock.stop(count)
+
+    with asyncio.Runner(loop_factory=loop_factory(scenario)) as runner:
+        return runner.run(drive())
+
+
+def checked_sample(servers: Servers, scenario: Scenario, client: str, count: int, warm_up: int) -> Sample:
+    """A sample that counts only if the sink has every message, recipient and octet of it."""
+    before = servers.counts()
+    taken = sample(scenario, client, servers.ports[scenario.offers, scenario.rtt], count, warm_up)
+    sent = count + warm_up
+    expected = (sent, sent * scenario.recipients, sent * len(scenarios.content()))
+    got = servers.counts().since(before)
+    if tuple(got) != expected:
+        raise Lost(f"{scenario.name}, {client}: the sink got {got}, not {expected}")
+    return taken
+
+
+def calibrate(servers: Servers, scenario: Scenario, client: str, seconds: float) -> int:
+    """How many messages make a sample of about `seconds`."""
+    count = 8 if scenario.tasks == 1 else scenario.tasks
+    if scenario.rtt:
+        count = 1
+    rate = checked_sample(servers, scenario, client, count, 0).rate
+    if scenario.rtt and scenario.tasks > 1:
+        # One message says nothing about how many fly at once.
+        few = max(2, min(scenario.tasks, int(rate * seconds)))
+        rate = checked_sample(servers, scenario, client, few, 0).rate
+    while not scenario.rtt and count < rate * seconds / 10:
+        count = int(rate * seconds / 5)
+        rate = checked_sample(servers, scenario, client, count, 0).rate
+    return max(1, round(rate * seconds))
+
+
+def run(servers: Servers, wanted: list[Scenario], effort: Effort) -> list[Row]:
+    """All scenarios, a few rounds each: in a round every client has its turn, in changing order."""
+    rows = []
+    for scenario in wanted:
+        row = Row(scenario, {client: [] for client in scenario.clients})
+        rows.append(row)
+        present = [client for client in scenario.clients if measurable(scenario, client)]
+        seconds = effort.far if scenario.rtt else effort.near
+        counts = {client: calibrate(servers, scenario, client, seconds) for client in present}
+        for turn in range(effort.rounds):
+            for client in present if turn % 2 == 0 else reversed(present):
+                warm_up = 1 if scenario.rtt else min(counts[client], 50)
+                row.samples[client].append(checked_sample(servers, scenario, client, counts[client], warm_up))
+        print(f"{scenario.name}: done", file=sys.stderr)
+    return rows

@@ -1,0 +1,61 @@
+"""Fixtures that start the real servers, once a session and test worker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .servers import MailServer, Unavailable, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder, so that none is forgotten."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.interop)
+
+
+def serve(name: str) -> Iterator[MailServer]:
+    """Run a server; where that is impossible skip, or fail if the environment asks for certainty."""
+    try:
+        with running(name) as server:
+            print(f"{name} started in {server.startup:.2f} s: {server.ports}")
+            yield server
+    except Unavailable as error:
+        if os.environ.get("ASMTP_REQUIRE_INTEROP") == "1":
+            pytest.fail(f"ASMTP_REQUIRE_INTEROP=1, but {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postfix() -> Iterator[MailServer]:
+    """A Postfix: plain, submission and tls ports."""
+    yield from serve("postfix")
+
+
+@pytest.fixture(scope="session")
+def exim() -> Iterator[MailServer]:
+    """An Exim: plain, submission and tls ports."""
+    yield from serve("exim")
+
+
+@pytest.fixture(scope="session")
+def dovecot() -> Iterator[MailServer]:
+    """A Dovecot that speaks LMTP, on a port and on a Unix socket."""
+    yield from serve("dovecot")
+
+
+@pytest.fixture(scope="session", params=["postfix", "exim"])
+def smtp_server(request: pytest.FixtureRequest) -> MailServer:
+    """Each of the SMTP servers in turn."""
+    server: MailServer = request.getfixturevalue(request.param)
+    return server
