@@ -13,7 +13,7 @@ Legacy code changes its import line: ``import asmtp as smtplib``.
 
 from __future__ import annotations
 
-from smtplib import CRLF, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quoteaddr, quotedata
+from smtplib import CRLF, OLDSTYLE_AUTH, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quoteaddr, quotedata
 from typing import TYPE_CHECKING, Any
 
 from asmtp.errors import (
@@ -48,6 +48,7 @@ __all__ = [
     "CRLF",
     "LMTP",
     "LMTP_PORT",
+    "OLDSTYLE_AUTH",
     "SMTP",
     "SMTP_PORT",
     "SMTP_SSL",

@@ -6,20 +6,19 @@ import asyncio
 import contextlib
 import email.utils
 import functools
-import hmac
 import logging
-import os
 import ssl
 import sys
-import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from email.message import Message
 from types import TracebackType
-from typing import IO, Any, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import anyio.to_thread
 
 from asmtp import transport
+from asmtp.auth import AuthObjects
+from asmtp.body import PIECE, WHOLE, Content, Pieces, body_of, whole
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -29,126 +28,34 @@ from asmtp.errors import (
     SMTPResponseException,
     SMTPServerDisconnected,
 )
+from asmtp.options import (
+    LMTP_PORT,
+    SMTP_PORT,
+    SMTP_SSL_PORT,
+    Options,
+    TLSMode,
+    check,
+    context_from_files,
+    default_context,
+    host_and_port,
+    unverified_context,
+)
 from asmtp.protocol import dialogue, sasl
 from asmtp.protocol.command import command, gate, options_text
-from asmtp.protocol.content import to_octets, wire_size
+from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope, path
 from asmtp.protocol.extensions import Extensions
-from asmtp.protocol.message import compose, flatten, weight
+from asmtp.protocol.message import compose, weight
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Event, Session
+from asmtp.protocol.session import Session
+from asmtp.protocol.state import Event
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction, manual_content
 from asmtp.transport import Address, Connection, Timeouts, open_connection
 
-__all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL", "AuthObjects", "Content", "Options", "TLSMode"]
-
-SMTP_PORT = 25
-SMTP_SSL_PORT = 465
-LMTP_PORT = 2003
-
-TLSMode = Literal["none", "opportunistic", "required", "implicit"]
-Content: TypeAlias = (
-    "str | bytes | bytearray | memoryview | Message[Any, Any] | os.PathLike[str] | IO[bytes] | AsyncIterable[bytes]"
-)
-
-PIECE = 1 << 18
-"""Octets of content that are worked on at a time: few enough not to stall a loop, enough not to waste its time."""
-
-WHOLE = 1 << 16
-"""Octets up to which content goes with its envelope in one write; more waits until the envelope is accepted."""
+__all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
 
 T = TypeVar("T")
 logger = logging.getLogger("asmtp")
-
-
-class Options(TypedDict, total=False):
-    """What people set once, for a connection; keyword arguments of every client class.
-
-    tls: ``"implicit"``: TLS from the first octet.  ``"required"``: STARTTLS or an error.
-        ``"opportunistic"``: STARTTLS if it is offered (RFC 7435); a certificate that cannot be verified does not
-        stop the mail, but then no password is sent.  ``"none"``: no TLS unless `starttls` is called.
-        The default is "required" where a user name is given, else "none".
-    ssl_context: for TLS; by default certificates and host names are verified, TLS 1.2 at least.
-    server_hostname: the name the certificate has to be for, if it is not `host`.
-    username, password: log in on connecting.
-    window: how many messages and commands may be unanswered on the connection.
-    window_octets: how many octets may be.
-    pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
-    sock: a connected socket to use instead of connecting.
-    """
-
-    tls: TLSMode | None
-    ssl_context: ssl.SSLContext | None
-    server_hostname: str | None
-    username: str | None
-    password: str | None
-    window: int
-    window_octets: int
-    pipelining: bool
-    chunking: bool
-    sock: Any
-
-
-class AuthObjects:
-    """smtplib's authobjects: functions of the server's challenge, which take `user` and `password` from self."""
-
-    user: str
-    password: str
-    _auth_challenge_count = 0
-
-    def auth_cram_md5(self, challenge: bytes | None = None) -> str | None:
-        """Authobject for CRAM-MD5 (RFC 2195); needs self.user and self.password."""
-        if challenge is None:
-            return None
-        return self.user + " " + hmac.new(self.password.encode(), challenge, "md5").hexdigest()
-
-    def auth_plain(self, challenge: bytes | None = None) -> str:
-        """Authobject for PLAIN (RFC 4616); needs self.user and self.password."""
-        return f"\0{self.user}\0{self.password}"
-
-    def auth_login(self, challenge: bytes | None = None) -> str:
-        """Authobject for LOGIN; needs self.user and self.password."""
-        if challenge is None or self._auth_challenge_count < 2:
-            return self.user
-        return self.password
-
-    def _exchange(self, mechanism: str, authobject: Callable[..., Any], initial_response_ok: bool) -> Any:
-        """The lines of an AUTH exchange with an authobject, which may look at how many it has answered."""
-        self._auth_challenge_count = 0
-
-        def counted(*challenge: bytes) -> str | bytes | None:
-            self._auth_challenge_count += len(challenge)
-            response: str | bytes | None = authobject(*challenge)
-            if not challenge and response is not None:
-                self._auth_challenge_count = 1
-            return response
-
-        responses = sasl.from_authobject(counted, initial_response_ok=initial_response_ok)
-        return sasl.authenticate(mechanism, responses)
-
-
-@functools.cache
-def default_context() -> ssl.SSLContext:
-    """The context used where none is given: certificates and names verified, TLS 1.2 at least.
-
-    Made once: it takes milliseconds to load the system's certificates.
-    """
-    return ssl.create_default_context()
-
-
-def host_and_port(host: str, port: int, default: int) -> tuple[str, int]:
-    """smtplib's reading of "host:port".
-
-    Raises:
-        OSError: the port is not a number.
-    """
-    if not port and host.count(":") == 1:
-        host, _, text = host.partition(":")
-        try:
-            port = int(text)
-        except ValueError:
-            raise OSError("nonnumeric port") from None
-    return host, port or default
 
 
 class AsyncSMTP(AuthObjects):
@@ -165,7 +72,7 @@ class AsyncSMTP(AuthObjects):
         local_hostname: for EHLO; by default this machine's fully qualified name.
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
         source_address: (host, port) to bind to before connecting.
-        options: see :class:`~asmtp.client.Options`.
+        options: see :class:`~asmtp.options.Options`.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -190,43 +97,36 @@ class AsyncSMTP(AuthObjects):
         self.local_hostname = local_hostname if local_hostname is None else gate(local_hostname, "local_hostname")
         self.timeouts = Timeouts.of(timeout)
         self.source_address = source_address
-        unknown = set(options) - set(Options.__annotations__)
-        if unknown:
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
+        check(options, type(self).__name__)
         self._username = options.get("username")
         self._password = options.get("password")
-        if (self._username is None) != (self._password is None):
-            raise ValueError("username and password go together")
-        if self._username is not None:
-            gate(self._username, "username")
         default: TLSMode = "none" if self._username is None else "required"
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
-        if self._tls not in ("none", "opportunistic", "required", "implicit"):
-            raise ValueError(f"tls must be 'none', 'opportunistic', 'required' or 'implicit', not {self._tls!r}")
         self._ssl_context = options.get("ssl_context")
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
         self._window_octets = options.get("window_octets", 1 << 20)
-        if self._window < 1 or self._window_octets < 1:
-            raise ValueError("window and window_octets must be at least 1")
         self._pipelining = options.get("pipelining", True)
         self.chunking = options.get("chunking", True)
         self._sock = options.get("sock")
         self.command_encoding = "ascii"
         self.helo_resp: bytes | None = None
         self.ehlo_resp: bytes | None = None
+        self._trace: Callable[[str, bytes], None] | None = None
         self._session = self._new_session()
         self._connection: Connection | None = None
         self._greeted = asyncio.Lock()
         self._rcpts = 0  # accepted by hand since MAIL
 
     def _new_session(self) -> Session:
-        return Session(
+        session = Session(
             lmtp=self.lmtp,
             pipelining=self._pipelining,
             window=self._window,
             window_octets=self._window_octets,
         )
+        session.trace = self._trace
+        return session
 
     # ---- what is known ----------------------------------------------------------------------
 
@@ -264,15 +164,22 @@ class AsyncSMTP(AuthObjects):
             return None
         return transport.SocketView(self._connection.transport, self.timeouts.command)
 
+    @property
+    def trace(self) -> Callable[[str, bytes], None] | None:
+        """Called with ``">"`` and what is written, and with ``"<"`` and each reply; credentials are not shown."""
+        return self._trace
+
+    @trace.setter
+    def trace(self, function: Callable[[str, bytes], None] | None) -> None:
+        self._trace = self._session.trace = function
+
     def __repr__(self) -> str:
         state = self._session.state.name.lower() if self._connection is not None else "not connected"
         return f"<{type(self).__module__}.{type(self).__name__} {self._host}:{self._port} {state}>"
 
     # ---- connecting and leaving -------------------------------------------------------------
 
-    async def connect(
-        self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None
-    ) -> Reply:
+    async def connect(self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
         """Connect, and do what `tls` and the credentials given to the constructor ask for.
 
         Args:
@@ -290,38 +197,44 @@ class AsyncSMTP(AuthObjects):
             SMTPAuthenticationError: the credentials were refused.
         """
         try:
-            return await self._connect(host, port, source_address)
-        except ssl.SSLCertVerificationError as error:
-            await self.close()
-            if self._tls != "opportunistic":
-                raise
-            logger.warning("certificate not verified, going on without: %s", error.verify_message)
-            return await self._connect(host, port, source_address, verify=False)
+            reply = await self._open(host, port, source_address)
+            if self._welcome(reply):
+                try:
+                    await self._prepare(verified=True)
+                except ssl.SSLCertVerificationError as error:
+                    if self._tls != "opportunistic":
+                        raise
+                    await self.close()
+                    logger.warning("certificate not verified, going on without: %s", error.verify_message)
+                    if self._welcome(await self._open(host, port, source_address)):
+                        await self._prepare(verified=False)
         except BaseException:
             self.close()
             raise
+        return reply
 
-    async def _connect(
-        self, host: str, port: int, source_address: tuple[str, int] | None, *, verify: bool = True
-    ) -> Reply:
-        reply = await self.open(host, port, source_address)
-        if reply.code != 220:
-            raise SMTPConnectError(*reply)
+    def _welcome(self, greeting: Reply) -> bool:
+        """Whether to go on after the greeting."""
+        if greeting.code != 220:
+            raise SMTPConnectError(*greeting)
+        return True
+
+    async def _prepare(self, *, verified: bool) -> None:
+        """TLS and login, as the constructor was told."""
         trusted = self._tls != "opportunistic"
         if self._tls in ("required", "opportunistic"):
             await self.ehlo_or_helo_if_needed()
             if self._tls == "required" or self.has_extn("starttls"):
-                await self._starttls(None if verify else _unverified_context())
-                trusted = trusted or verify
+                await self._starttls(None if verified else unverified_context())
+                trusted = trusted or verified
         if self._username is not None and self._password is not None:
             if trusted:
                 await self.login(self._username, self._password)
             else:
                 logger.warning("not logging in: the connection is not protected by verified TLS")
-        return reply
 
-    async def open(self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
-        """Connect and read the greeting, whatever it is; nothing more.  :meth:`connect` is what you want."""
+    async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
+        """Connect and read the greeting."""
         if self.is_connected:
             raise SMTPException("already connected: call quit() or close() first")
         if source_address:
@@ -392,18 +305,15 @@ class AsyncSMTP(AuthObjects):
         self._forget()
         return reply
 
-    def close(self) -> asyncio.Future[None]:
+    def close(self) -> Awaitable[None]:
         """Close at once, without QUIT.
 
         It is done when the call returns.  Awaiting what it returns waits until the socket is released too.
         """
         connection, self._connection = self._connection, None
-        if connection is None:
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            done.set_result(None)
-            return done
-        connection.close()
-        return asyncio.ensure_future(connection.wait_closed())
+        if connection is not None:
+            connection.close()
+        return _Released(connection)
 
     async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
         return await self._live().run(what, alone=alone, raw=raw)
@@ -560,12 +470,12 @@ class AsyncSMTP(AuthObjects):
     async def _starttls(self, context: ssl.SSLContext | None, server_hostname: str | None = None) -> Reply:
         if not self.has_extn("starttls"):
             raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
-        context = context or self._ssl_context or await self._offload(default_context)
+        chosen: ssl.SSLContext = context or self._ssl_context or await self._offload(default_context)
         connection = self._live()
         reply: Reply = await self._run(dialogue.single(b"STARTTLS\r\n", Event.starttls), alone=True, raw=True)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
-        await connection.start_tls(context, server_hostname or self._server_hostname or self._host)
+        await connection.start_tls(chosen, server_hostname or self._server_hostname or self._host)
         self.helo_resp = self.ehlo_resp = None
         return reply
 
@@ -596,9 +506,7 @@ class AsyncSMTP(AuthObjects):
                     break
         raise refusal
 
-    async def auth(
-        self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
-    ) -> Reply:
+    async def auth(self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Reply:
         """AUTH with a mechanism of the caller's (RFC 4954).
 
         Args:
@@ -649,9 +557,14 @@ class AsyncSMTP(AuthObjects):
             await self.ehlo_or_helo_if_needed()
         envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options)
         if type(msg) is bytes and len(msg) <= WHOLE:
-            outcome = await self._transact(envelope, Body(msg, wire_size(msg), eight_bit=not msg.isascii()), None)
+            outcome = await self._transact(envelope, whole(msg), None)
         else:
-            outcome = await self._send_content(envelope, msg)
+            body, pieces = await body_of(msg, self._offload, eight_bit=self.has_extn("8bitmime"))
+            try:
+                outcome = await self._transact(envelope, body, pieces)
+            finally:
+                if pieces is not None:  # a file is closed, wherever the reading ended
+                    await pieces.aclose()
         return outcome.refused
 
     async def send_message(
@@ -671,54 +584,12 @@ class AsyncSMTP(AuthObjects):
             ValueError: no sender or no recipients; more than one block of Resent- fields.
         """
         await self.ehlo_or_helo_if_needed()
-        work = (compose, msg, from_addr, to_addrs, mail_options, self.has_extn)
-        composed = await self._offload(*work) if weight(msg) > PIECE else work[0](*work[1:])
+        work = functools.partial(compose, msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=True)
+        composed = await self._offload(work) if weight(msg) > PIECE else work()
         sender, recipients, octets, mail_options = composed
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options)
 
-    async def _send_content(self, envelope: Envelope, msg: Content) -> Outcome:
-        """What is not a few octets: it is streamed, or made into octets first."""
-        if isinstance(msg, Message):
-            octets = await self._offload(flatten, msg) if weight(msg) > PIECE else flatten(msg)
-            if not octets.isascii() and not self.has_extn("8bitmime"):
-                octets = await self._offload(lambda: flatten(msg, seven_bit=True))
-            msg = octets
-        if isinstance(msg, str):
-            msg = to_octets(msg)
-        if isinstance(msg, bytes | bytearray | memoryview):
-            if len(msg) <= WHOLE:
-                octets = to_octets(msg)
-                body = Body(octets, wire_size(octets), eight_bit=not octets.isascii())
-                return await self._transact(envelope, body, None)
-            eight_bit = not (msg.isascii() if not isinstance(msg, memoryview) else False)
-            return await self._transact(envelope, Body(None, len(msg), eight_bit=eight_bit), _slices(msg))
-        if isinstance(msg, os.PathLike):
-            file = await self._offload(open, msg, "rb")
-            try:
-                return await self._send_file(envelope, file)
-            finally:
-                await self._offload(file.close)
-        if hasattr(msg, "__aiter__"):
-            return await self._transact(envelope, Body(None, None, eight_bit=True), aiter(msg))
-        if hasattr(msg, "read") and not hasattr(msg, "encoding"):
-            return await self._send_file(envelope, msg)
-        raise TypeError(
-            "msg must be str, bytes, an EmailMessage, a path, a binary file or an async iterator of bytes,"
-            f" not {type(msg).__name__}"
-        )
-
-    async def _send_file(self, envelope: Envelope, file: IO[bytes]) -> Outcome:
-        size = None
-        with contextlib.suppress(OSError, AttributeError):  # not a file of the system's
-            size = os.fstat(file.fileno()).st_size - file.tell()
-
-        async def pieces() -> AsyncIterator[bytes]:
-            while piece := await self._offload(file.read, PIECE):
-                yield piece
-
-        return await self._transact(envelope, Body(None, size, eight_bit=True), pieces())
-
-    async def _transact(self, envelope: Envelope, body: Body, pieces: AsyncIterator[bytes] | None) -> Outcome:
+    async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         connection = self._live()
         session = self._session
         tries = 0
@@ -751,6 +622,17 @@ class AsyncSMTP(AuthObjects):
                 await connection.run(dialogue.rset(session))
 
 
+class _Released:
+    """What `close` returns: awaitable, but nothing is missed by those who do not."""
+
+    def __init__(self, connection: Connection | None) -> None:
+        self._connection = connection
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if self._connection is not None:
+            yield from self._connection.wait_closed().__await__()
+
+
 class AsyncSMTP_SSL(AsyncSMTP):
     """AsyncSMTP with TLS from the first octet, on port 465 by default."""
 
@@ -768,34 +650,3 @@ class AsyncLMTP(AsyncSMTP):
     default_port = LMTP_PORT
     ehlo_msg = "lhlo"
     lmtp = True
-
-
-async def _slices(octets: bytes | bytearray | memoryview) -> AsyncIterator[bytes]:
-    view = memoryview(octets).cast("B")
-    for start in range(0, len(view), PIECE):
-        yield bytes(view[start : start + PIECE])
-
-
-@functools.cache
-def _unverified_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def context_from_files(
-    keyfile: str | None, certfile: str | None, context: ssl.SSLContext | None
-) -> ssl.SSLContext | None:
-    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context."""
-    if keyfile is None and certfile is None:
-        return context
-    if context is not None:
-        which = "keyfile" if keyfile is not None else "certfile"
-        raise ValueError(f"context and {which} arguments are mutually exclusive")
-    warnings.warn(
-        "keyfile and certfile are deprecated, use a custom context instead", DeprecationWarning, stacklevel=3
-    )
-    made = ssl.create_default_context()
-    made.load_cert_chain(certfile or "", keyfile)
-    return made

@@ -12,6 +12,7 @@ Each class here derives from the class of the same name in :mod:`smtplib` and fr
 from __future__ import annotations
 
 import smtplib
+from collections.abc import Mapping
 from typing import Literal
 
 __all__ = [
@@ -91,6 +92,9 @@ class SMTPSenderRefused(SMTPResponseException, smtplib.SMTPSenderRefused):
 
 class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
     """Every recipient was refused: `recipients` is a dict of address to (code, text)."""
+
+    def __init__(self, recipients: Mapping[str, tuple[int, bytes]]) -> None:
+        super().__init__(dict(recipients))
 
     @property
     def transient(self) -> bool:

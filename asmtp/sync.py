@@ -16,14 +16,15 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from email.message import Message
-from smtplib import CRLF, SMTP_PORT, SMTP_SSL_PORT
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Generic, Self, TypeVar, Unpack, cast
 
-from asmtp import client, transport
-from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, AuthObjects, Content, Options, context_from_files
+from asmtp import transport
+from asmtp.auth import AuthObjects
+from asmtp.body import Content
+from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -33,7 +34,8 @@ from asmtp.errors import (
     SMTPResponseException,
     SMTPServerDisconnected,
 )
-from asmtp.protocol import dialogue, sasl
+from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, context_from_files, default_context
+from asmtp.protocol import sasl
 from asmtp.protocol.command import command
 from asmtp.protocol.message import compose
 from asmtp.protocol.reply import Reply
@@ -52,26 +54,21 @@ def _timeouts(value: Any) -> float | None | transport.Timeouts:
     return transport.Timeouts() if default is None else default
 
 
-class _Here:
-    """What makes an async client do in the calling thread what would block a loop: nobody else is on this one."""
+class _Kept(Generic[T]):
+    """An attribute of smtplib's that the driven client keeps."""
 
-    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
-        return function(*args)
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
 
-    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
 
+    def __get__(self, instance: SMTP | None, owner: type) -> T:
+        # On the class it is what smtplib has there: None, so that mocks made from the class have it.
+        return cast("T", None if instance is None else getattr(instance._client, self._name))
 
-class _SMTP(_Here, AsyncSMTP):
-    pass
-
-
-class _SMTP_SSL(_Here, AsyncSMTP_SSL):
-    pass
-
-
-class _LMTP(_Here, AsyncLMTP):
-    pass
+    def __set__(self, instance: SMTP, value: T) -> None:
+        setattr(instance._client, self._name, value)
 
 
 class SMTP(AuthObjects):
@@ -84,7 +81,7 @@ class SMTP(AuthObjects):
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default
             `socket.getdefaulttimeout()`, and where that is None the limits of RFC 5321 §4.5.3.2.
         source_address: (host, port) to bind to before connecting.
-        options: see :class:`~asmtp.client.Options`.
+        options: see :class:`~asmtp.options.Options`.
 
     Raises:
         SMTPConnectError: the greeting was not 220.
@@ -96,7 +93,7 @@ class SMTP(AuthObjects):
     file = None
     ehlo_msg = "ehlo"
     default_port = SMTP_PORT
-    _client_class: type[AsyncSMTP] = _SMTP
+    _client_class: type[DrivenSMTP] = DrivenSMTP
 
     def __init__(
         self,
@@ -110,14 +107,16 @@ class SMTP(AuthObjects):
         self._host = host
         self.timeout = timeout
         self._client = self._client_class("", 0, None, _timeouts(timeout), source_address, **options)
+        self._client.local_hostname = local_hostname
         self._loop: asyncio.AbstractEventLoop | None = None
         if host:
             reply = self.connect(host, port)
             if reply[0] != 220:
                 self.close()
                 raise SMTPConnectError(*reply)
-        # smtplib looks it up here, whether or not it is needed; EHLO would do it too.
-        self.local_hostname = transport.local_hostname() if local_hostname is None else local_hostname
+        if local_hostname is None:
+            # smtplib looks it up here, whether or not it is needed.
+            self.local_hostname = transport.local_hostname()
 
     # ---- the loop ---------------------------------------------------------------------------
 
@@ -130,59 +129,43 @@ class SMTP(AuthObjects):
         if asyncio._get_running_loop() is None:
             return self._run_here(coroutine)
         # Called from async code: it blocks, as smtplib would, but it works.
-        outcome: list[T] = []
-        failure: list[BaseException] = []
-
-        def helper() -> None:
-            try:
-                outcome.append(self._run_here(coroutine))
-            except BaseException as error:  # carried over to the caller
-                failure.append(error)
-
-        thread = threading.Thread(target=helper, name="asmtp")
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
-        return outcome[0]
+        return _in_thread(functools.partial(self._run_here, coroutine))
 
     def _run_here(self, coroutine: Coroutine[Any, Any, T]) -> T:
         loop = self._loop
         if loop is None:
             loop = self._loop = self._new_loop()
-        client = self._client
-        client._session.trace = self._trace if self.debuglevel > 0 else None
+        driven = self._client
+        driven.trace = self._trace if self.debuglevel > 0 else None
         self._catch_up(loop)
         task = loop.create_task(coroutine)
         try:
             return loop.run_until_complete(task)
         except BaseException:
-            if not task.done():  # Ctrl-C: interrupt at once
+            if not task.done():  # Ctrl-C: interrupt at once, and never use the connection again
                 task.cancel()
-                client.close_now()
+                driven.close()
                 with contextlib.suppress(asyncio.CancelledError, SMTPException):
                     loop.run_until_complete(task)
             raise
         finally:
-            if not client.is_connected:
+            if not driven.is_connected:
                 self._release()
 
     def _catch_up(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the loop see what came since it last ran: a 421 or EOF must not be paired with the next command."""
         sock = self._client.sock
-        if sock is None:
-            return
-        descriptor = sock.fileno()
-        if descriptor >= 0 and _readable(descriptor):
-            loop.call_later(0.001, loop.stop)
+        if sock is not None and _readable(sock.fileno()):
+            loop.call_soon(loop.stop)
             loop.run_forever()
 
     def _release(self) -> None:
         """Give back what the connection used: its socket, the loop."""
         loop, self._loop = self._loop, None
+        released = self._client.close()
         if loop is not None:
             try:
-                loop.run_until_complete(self._client.released())
+                loop.run_until_complete(_awaited(released))
             finally:
                 loop.close()
 
@@ -191,70 +174,19 @@ class SMTP(AuthObjects):
     @property
     def sock(self) -> transport.SocketView | None:
         """What there is to see of the socket; None without a connection."""
-        return self._client.sock
+        view = self._client.sock
+        if view is not None:
+            timeout = self.timeout.command if isinstance(self.timeout, transport.Timeouts) else self.timeout
+            view.settimeout(self._default_timeout if timeout is _DEFAULT_TIMEOUT else timeout)
+        return view
 
-    @property
-    def local_hostname(self) -> str:
-        """What EHLO says this machine is called."""
-        return self._client.local_hostname or ""
-
-    @local_hostname.setter
-    def local_hostname(self, name: str) -> None:
-        self._client.local_hostname = name
-
-    @property
-    def source_address(self) -> tuple[str, int] | None:
-        """(host, port) to bind to before connecting."""
-        return self._client.source_address
-
-    @source_address.setter
-    def source_address(self, address: tuple[str, int] | None) -> None:
-        self._client.source_address = address
-
-    @property
-    def esmtp_features(self) -> dict[str, str]:
-        """What the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
-        return self._client.esmtp_features
-
-    @esmtp_features.setter
-    def esmtp_features(self, features: dict[str, str]) -> None:
-        self._client.esmtp_features = features  # type: ignore[assignment]  # its setter converts
-
-    @property
-    def does_esmtp(self) -> bool:
-        """Whether the server answered EHLO (LHLO) with 250."""
-        return self._client.does_esmtp
-
-    @does_esmtp.setter
-    def does_esmtp(self, value: bool) -> None:
-        self._client.does_esmtp = value
-
-    @property
-    def helo_resp(self) -> bytes | None:
-        """The text of the last reply to HELO."""
-        return self._client.helo_resp
-
-    @helo_resp.setter
-    def helo_resp(self, value: bytes | None) -> None:
-        self._client.helo_resp = value
-
-    @property
-    def ehlo_resp(self) -> bytes | None:
-        """The text of the last reply to EHLO or LHLO."""
-        return self._client.ehlo_resp
-
-    @ehlo_resp.setter
-    def ehlo_resp(self, value: bytes | None) -> None:
-        self._client.ehlo_resp = value
-
-    @property
-    def command_encoding(self) -> str:
-        """How command lines are encoded: "utf-8" in a transaction with SMTPUTF8."""
-        return self._client.command_encoding
-
-    @command_encoding.setter
-    def command_encoding(self, value: str) -> None:
-        self._client.command_encoding = value
+    local_hostname: _Kept[str] = _Kept("What EHLO says this machine is called.")
+    source_address: _Kept[tuple[str, int] | None] = _Kept("(host, port) to bind to before connecting.")
+    esmtp_features: _Kept[dict[str, str]] = _Kept("What the server offers, by keyword; empty before EHLO.")
+    does_esmtp: _Kept[bool] = _Kept("Whether the server answered EHLO (LHLO) with 250.")
+    helo_resp: _Kept[bytes | None] = _Kept("The text of the last reply to HELO.")
+    ehlo_resp: _Kept[bytes | None] = _Kept("The text of the last reply to EHLO or LHLO.")
+    command_encoding: _Kept[str] = _Kept('How command lines are encoded: "utf-8" in a transaction with SMTPUTF8.')
 
     def has_extn(self, opt: str) -> bool:
         """Whether the server offers a service extension; in any case of letters."""
@@ -282,9 +214,7 @@ class SMTP(AuthObjects):
 
     # ---- connecting and leaving -------------------------------------------------------------
 
-    def connect(
-        self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None
-    ) -> Reply:
+    def connect(self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
         """Connect to a server and return its greeting, whatever it is.
 
         Raises:
@@ -294,30 +224,24 @@ class SMTP(AuthObjects):
             self.close()
         if source_address:
             self.source_address = source_address
+        self._default_timeout = socket.getdefaulttimeout()
         self._client.timeouts = transport.Timeouts.of(_timeouts(self.timeout))
         if self.debuglevel > 0:
             self._print_debug("connect: to", (host, port), self.source_address)
         try:
-            reply = self._run(self._connect(host, port))
+            reply = self._run(self._client.connect(host, port))
         except BaseException:
             self.close()
             raise
+        self._host = host
         if self.debuglevel > 0:
             self._print_debug("connect:", repr(reply.message))
         return reply
 
-    async def _connect(self, host: str, port: int) -> Reply:
-        try:
-            return await self._client.connect(host, port, trace=self._trace if self.debuglevel > 0 else None)
-        except SMTPConnectError as error:
-            return Reply(error.smtp_code, error.smtp_error)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *args: object) -> None:
         try:
             code, message = self.docmd("QUIT")
             if code != 221:
@@ -329,13 +253,10 @@ class SMTP(AuthObjects):
 
     def close(self) -> None:
         """Close the connection, without QUIT."""
-        self._client.close_now()
         if asyncio._get_running_loop() is None:
             self._release()
         else:
-            thread = threading.Thread(target=self._release, name="asmtp")
-            thread.start()
-            thread.join()
+            _in_thread(self._release)
 
     def quit(self) -> Reply:
         """Say QUIT and close; the reply, or (-1, why) if the server closed instead.
@@ -350,7 +271,7 @@ class SMTP(AuthObjects):
     def send(self, s: str | bytes) -> None:
         """Write octets as they are: complete command lines, or content.  `getreply` gets the replies."""
         data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
-        self._run(self._client.raw_send(data))
+        self._run(self._client.send(data))
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Write a command; `getreply` gets the reply.
@@ -362,7 +283,7 @@ class SMTP(AuthObjects):
 
     def getreply(self) -> Reply:
         """The next reply to what `send` or `putcmd` wrote."""
-        return self._run(self._client.raw_reply())
+        return self._run(self._client.getreply())
 
     def docmd(self, cmd: str, args: str = "") -> Reply:
         """Send any command, and return its reply.
@@ -445,9 +366,7 @@ class SMTP(AuthObjects):
         self.ehlo_or_helo_if_needed()
         return self._run(self._client.starttls(context=context))
 
-    def auth(
-        self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
-    ) -> Reply:
+    def auth(self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Reply:
         """AUTH with smtplib's authobject, which may call methods of this object.
 
         Raises:
@@ -457,12 +376,13 @@ class SMTP(AuthObjects):
         try:
             line = next(lines)
             while True:
-                line = lines.send(self._run(self._client.raw_line(line)))
+                line = lines.send(self._run(self._client.respond(line)))
         except StopIteration as stop:
             reply: Reply = stop.value
             return reply
-        except BaseException:
-            self._client.close_if_held()
+        except BaseException as error:
+            if not isinstance(error, SMTPAuthenticationError):
+                self.close()  # in the middle of an exchange
             raise
 
     def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
@@ -523,11 +443,33 @@ class SMTP(AuthObjects):
     ) -> dict[str, Reply]:
         """Send an email.message.Message through `sendmail`; sender and recipients from its headers.
 
-        See :meth:`asmtp.AsyncSMTP.send_message`.
+        As in smtplib, 8-bit parts are sent as they are to a server that lacks 8BITMIME.  See :meth:`asmtp.AsyncSMTP.send_message`.
         """
         self.ehlo_or_helo_if_needed()
-        sender, recipients, octets, options = compose(msg, from_addr, to_addrs, mail_options, self.has_extn)
+        sender, recipients, octets, options = compose(
+            msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=False
+        )
         return self.sendmail(sender, recipients, octets, options, rcpt_options)
+
+
+def _in_thread(function: Callable[[], T]) -> T:
+    """Call in a thread where no loop runs, and wait for it."""
+    future: Future[T] = Future()
+
+    def helper() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # carried over to the caller
+            future.set_exception(error)
+
+    thread = threading.Thread(target=helper, name="asmtp")
+    thread.start()
+    thread.join()
+    return future.result()
+
+
+async def _awaited(what: Awaitable[None]) -> None:
+    await what
 
 
 def _readable(descriptor: int) -> bool:
@@ -547,7 +489,7 @@ class SMTP_SSL(SMTP):
     """
 
     default_port = SMTP_SSL_PORT
-    _client_class = _SMTP_SSL
+    _client_class = DrivenSMTP_SSL
 
     def __init__(
         self,
@@ -566,7 +508,7 @@ class SMTP_SSL(SMTP):
         context = context_from_files(keyfile, certfile, context)
         if context is not None:
             options["ssl_context"] = context
-        self.context = options.get("ssl_context") or client.default_context()
+        self.context = options.get("ssl_context") or default_context()
         super().__init__(host, port, local_hostname, timeout, source_address, **options)
 
 
@@ -577,16 +519,18 @@ class LMTP(SMTP):
     """
 
     ehlo_msg = "lhlo"
-    default_port = client.LMTP_PORT
-    _client_class = _LMTP
+    default_port = LMTP_PORT
+    _client_class = DrivenLMTP
 
     def __init__(
         self,
         host: str = "",
-        port: int = client.LMTP_PORT,
+        port: int = LMTP_PORT,
         local_hostname: str | None = None,
         source_address: tuple[str, int] | None = None,
         timeout: Any = _DEFAULT_TIMEOUT,
         **options: Unpack[Options],
     ) -> None:
+        # smtplib's default keeps "host:port" from being understood; ours does not.
+        port = 0 if port == LMTP_PORT else port
         super().__init__(host, port, local_hostname, timeout, source_address, **options)

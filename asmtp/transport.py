@@ -11,16 +11,16 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import aiohappyeyeballs
 import anyio
 
-from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
-from asmtp.protocol.reply import printable
-from asmtp.protocol.session import Dialogue, Exchange, Phase, Session, State
+from asmtp.errors import SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
+from asmtp.protocol.session import Dialogue, Exchange, Phase, Session
+from asmtp.protocol.state import State
 
 __all__ = ["Address", "Connection", "SocketView", "Timeouts", "local_hostname", "open_connection", "resolve"]
 
@@ -98,6 +98,10 @@ class SocketView:
         self._socket = transport.get_extra_info("socket")
         self._timeout = timeout
 
+    def settimeout(self, timeout: float | None) -> None:
+        """What gettimeout() shall say, in seconds; deadlines are set with the constructor's `timeout`."""
+        self._timeout = timeout
+
     def gettimeout(self) -> float | None:
         """The time allowed for a command, in seconds."""
         return self._timeout
@@ -142,9 +146,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._lost = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._limits = {
-            phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None
-        }
+        self._limits = {phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None}
         self._shortest = min(self._limits.values(), default=0.0)
         self._since = 0.0  # when the last progress was seen
         self._seen = (0, 0)  # replies read, octets taken by the kernel, then
@@ -258,19 +260,9 @@ class Connection(asyncio.Protocol):
 
         Cancellation leaves the connection in step, or closes it; it always propagates.
         """
-        future = self._loop.create_future()
-        exchange = self.session.start(dialogue, future, alone=alone, raw=raw)
-        if not exchange.done:
-            try:
-                await future
-            except asyncio.CancelledError:
-                self.session.cancel(exchange)
-                raise
-        if exchange.error is not None:
-            raise exchange.error
-        return exchange.result
+        return await self.finished(self.session.start(dialogue, alone=alone, raw=raw))
 
-    async def run_streamed(self, dialogue: Dialogue, pieces: Any) -> Any:
+    async def run_streamed(self, dialogue: Dialogue, pieces: AsyncIterator[bytes]) -> Any:
         """Take a dialogue that pulls its content through the session.
 
         Args:
@@ -291,17 +283,33 @@ class Connection(asyncio.Protocol):
             raise exchange.error
         return exchange.result
 
-    async def _feed(self, exchange: Exchange, pieces: Any) -> None:
+    async def finished(self, exchange: Exchange) -> Any:
+        """The result of an exchange that was started without waiting for it."""
+        if not exchange.done:
+            exchange.owner = future = self._loop.create_future()
+            try:
+                await future
+            except asyncio.CancelledError:
+                self.session.cancel(exchange)
+                raise
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.result
+
+    async def drained(self) -> None:
+        """Until what was written has left, or the transport can take more."""
+        await asyncio.sleep(0)
+        await self._writable.wait()
+
+    async def _feed(self, exchange: Exchange, pieces: AsyncIterator[bytes]) -> None:
         await self._writable.wait()
         try:
             piece = await anext(pieces, None)
-            if piece is not None and not isinstance(piece, bytes | bytearray | memoryview):
-                raise TypeError(f"msg: an async iterator must yield bytes, not {type(piece).__name__}")
         except Exception as error:
             self.session.abort(exchange, error)
             return
         if exchange.pulling:  # the session may have ended meanwhile
-            self.session.push(exchange, None if piece is None else bytes(piece))
+            self.session.push(exchange, piece)
 
     # ---- TLS, the end -----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ The server is `benchmarks.sink`, a process of its own, and the run begins by sho
 bottleneck. All clients of a row are measured in turn, a few rounds of them, one connection a sample, opened
 and greeted before the clock starts, 1 recipient and 800 octets where nothing else is said. A sample counts
 only if the sink has every message and every octet of it. Ratios are of medians. Leave the machine alone
-meanwhile: the client and the sink want a core each.
+meanwhile: the client and the sink want a core each, and keep to their own where the system lets them.
 """
 
 from __future__ import annotations

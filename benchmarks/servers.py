@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -44,12 +45,32 @@ class Servers:
 
 
 @contextlib.contextmanager
-def process(module: str, *arguments: str) -> Iterator[list[int]]:
-    """Run a module of this package beside us, and yield the ports it prints."""
+def apart() -> Iterator[set[int]]:
+    """Keep the last core for the servers, and this process on the others.
+
+    Left alone, the scheduler puts the two ends of a conversation on one core or on two as it pleases, and
+    a message at a time is half as fast again on one: the samples would fall into two heaps.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < 2:
+        yield set(cores)
+        return
+    os.sched_setaffinity(0, cores[:-1])
+    try:
+        yield {cores[-1]}
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@contextlib.contextmanager
+def process(cores: set[int], module: str, *arguments: str) -> Iterator[list[int]]:
+    """Run a module of this package on these cores, and yield the ports it prints."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
+        if cores:
+            os.sched_setaffinity(child.pid, cores)
         try:
             yield [int(port) for port in child.stdout.readline().split()]
         finally:
@@ -59,7 +80,11 @@ def process(module: str, *arguments: str) -> Iterator[list[int]]:
 @contextlib.contextmanager
 def running(rtt: float) -> Iterator[Servers]:
     """A sink with a port a mode, and the same ports again behind a proxy that adds `rtt` ms."""
-    with process("sink") as near, process("delayproxy", "--rtt", str(rtt), *map(str, near)) as far:
+    with (
+        apart() as cores,
+        process(cores, "sink") as near,
+        process(cores, "delayproxy", "--rtt", str(rtt), *map(str, near)) as far,
+    ):
         ports = {(mode, 0.0): port for mode, port in zip(sink.OFFERS, near, strict=True)}
         ports |= {(mode, rtt): port for mode, port in zip(sink.OFFERS, far, strict=True)}
         with socket.create_connection(("127.0.0.1", near[0])) as control:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 __all__ = ["command", "gate", "options_text"]
 
@@ -29,7 +30,7 @@ def gate(text: str, argument: str) -> str:
     return text
 
 
-def options_text(options: tuple[str, ...] | list[str], argument: str) -> str:
+def options_text(options: Sequence[str], argument: str) -> str:
     """ESMTP parameters as they stand behind an address: each with a space before it.
 
     Raises:

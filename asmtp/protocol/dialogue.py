@@ -8,7 +8,8 @@ from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.command import command
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Dialogue, Event, Group, Phase, Session, State
+from asmtp.protocol.session import Dialogue, Group, Phase, Session
+from asmtp.protocol.state import Event, State
 
 __all__ = ["authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "rset", "single", "verb_event"]
 

@@ -95,8 +95,8 @@ class Envelope:
         self.recipients: Sequence[str] = (recipients,) if isinstance(recipients, str) else tuple(recipients)
         if not self.recipients:
             raise ValueError("to_addrs: no recipients")
-        self.mail_options: Sequence[str] = tuple(mail_options) if not isinstance(mail_options, str) else mail_options
-        self.rcpt_options: Sequence[str] = tuple(rcpt_options) if not isinstance(rcpt_options, str) else rcpt_options
+        self.mail_options = mail_options
+        self.rcpt_options = rcpt_options
         self._paths = [path(sender, "from_addr")]
         self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
 
@@ -116,8 +116,8 @@ class Envelope:
         """
         mail_options = rcpt_options = ""
         if esmtp:
-            mail_options = parameters + options_text(self.mail_options, "mail_options")  # type: ignore[arg-type]
-            rcpt_options = options_text(self.rcpt_options, "rcpt_options")  # type: ignore[arg-type]
+            mail_options = parameters + options_text(self.mail_options, "mail_options")
+            rcpt_options = options_text(self.rcpt_options, "rcpt_options")
         paths = self._paths
         text = "".join(paths) + mail_options + rcpt_options
         if text.isascii() and "smtputf8" not in mail_options.lower():

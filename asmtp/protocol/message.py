@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from email.generator import BytesGenerator
 from email.headerregistry import Address, Group
 from email.message import Message
-from typing import Any
+from typing import Any, cast
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.envelope import ascii_domain
@@ -27,6 +27,8 @@ def compose(
     to_addrs: str | Iterable[str] | None,
     mail_options: Sequence[str],
     has_extn: Callable[[str], bool],
+    *,
+    downgrade: bool,
 ) -> tuple[str, list[str], bytes, Sequence[str]]:
     """What `sendmail` needs to send a message: sender, recipients, octets, options for MAIL.
 
@@ -34,6 +36,7 @@ def compose(
 
     Args:
         has_extn: whether the server offers an extension.
+        downgrade: re-encode 8-bit parts where the server lacks 8BITMIME (RFC 6152 §3).
 
     Raises:
         ValueError: no sender, or more than one block of Resent- fields.
@@ -49,7 +52,7 @@ def compose(
     if international:
         mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
     octets = flatten(message, utf8=international)
-    if not octets.isascii() and not has_extn("8bitmime"):
+    if downgrade and not octets.isascii() and not has_extn("8bitmime"):
         octets = flatten(message, utf8=international, seven_bit=True)
     return sender, recipients, octets, mail_options
 
@@ -79,7 +82,7 @@ def flatten(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool =
     del message["Resent-Bcc"]
     policy = message.policy
     if utf8:
-        policy = policy.clone(utf8=True)
+        policy = cast("Any", policy).clone(utf8=True)
     else:
         _ascii_domains(message)
     if seven_bit:

@@ -88,16 +88,19 @@ class ReplyReader:
             # Only the new octets are searched for a line end: a line that drips in is not quadratic.
             lines[0] = bytes(self._partial) + lines[0]
             self._partial.clear()
-        for line in lines:
-            reply = self._line(line)
-            if reply is not None:
-                replies.append(reply)
-            elif self.error is not None:
-                return replies
-        if rest:
-            self._partial += rest
-            if len(self._partial) >= self.max_line:
-                self._fail(500, "reply line too long", self._partial)
+        try:
+            for line in lines:
+                reply = self._line(line)
+                if reply is not None:
+                    replies.append(reply)
+            if rest:
+                self._partial += rest
+                if len(self._partial) >= self.max_line:
+                    raise _error(500, "reply line too long", self._partial)
+        except SMTPProtocolError as error:
+            self.error = error
+            self._partial.clear()
+            self._lines.clear()
         return replies
 
     def _line(self, line: bytes) -> Reply | None:
@@ -105,9 +108,9 @@ class ReplyReader:
         code = _CODES.get(line[:3])
         mark = line[3:4]
         if code is None or (mark not in (b" ", b"-", b"") and line[3:] != b"\r"):
-            return self._fail(-1, "not a reply", line)
+            raise _error(-1, "not a reply", line)
         if len(line) >= self.max_line:
-            return self._fail(500, "reply line too long", line)
+            raise _error(500, "reply line too long", line)
         text = line[4:].strip(b" \t\r")
         if not self._lines:
             if mark != b"-":
@@ -116,10 +119,10 @@ class ReplyReader:
             self._size = 0
         elif code != self._code:
             # RFC 5321 §4.2.1: "the reply code on each of the lines MUST be the same".
-            return self._fail(-1, f"reply code changed from {self._code} within a reply", line)
+            raise _error(-1, f"reply code changed from {self._code} within a reply", line)
         self._size += len(line) + 1
         if self._size > self.max_reply:
-            return self._fail(500, "reply too long", line)
+            raise _error(500, "reply too long", line)
         self._lines.append(text)
         if mark == b"-":
             return None
@@ -127,7 +130,6 @@ class ReplyReader:
         self._lines.clear()
         return reply
 
-    def _fail(self, code: int, what: str, line: bytes | bytearray) -> None:
-        self.error = SMTPProtocolError(code, f"{what}: {printable(bytes(line))}".encode())
-        self._partial.clear()
-        self._lines.clear()
+
+def _error(code: int, what: str, line: bytes | bytearray) -> SMTPProtocolError:
+    return SMTPProtocolError(code, f"{what}: {printable(bytes(line))}".encode())

@@ -130,7 +130,9 @@ def authenticate(
         except (binascii.Error, StopIteration):
             # RFC 4954 §4: "*" cancels.
             reply = yield b"*"
-            raise SMTPAuthenticationError(reply.code, b"challenge not understood; cancelled: " + reply.message) from None
+            raise SMTPAuthenticationError(
+                reply.code, b"challenge not understood; cancelled: " + reply.message
+            ) from None
         held = None
         reply = yield _encode(response or b"")
     if reply.code in (235, 503):

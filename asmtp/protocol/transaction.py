@@ -33,7 +33,8 @@ from asmtp.protocol.content import ContentEncoder, encode_content
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import PULL, Dialogue, Event, Group, Phase, Session
+from asmtp.protocol.session import PULL, Dialogue, Group, Phase, Session
+from asmtp.protocol.state import Event
 
 __all__ = ["Body", "NotBegun", "Outcome", "Transaction", "manual_content"]
 
@@ -175,9 +176,7 @@ class Transaction:
         if not (self._chunking and "chunking" in self.session.extensions):
             yield self._wrote(Group(b"data\r\n", (Event.data,), phase=Phase.DATA, replies=self.replies))
 
-    def _last_chunk(
-        self, data: bytes, commands: list[bytes] | None = None, events: tuple[Event, ...] = ()
-    ) -> Group:
+    def _last_chunk(self, data: bytes, commands: list[bytes] | None = None, events: tuple[Event, ...] = ()) -> Group:
         """BDAT LAST, with the envelope in front where it goes in one write (RFC 3030 §2)."""
         before = commands or []
         places = range(self._base + 1, len(before)) if self.session.lmtp and before else None
@@ -239,9 +238,7 @@ class Transaction:
             content = encode_content(self.body.data, stuff=True) + b".\r\n"
             self._ended = True
             yield self._wrote(
-                Group(
-                    content, (Event.dot,), self._final_replies(), last=True, phase=Phase.FINAL, replies=self.replies
-                )
+                Group(content, (Event.dot,), self._final_replies(), last=True, phase=Phase.FINAL, replies=self.replies)
             )
         else:
             yield from self._streamed_data()
@@ -255,7 +252,9 @@ class Transaction:
             self._check_early(answered)
             data = encoder.encode(piece)
             if data:
-                yield self._wrote(Group(data, (Event.content,), 0, wait=False, phase=Phase.CONTENT, replies=self.replies))
+                yield self._wrote(
+                    Group(data, (Event.content,), 0, wait=False, phase=Phase.CONTENT, replies=self.replies)
+                )
         self._check_early(answered)
         self._ended = True
         yield self._wrote(

@@ -1,0 +1,52 @@
+"""smtplib's authobjects, shared by the async client and the facade."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Generator
+from typing import Any
+
+from asmtp.protocol import sasl
+from asmtp.protocol.reply import Reply
+
+__all__ = ["AuthObjects"]
+
+
+class AuthObjects:
+    """smtplib's authobjects: functions of the server's challenge, which take `user` and `password` from self."""
+
+    user: str
+    password: str
+    _auth_challenge_count = 0
+
+    def auth_cram_md5(self, challenge: bytes | None = None) -> str | None:
+        """Authobject for CRAM-MD5 (RFC 2195); needs self.user and self.password."""
+        if challenge is None:
+            return None
+        return self.user + " " + hmac.new(self.password.encode(), challenge, "md5").hexdigest()
+
+    def auth_plain(self, challenge: bytes | None = None) -> str:
+        """Authobject for PLAIN (RFC 4616); needs self.user and self.password."""
+        return f"\0{self.user}\0{self.password}"
+
+    def auth_login(self, challenge: bytes | None = None) -> str:
+        """Authobject for LOGIN; needs self.user and self.password."""
+        if challenge is None or self._auth_challenge_count < 2:
+            return self.user
+        return self.password
+
+    def _exchange(
+        self, mechanism: str, authobject: Callable[..., Any], initial_response_ok: bool
+    ) -> Generator[bytes, Reply, Reply]:
+        """The lines of an AUTH exchange with an authobject, which may look at how many it has answered."""
+        self._auth_challenge_count = 0
+
+        def counted(*challenge: bytes) -> str | bytes | None:
+            self._auth_challenge_count += len(challenge)
+            response: str | bytes | None = authobject(*challenge)
+            if not challenge and response is not None:
+                self._auth_challenge_count = 1
+            return response
+
+        responses = sasl.from_authobject(counted, initial_response_ok=initial_response_ok)
+        return sasl.authenticate(mechanism, responses)

@@ -1,0 +1,106 @@
+"""The content that callers give, whatever it is, as a transaction needs it: whole if small, else in pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from email.message import Message
+from typing import IO, Any, TypeAlias
+
+from asmtp.protocol.content import to_octets, wire_size
+from asmtp.protocol.message import flatten, weight
+from asmtp.protocol.transaction import Body
+
+__all__ = ["PIECE", "WHOLE", "Content", "Pieces", "body_of", "whole"]
+
+Content: TypeAlias = (
+    "str | bytes | bytearray | memoryview | Message[Any, Any] | os.PathLike[str] | IO[bytes] | AsyncIterable[bytes]"
+)
+"""What `sendmail` takes as a message."""
+
+Pieces: TypeAlias = AsyncGenerator[bytes, None] | None
+
+Offload: TypeAlias = Callable[..., Awaitable[Any]]
+"""Calls a function with arguments where it may block."""
+
+PIECE = 1 << 18
+"""Octets of content that are worked on at a time: few enough not to stall a loop, enough not to waste its time."""
+
+WHOLE = 1 << 16
+"""Octets up to which content goes with its envelope in one write; more waits until the envelope is accepted."""
+
+
+async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tuple[Body, Pieces]:
+    """A transaction's body, and the pieces to stream where it does not hold the content itself.
+
+    Args:
+        eight_bit: whether the server takes 8-bit content; a message object is re-encoded if not.
+
+    Raises:
+        TypeError: it is nothing that can be sent.
+        UnicodeEncodeError: a str that is not ASCII.
+        OSError: a file cannot be opened.
+    """
+    if isinstance(content, Message):
+        content = await _flattened(content, offload, eight_bit=eight_bit)
+    if isinstance(content, str):
+        content = to_octets(content)
+    if isinstance(content, bytes | bytearray | memoryview):
+        if len(content) <= WHOLE:
+            return whole(to_octets(content)), None
+        is_ascii = not isinstance(content, memoryview) and content.isascii()
+        return Body(None, len(content), eight_bit=not is_ascii), _slices(content)
+    if isinstance(content, os.PathLike):
+        file = await offload(open, content, "rb")
+        return Body(None, _size(file), eight_bit=True), _read(file, offload, close=True)
+    if hasattr(content, "__aiter__"):
+        return Body(None, None, eight_bit=True), _checked(content)
+    if hasattr(content, "read") and not hasattr(content, "encoding"):
+        return Body(None, _size(content), eight_bit=True), _read(content, offload, close=False)
+    raise TypeError(
+        "msg must be str, bytes, an EmailMessage, a path, a binary file or an async iterator of bytes,"
+        f" not {type(content).__name__}"
+    )
+
+
+def whole(octets: bytes) -> Body:
+    """The body of a message small enough to be held."""
+    return Body(octets, wire_size(octets), eight_bit=not octets.isascii())
+
+
+async def _flattened(message: Message[Any, Any], offload: Offload, *, eight_bit: bool) -> bytes:
+    octets: bytes = await offload(flatten, message) if weight(message) > PIECE else flatten(message)
+    if not eight_bit and not octets.isascii():
+        octets = await offload(lambda: flatten(message, seven_bit=True))
+    return octets
+
+
+def _size(file: IO[bytes]) -> int | None:
+    with contextlib.suppress(OSError, AttributeError):  # not a file of the system's
+        return os.fstat(file.fileno()).st_size - file.tell()
+    return None
+
+
+async def _slices(octets: bytes | bytearray | memoryview) -> AsyncGenerator[bytes, None]:
+    view = memoryview(octets).cast("B")
+    for start in range(0, len(view), PIECE):
+        yield bytes(view[start : start + PIECE])
+
+
+async def _checked(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    async for piece in pieces:
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise TypeError(f"msg: an async iterator must yield bytes, not {type(piece).__name__}")
+        view = memoryview(piece).cast("B")
+        for start in range(0, len(view), PIECE):
+            yield bytes(view[start : start + PIECE])
+
+
+async def _read(file: IO[bytes], offload: Offload, *, close: bool) -> AsyncGenerator[bytes, None]:
+    try:
+        while piece := await offload(file.read, PIECE):
+            yield piece
+    finally:
+        if close:
+            file.close()

@@ -1,0 +1,75 @@
+"""The async clients as the blocking facade drives them."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
+from asmtp.protocol import dialogue
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import Exchange, Session
+
+__all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL"]
+
+T = TypeVar("T")
+
+
+class DrivenSMTP(AsyncSMTP):
+    """An async client that a facade drives.
+
+    It does in the calling thread what would block a loop: nobody else is on this one.  And it has what
+    only blocking code can use: octets written by hand, whose replies are fetched later.
+    """
+
+    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    def _welcome(self, greeting: Reply) -> bool:
+        return greeting.code == 220
+
+    def _new_session(self) -> Session:
+        self._by_hand: deque[Exchange] = deque()
+        return super()._new_session()
+
+    async def send(self, data: bytes) -> None:
+        """Write octets; whatever they are owed is kept for `getreply`."""
+        connection = self._live()
+        exchange = connection.session.start(dialogue.raw_write(connection.session, data), raw=True)
+        if exchange.error is not None:
+            raise exchange.error
+        self._by_hand.append(exchange)
+        await connection.drained()
+
+    async def getreply(self) -> Reply:
+        """The oldest reply not fetched yet, awaited if need be."""
+        connection = self._live()
+        while self._by_hand:
+            exchange = self._by_hand[0]
+            replies: list[Reply] = await connection.finished(exchange)
+            if replies:
+                reply = replies.pop(0)
+                if not replies:
+                    self._by_hand.popleft()
+                return reply
+            self._by_hand.popleft()
+        return await self._run(dialogue.raw_reply())  # type: ignore[no-any-return]
+
+    async def respond(self, line: bytes) -> Reply:
+        """One line of a SASL exchange, and its reply; not shown in traces."""
+        what = dialogue.raw_write(self._session, line + b"\r\n", secret=True)
+        replies: list[Reply] = await self._run(what, raw=True)
+        return replies[0]
+
+
+class DrivenSMTP_SSL(DrivenSMTP, AsyncSMTP_SSL):
+    pass
+
+
+class DrivenLMTP(DrivenSMTP, AsyncLMTP):
+    pass

@@ -1,0 +1,129 @@
+"""What people set once for a connection: the options of every client class, and what they mean."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+import warnings
+from typing import Any, Literal, TypedDict
+
+from asmtp.protocol.command import gate
+
+__all__ = [
+    "LMTP_PORT",
+    "SMTP_PORT",
+    "SMTP_SSL_PORT",
+    "Options",
+    "TLSMode",
+    "check",
+    "context_from_files",
+    "default_context",
+    "host_and_port",
+    "unverified_context",
+]
+
+SMTP_PORT = 25
+SMTP_SSL_PORT = 465
+LMTP_PORT = 2003
+
+TLSMode = Literal["none", "opportunistic", "required", "implicit"]
+
+
+class Options(TypedDict, total=False):
+    """What people set once, for a connection; keyword arguments of every client class.
+
+    tls: ``"implicit"``: TLS from the first octet.  ``"required"``: STARTTLS or an error.
+        ``"opportunistic"``: STARTTLS if it is offered (RFC 7435); a certificate that cannot be verified does not
+        stop the mail, but then no password is sent.  ``"none"``: no TLS unless `starttls` is called.
+        The default is "required" where a user name is given, else "none".
+    ssl_context: for TLS; by default certificates and host names are verified, TLS 1.2 at least.
+    server_hostname: the name the certificate has to be for, if it is not `host`.
+    username, password: log in on connecting.
+    window: how many messages and commands may be unanswered on the connection.
+    window_octets: how many octets may be.
+    pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
+    sock: a connected socket to use instead of connecting.
+    """
+
+    tls: TLSMode | None
+    ssl_context: ssl.SSLContext | None
+    server_hostname: str | None
+    username: str | None
+    password: str | None
+    window: int
+    window_octets: int
+    pipelining: bool
+    chunking: bool
+    sock: Any
+
+
+def check(options: Options, owner: str) -> None:
+    """Raise what is wrong with options, before anything is done with them.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: a value is wrong.
+    """
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"{owner}() got an unexpected keyword argument {min(unknown)!r}")
+    username = options.get("username")
+    if (username is None) != (options.get("password") is None):
+        raise ValueError("username and password go together")
+    if username is not None:
+        gate(username, "username")
+    tls = options.get("tls")
+    if tls not in (None, "none", "opportunistic", "required", "implicit"):
+        raise ValueError(f"tls must be 'none', 'opportunistic', 'required' or 'implicit', not {tls!r}")
+    for name in ("window", "window_octets"):
+        value = options.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+
+
+def host_and_port(host: str, port: int, default: int) -> tuple[str, int]:
+    """smtplib's reading of "host:port".
+
+    Raises:
+        OSError: the port is not a number.
+    """
+    if not port and host.count(":") == 1:
+        host, _, text = host.partition(":")
+        try:
+            port = int(text)
+        except ValueError:
+            raise OSError("nonnumeric port") from None
+    return host, port or default
+
+
+@functools.cache
+def default_context() -> ssl.SSLContext:
+    """The context used where none is given: certificates and names verified, TLS 1.2 at least.
+
+    Made once: it takes milliseconds to load the system's certificates.
+    """
+    return ssl.create_default_context()
+
+
+@functools.cache
+def unverified_context() -> ssl.SSLContext:
+    """For tls="opportunistic", where a certificate that cannot be verified is better than no TLS."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def context_from_files(
+    keyfile: str | None, certfile: str | None, context: ssl.SSLContext | None
+) -> ssl.SSLContext | None:
+    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context."""
+    if keyfile is None and certfile is None:
+        return context
+    if context is not None:
+        which = "keyfile" if keyfile is not None else "certfile"
+        raise ValueError(f"context and {which} arguments are mutually exclusive")
+    warnings.warn("keyfile and certfile are deprecated, use a custom context instead", DeprecationWarning, stacklevel=3)
+    made = ssl.create_default_context()
+    made.load_cert_chain(certfile or "", keyfile)
+    return made

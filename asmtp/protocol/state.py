@@ -1,0 +1,147 @@
+"""The states of a connection, and the one table that says how they follow one another.
+
+Theory of operation
+===================
+
+SMTP is a strict queue: replies come in the order of the commands.  A session
+(:class:`~asmtp.protocol.session.Session`) is that queue, a state, and a line of dialogues that wait for their
+turn to write.
+
+A **dialogue** is one thing that a caller wants: a NOOP, a login, a whole mail transaction.  It is a
+generator: it yields :class:`Group` s of commands to be written in one go, is sent the list of their
+replies, and returns its result.  It may yield :data:`PULL` to be sent the next octets of streamed content
+(None at their end).  It never blocks and knows no I/O, so every dialogue can be played as a transcript.
+
+**The write turn.**  One dialogue at a time may write.  It gives the turn up with the group that it marks
+as its `last`, *not* when the replies are in: the next dialogue's commands follow at once, often in the same
+packet.  A message sent with BDAT needs the turn for one group only; one sent with DATA keeps it from MAIL
+until its content is written, and the next one's MAIL rides behind its final dot (RFC 2920 §3.1).
+
+**Owed replies** are a FIFO of :class:`Exchange` s, one for each dialogue that has written.  An exchange
+collects the replies it is owed and then resumes its dialogue; its owner is told once, when there is a result.
+
+**The state** says what may be *written*.  It moves when commands are written, and when a reply comes that
+the next command depends on (the answer to EHLO, DATA, AUTH, STARTTLS, the greeting): in those states nothing
+may be written until it has come, so the reply that moves the state is always the last one owed.  The
+whole of it is :data:`TRANSITIONS`; whoever adds a command adds its rows there, and nowhere else.
+
+**Broken is sticky.**  After a time-out, a protocol error, an EOF or a cancellation in the wrong place the
+session is CLOSED or BROKEN for good: everyone who waits is told, and nothing is ever written again.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "Event", "State"]
+
+
+class State(enum.Enum):
+    """What may be written."""
+
+    GREETING = "the server's greeting is owed"
+    READY = "between transactions"
+    HELLO = "the reply to EHLO, HELO or LHLO is owed"
+    STARTTLS = "the reply to STARTTLS is owed"
+    HANDSHAKE = "220 to STARTTLS: the TLS handshake comes next"
+    AUTH = "the reply to AUTH or to a response is owed"
+    CHALLENGE = "334: a response to the challenge comes next"
+    TRANSACTION = "a transaction is open"
+    DATA = "the reply to DATA is owed"
+    CONTENT = "354: content comes next, until the dot"
+    CHUNKS = "BDAT without LAST was written"
+    QUIT = "the reply to QUIT is owed"
+    CLOSED = "closed by either side, in step"
+    BROKEN = "out of step, or cut off: nothing is ever written again"
+
+
+class Event(enum.Enum):
+    """What is written (lower case), and what moves the state besides."""
+
+    hello = "EHLO, HELO, LHLO"
+    starttls = "STARTTLS"
+    auth = "AUTH"
+    response = "a SASL response"
+    mail = "MAIL"
+    rcpt = "RCPT"
+    data = "DATA"
+    content = "content"
+    dot = "the end of the content"
+    bdat = "BDAT"
+    bdat_last = "BDAT LAST"
+    rset = "RSET"
+    quit = "QUIT"
+    other = "NOOP, VRFY, EXPN, HELP, ..."
+    GO = "the reply that lets it go on: 220, 250 to a hello, 334, 354"
+    NO = "any other reply"
+    SECURED = "TLS is up"
+    END = "either side closed"
+    FAIL = "out of step, timed out, cut off"
+
+
+def _table() -> dict[tuple[State, Event], State]:
+    table = {
+        (State.GREETING, Event.GO): State.READY,
+        (State.GREETING, Event.NO): State.READY,
+        (State.HELLO, Event.GO): State.READY,
+        (State.HELLO, Event.NO): State.READY,
+        (State.STARTTLS, Event.GO): State.HANDSHAKE,
+        (State.STARTTLS, Event.NO): State.READY,
+        (State.HANDSHAKE, Event.SECURED): State.READY,
+        (State.AUTH, Event.GO): State.CHALLENGE,
+        (State.AUTH, Event.NO): State.READY,
+        (State.CHALLENGE, Event.response): State.AUTH,
+        (State.DATA, Event.GO): State.CONTENT,
+        # Whether a transaction is still open after DATA was refused, servers disagree.
+        (State.DATA, Event.NO): State.TRANSACTION,
+        (State.CONTENT, Event.content): State.CONTENT,
+        (State.CONTENT, Event.dot): State.READY,
+        (State.CHUNKS, Event.bdat): State.CHUNKS,
+        (State.CHUNKS, Event.bdat_last): State.READY,
+        # RFC 3030 §3: after a failed BDAT the state is indeterminate until RSET.
+        (State.CHUNKS, Event.rset): State.READY,
+        (State.CHUNKS, Event.quit): State.QUIT,
+        (State.QUIT, Event.GO): State.CLOSED,
+        (State.QUIT, Event.NO): State.CLOSED,
+    }
+    for open_state in (State.READY, State.TRANSACTION):
+        # Whether a command fits into the transaction is for the server to say (503), not for us.
+        table |= {
+            (open_state, Event.hello): State.HELLO,
+            (open_state, Event.starttls): State.STARTTLS,
+            (open_state, Event.auth): State.AUTH,
+            (open_state, Event.mail): State.TRANSACTION,
+            (open_state, Event.rcpt): State.TRANSACTION,
+            (open_state, Event.data): State.DATA,
+            (open_state, Event.bdat): State.CHUNKS,
+            (open_state, Event.bdat_last): State.READY,
+            (open_state, Event.rset): State.READY,
+            (open_state, Event.other): open_state,
+            (open_state, Event.quit): State.QUIT,
+        }
+    for state in State:
+        if state is not State.CLOSED and state is not State.BROKEN:
+            table[state, Event.END] = State.CLOSED
+            table[state, Event.FAIL] = State.BROKEN
+    return table
+
+
+TRANSITIONS: Final = _table()
+"""(state, event) to state.  What is not in it is not possible."""
+
+# Nothing may be written until the reply has come, and these codes are the ones that let it go on.
+GO_CODES: Final = {
+    State.GREETING: range(220, 221),
+    State.HELLO: range(200, 300),
+    State.STARTTLS: range(220, 221),
+    State.AUTH: range(334, 335),
+    State.DATA: range(354, 355),
+    State.QUIT: range(200, 300),
+}
+
+# States that only the dialogue which made them can leave: if it ends there, the session is out of step.
+HELD: Final = frozenset({State.DATA, State.CONTENT, State.AUTH, State.CHALLENGE, State.STARTTLS, State.HANDSHAKE})
+
+# Events that leave or may leave a transaction behind which the next one has to reset.
+OPENING: Final = frozenset({Event.mail, Event.rcpt, Event.data, Event.bdat, Event.bdat_last})
