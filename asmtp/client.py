@@ -470,7 +470,9 @@ class AsyncSMTP(AuthObjects):
     async def _starttls(self, context: ssl.SSLContext | None, server_hostname: str | None = None) -> Reply:
         if not self.has_extn("starttls"):
             raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
-        chosen: ssl.SSLContext = context or self._ssl_context or await self._offload(default_context)
+        chosen = context or self._ssl_context
+        if chosen is None:
+            chosen = await self._offload(default_context)
         connection = self._live()
         reply: Reply = await self._run(dialogue.single(b"STARTTLS\r\n", Event.starttls), alone=True, raw=True)
         if reply.code != 220:

@@ -1,10 +1,11 @@
-"""The async clients as the blocking facade drives them."""
+"""The async clients as the blocking facade drives them, and how: without a task, in the calling thread."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
@@ -12,9 +13,38 @@ from asmtp.protocol import dialogue
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Exchange, Session
 
-__all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL"]
+__all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive"]
 
 T = TypeVar("T")
+
+
+def drive(loop: asyncio.AbstractEventLoop, client: DrivenSMTP, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that awaits nothing but `client` to its end.
+
+    It does what `run_until_complete` does, without a task and without the passes of the loop that starting,
+    waking and ending one take: a third of the time of a short command.  What needs a task (a time-out, a
+    cancel scope) cannot be driven so.
+    """
+    try:
+        while True:
+            asyncio._set_running_loop(loop)
+            try:
+                future = coroutine.send(None)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            finally:
+                asyncio._set_running_loop(None)
+            if future is None:  # asyncio.sleep(0): one pass
+                loop.call_soon(loop.stop)
+                loop.run_forever()
+                continue
+            future._asyncio_future_blocking = False
+            if not client.wakes(future, loop):
+                future.add_done_callback(lambda _: loop.stop())
+            while not future.done():
+                loop.run_forever()
+    finally:
+        coroutine.close()
 
 
 class DrivenSMTP(AsyncSMTP):
@@ -23,6 +53,19 @@ class DrivenSMTP(AsyncSMTP):
     It does in the calling thread what would block a loop: nobody else is on this one.  And it has what
     only blocking code can use: octets written by hand, whose replies are fetched later.
     """
+
+    def wakes(self, future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> bool:
+        """Have the loop stopped when `future` is done; False if it is not one of the connection's."""
+        connection = self._connection
+        if connection is None or connection.awaited is not future:
+            return False
+        connection.on_finished = loop.stop
+        return True
+
+    def readable(self) -> bool:
+        """Whether something has come since the loop last ran."""
+        connection = self._connection
+        return connection is not None and connection.readable()
 
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)

@@ -8,10 +8,8 @@ thread already runs a loop does a helper thread run the private one for the dura
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import functools
-import select
 import socket
 import ssl
 import sys
@@ -24,7 +22,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack, cast
 from asmtp import transport
 from asmtp.auth import AuthObjects
 from asmtp.body import Content
-from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL
+from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -124,40 +122,33 @@ class SMTP(AuthObjects):
     def _new_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the private loop until `coroutine` is done."""
+    def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
+        """Run the private loop until `coroutine` is done; `task`: it needs to be one."""
         if asyncio._get_running_loop() is None:
-            return self._run_here(coroutine)
+            return self._run_here(coroutine, task)
         # Called from async code: it blocks, as smtplib would, but it works.
-        return _in_thread(functools.partial(self._run_here, coroutine))
+        return _in_thread(functools.partial(self._run_here, coroutine, task))
 
-    def _run_here(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _run_here(self, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         loop = self._loop
         if loop is None:
             loop = self._loop = self._new_loop()
         driven = self._client
         driven.trace = self._trace if self.debuglevel > 0 else None
-        self._catch_up(loop)
-        task = loop.create_task(coroutine)
+        if driven.readable():
+            # A 421 or EOF that came meanwhile must not be paired with the next command.
+            loop.call_soon(loop.stop)
+            loop.run_forever()
         try:
-            return loop.run_until_complete(task)
-        except BaseException:
-            if not task.done():  # Ctrl-C: interrupt at once, and never use the connection again
-                task.cancel()
+            return loop.run_until_complete(coroutine) if task else drive(loop, driven, coroutine)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C: interrupt at once, and never use the connection again
                 driven.close()
-                with contextlib.suppress(asyncio.CancelledError, SMTPException):
-                    loop.run_until_complete(task)
+                _cancel_tasks(loop)
             raise
         finally:
             if not driven.is_connected:
                 self._release()
-
-    def _catch_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the loop see what came since it last ran: a 421 or EOF must not be paired with the next command."""
-        sock = self._client.sock
-        if sock is not None and _readable(sock.fileno()):
-            loop.call_soon(loop.stop)
-            loop.run_forever()
 
     def _release(self) -> None:
         """Give back what the connection used: its socket, the loop."""
@@ -229,7 +220,7 @@ class SMTP(AuthObjects):
         if self.debuglevel > 0:
             self._print_debug("connect: to", (host, port), self.source_address)
         try:
-            reply = self._run(self._client.connect(host, port))
+            reply = self._run(self._client.connect(host, port), task=True)
         except BaseException:
             self.close()
             raise
@@ -264,7 +255,7 @@ class SMTP(AuthObjects):
         Raises:
             SMTPServerDisconnected: there was no connection.
         """
-        return self._run(self._client.quit())
+        return self._run(self._client.quit(), task=True)
 
     # ---- commands ---------------------------------------------------------------------------
 
@@ -364,7 +355,7 @@ class SMTP(AuthObjects):
         """
         context = context_from_files(keyfile, certfile, context)
         self.ehlo_or_helo_if_needed()
-        return self._run(self._client.starttls(context=context))
+        return self._run(self._client.starttls(context=context), task=True)
 
     def auth(self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Reply:
         """AUTH with smtplib's authobject, which may call methods of this object.
@@ -443,7 +434,8 @@ class SMTP(AuthObjects):
     ) -> dict[str, Reply]:
         """Send an email.message.Message through `sendmail`; sender and recipients from its headers.
 
-        As in smtplib, 8-bit parts are sent as they are to a server that lacks 8BITMIME.  See :meth:`asmtp.AsyncSMTP.send_message`.
+        As in smtplib, 8-bit parts are sent as they are to a server that lacks 8BITMIME.
+        See :meth:`asmtp.AsyncSMTP.send_message`.
         """
         self.ehlo_or_helo_if_needed()
         sender, recipients, octets, options = compose(
@@ -468,16 +460,16 @@ def _in_thread(function: Callable[[], T]) -> T:
     return future.result()
 
 
+def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
+
+
 async def _awaited(what: Awaitable[None]) -> None:
     await what
-
-
-def _readable(descriptor: int) -> bool:
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 class SMTP_SSL(SMTP):

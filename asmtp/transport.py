@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -151,6 +152,9 @@ class Connection(asyncio.Protocol):
         self._since = 0.0  # when the last progress was seen
         self._seen = (0, 0)  # replies read, octets taken by the kernel, then
         self._written = 0
+        self.awaited: asyncio.Future[None] | None = None  # what `finished` waits for
+        self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
+        self._poll: Callable[[], bool] | None = None
         session.on_output = self._on_output
         session.notify = self._on_notify
 
@@ -196,6 +200,9 @@ class Connection(asyncio.Protocol):
         under way leaves at once: nobody else's commands are to be expected.
         """
         if self._corked:
+            return
+        if self.session.lone:
+            self._flush()
             return
         self._corked = True
         self._loop.call_soon(self._flush)
@@ -254,6 +261,9 @@ class Connection(asyncio.Protocol):
         future: asyncio.Future[None] | None = exchange.owner
         if future is not None and not future.done():
             future.set_result(None)
+            if self.on_finished is not None:
+                stop, self.on_finished = self.on_finished, None
+                stop()
 
     async def run(self, dialogue: Dialogue, *, alone: bool = False, raw: bool = False) -> Any:
         """Take a dialogue through the session: its result, or its exception.
@@ -286,7 +296,7 @@ class Connection(asyncio.Protocol):
     async def finished(self, exchange: Exchange) -> Any:
         """The result of an exchange that was started without waiting for it."""
         if not exchange.done:
-            exchange.owner = future = self._loop.create_future()
+            exchange.owner = self.awaited = future = self._loop.create_future()
             try:
                 await future
             except asyncio.CancelledError:
@@ -340,6 +350,13 @@ class Connection(asyncio.Protocol):
         self._written = 0
         self.session.secured()
 
+    def readable(self) -> bool:
+        """Whether octets (or the end) have come that the loop has not seen yet; for who runs it now and then."""
+        if self._poll is None:
+            sock = self.transport.get_extra_info("socket")
+            self._poll = _poll(sock.fileno())
+        return self._poll()
+
     def close(self) -> None:
         """Close at once; who still waits is told."""
         self.session.close()
@@ -348,6 +365,14 @@ class Connection(asyncio.Protocol):
     async def wait_closed(self) -> None:
         """Until the transport has let go of the socket."""
         await self._lost.wait()
+
+
+def _poll(descriptor: int) -> Callable[[], bool]:
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return lambda: bool(poll.poll(0))
+    return lambda: bool(select.select([descriptor], [], [], 0)[0])
 
 
 def _tls_error(error: BaseException, limit: float | None) -> BaseException:

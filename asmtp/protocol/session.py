@@ -169,12 +169,17 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether nothing can be written any more."""
-        return self.error is not None or self.state is State.CLOSED
+        return self.error is not None
 
     @property
     def head(self) -> Exchange | None:
         """The exchange that is owed the next reply."""
         return self._owed[0] if self._owed else None
+
+    @property
+    def lone(self) -> bool:
+        """Whether what there is to write is all that is under way."""
+        return len(self._owed) <= 1 and len(self._output) == 1
 
     @property
     def idle(self) -> bool:
@@ -210,7 +215,7 @@ class Session:
         """
         exchange = Exchange(dialogue, owner, alone, raw)
         self._queue.append(exchange)
-        if self.error is not None or self.state is State.CLOSED:
+        if self.error is not None:
             self._queue.clear()
             self._throw(exchange, self._disconnected())
         else:
@@ -263,14 +268,18 @@ class Session:
         """Octets from the server."""
         if self.closed:
             return
-        if self.state is State.HANDSHAKE:
+        if self._plaintext_over():
             self._injected(data)
             return
         replies = self._reader.feed(data)
         self._delivery += 1
         self._receiving = self._delivery
         for place, reply in enumerate(replies, 1):
-            if not self._receive(reply, more=place < len(replies) or bool(self._reader.pending)):
+            self._receive(reply)
+            if self.error is not None:
+                break
+            if self.state is State.HANDSHAKE and (place < len(replies) or self._reader.pending):
+                self._injected(data)
                 break
         self._receiving = 0
         if self._reader.error is not None:
@@ -353,7 +362,7 @@ class Session:
             value = step.replies
 
     def _write(self, exchange: Exchange, group: Group) -> None:
-        if self.closed:
+        if self.error is not None:
             raise self._disconnected()
         state = self.state
         for event in group.events:
@@ -383,15 +392,17 @@ class Session:
                 self.trace(">", b"(not shown)" if group.secret else data)
             self.on_output()
 
-    def _receive(self, reply: Reply, *, more: bool) -> bool:
-        """Take a reply; whether to go on with those that came with it (`more`: there are some)."""
+    def _plaintext_over(self) -> bool:
+        return self.state is State.HANDSHAKE
+
+    def _receive(self, reply: Reply) -> None:
         self.progress += 1
         if self.trace is not None:
             self.trace("<", b"%d %s" % reply)
         # What comes in the same octets as the reply that let a command be written, was sent before that command.
         if not self._owed or self._owed[0].written == self._receiving:
             self._unasked(reply)
-            return False
+            return
         exchange = self._owed[0]
         self._pair(exchange, reply)
         if not exchange.owed:
@@ -411,9 +422,6 @@ class Session:
             self._end(Event.END, error, answered=exchange)
         elif self.state is State.CLOSED:
             self.close()
-        elif self.state is State.HANDSHAKE and more:
-            self._injected(reply.message)
-        return not self.closed
 
     def _pair(self, exchange: Exchange, reply: Reply) -> None:
         group = exchange.group

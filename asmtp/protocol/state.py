@@ -40,6 +40,8 @@ __all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "Event", "State"]
 class State(enum.Enum):
     """What may be written."""
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and the table is looked up for every command
+
     GREETING = "the server's greeting is owed"
     READY = "between transactions"
     HELLO = "the reply to EHLO, HELO or LHLO is owed"
@@ -58,6 +60,8 @@ class State(enum.Enum):
 
 class Event(enum.Enum):
     """What is written (lower case), and what moves the state besides."""
+
+    __hash__ = object.__hash__
 
     hello = "EHLO, HELO, LHLO"
     starttls = "STARTTLS"

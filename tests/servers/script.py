@@ -1,0 +1,283 @@
+"""A server that does what a script says, octet for octet, and records what it received.
+
+A script is a list of steps, one script a connection::
+
+    async with scripted([
+        send("220 ready"),
+        expect("noop"), send("250 ok"),
+        expect("quit"), drip("221 bye"), fin,
+    ]) as server:
+        ...
+
+A str is one line, and gets its CRLF; bytes are sent or expected as they are.  A script that ran into something
+it did not expect, or that did not run to its end, fails the test when the `async with` block ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, cast
+
+__all__ = [
+    "Peer", "Scripted", "abandon", "deaf", "drip", "expect", "fin", "flood", "listening", "listen_again", "pause",
+    "read_all", "reset", "rst", "scripted", "send", "silence",
+]  # fmt: skip
+
+RST = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for 0 seconds: closing sends RST."""
+
+
+def octets(what: str | bytes) -> bytes:
+    return what if isinstance(what, bytes) else what.encode() + b"\r\n"
+
+
+class Peer(asyncio.Protocol):
+    """The server's end of one connection."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self.transport: asyncio.Transport
+        self.received = b""
+        self.reads: list[bytes] = []
+        self.closed = asyncio.Event()
+        self.eof = False
+        self.task: asyncio.Task[None] | None = None
+        self._consumed = 0
+        self._news = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.task = asyncio.get_running_loop().create_task(self._play())
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self.reads.append(data)
+        self._news.set()
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        self._news.set()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.eof = True
+        self._news.set()
+        self.closed.set()
+
+    async def _play(self) -> None:
+        for step in self.steps:
+            await step(self)
+
+    async def more(self) -> None:
+        """Until there is something new."""
+        self._news.clear()
+        await self._news.wait()
+
+    async def take(self, count: int) -> bytes:
+        """The next octets; fewer if the client has closed."""
+        while len(self.received) < self._consumed + count and not self.eof:
+            await self.more()
+        taken = self.received[self._consumed : self._consumed + count]
+        self._consumed += len(taken)
+        return taken
+
+    @property
+    def surplus(self) -> bytes:
+        """What came and no step has asked for."""
+        return self.received[self._consumed :]
+
+    def kill(self) -> None:
+        """Close with RST."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+        self.transport.abort()
+
+
+Step = Callable[[Peer], Awaitable[None]]
+
+
+def send(*lines: str | bytes) -> Step:
+    """Send in one write."""
+
+    async def step(peer: Peer) -> None:
+        peer.transport.write(b"".join(map(octets, lines)))
+
+    return step
+
+
+def drip(*lines: str | bytes, every: float = 0) -> Step:
+    """Send octet by octet, each in a segment of its own, `every` so many seconds."""
+
+    async def step(peer: Peer) -> None:
+        for octet in b"".join(map(octets, lines)):
+            peer.transport.write(bytes([octet]))
+            await asyncio.sleep(every)
+            await asyncio.sleep(0)
+
+    return step
+
+
+def expect(*lines: str | bytes, reads: int | None = None) -> Step:
+    """Receive exactly this; `reads`: in so many pieces."""
+    wanted = b"".join(map(octets, lines))
+
+    async def step(peer: Peer) -> None:
+        before = len(peer.reads)
+        got = await peer.take(len(wanted))
+        assert got == wanted, f"expected {wanted!r}, received {got!r} and then {peer.surplus!r}"
+        if reads is not None:
+            assert len(peer.reads) - before == reads, peer.reads[before:]
+
+    return step
+
+
+def flood(block: bytes, blocks: int) -> Step:
+    """Send a block over and over, as fast as the client takes it, until it closes."""
+
+    async def step(peer: Peer) -> None:
+        for _ in range(blocks):
+            if peer.eof or peer.transport.is_closing():
+                break
+            peer.transport.write(block)
+            await asyncio.sleep(0)
+
+    return step
+
+
+def pause(event: asyncio.Event) -> Step:
+    """Wait for the test."""
+
+    async def step(peer: Peer) -> None:
+        await event.wait()
+
+    return step
+
+
+async def fin(peer: Peer) -> None:
+    """Close with FIN."""
+    peer.transport.close()
+
+
+async def rst(peer: Peer) -> None:
+    """Close with RST."""
+    peer.kill()
+
+
+reset = rst
+
+
+async def silence(peer: Peer) -> None:
+    """Say nothing more, until the client has closed."""
+    while not peer.eof:
+        await peer.more()
+
+
+async def abandon(peer: Peer) -> None:
+    """Expect that the client has closed, and sent nothing more."""
+    await silence(peer)
+    assert peer.surplus == b"", peer.surplus
+
+
+async def read_all(peer: Peer) -> None:
+    """Take whatever comes, until the client closes."""
+    await silence(peer)
+    await peer.take(len(peer.surplus))
+
+
+async def deaf(peer: Peer) -> None:
+    """Read nothing more; the kernel's buffers fill."""
+    peer.transport.pause_reading()
+
+
+async def listen_again(peer: Peer) -> None:
+    """Read again."""
+    peer.transport.resume_reading()
+
+
+class Scripted:
+    """A listening server, and the connections it has had."""
+
+    def __init__(self, scripts: Sequence[Sequence[Step]], address: Any) -> None:
+        self.address = address
+        self.peers: list[Peer] = []
+        self._scripts = list(scripts)
+
+    @property
+    def host(self) -> str:
+        return cast("str", self.address if isinstance(self.address, str) else self.address[0])
+
+    @property
+    def port(self) -> int:
+        return 0 if isinstance(self.address, str) else cast("int", self.address[1])
+
+    @property
+    def received(self) -> bytes:
+        """Everything that came, on all connections."""
+        return b"".join(peer.received for peer in self.peers)
+
+    @property
+    def peer(self) -> Peer:
+        """The last connection."""
+        return self.peers[-1]
+
+    def accept(self) -> Peer:
+        peer = Peer(self._scripts.pop(0) if self._scripts else [rst])
+        self.peers.append(peer)
+        return peer
+
+    async def finish(self, *, check: bool) -> None:
+        """Let the scripts end, and raise what went wrong with them."""
+        for peer in self.peers:
+            assert peer.task is not None
+            if not check:
+                peer.task.cancel()
+            with contextlib.suppress(*() if check else (asyncio.CancelledError, AssertionError)):
+                await asyncio.wait_for(peer.task, 5)
+            peer.kill()
+            await peer.closed.wait()
+        assert not check or not self._scripts, f"{len(self._scripts)} connections were not made"
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    factory: Callable[[], asyncio.BaseProtocol],
+    *,
+    family: int = socket.AF_INET,
+    host: str = "",
+    path: str = "",
+    receive_buffer: int = 0,
+    send_buffer: int = 0,
+    tls: Any = None,
+) -> AsyncIterator[Any]:
+    """Listen on a free port (or a Unix socket), and give the address."""
+    sock = socket.socket(socket.AF_UNIX if path else family, socket.SOCK_STREAM)
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    if send_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    sock.bind(path or (host or ("::1" if family == socket.AF_INET6 else "127.0.0.1"), 0))
+    sock.listen(100)
+    address = sock.getsockname()
+    server = await asyncio.get_running_loop().create_server(factory, sock=sock, ssl=tls)
+    try:
+        yield address
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def scripted(*scripts: Sequence[Step], **where: Any) -> AsyncIterator[Scripted]:
+    """A scripted server, with a script for each connection that will be made."""
+    server = Scripted(scripts, None)
+    async with listening(server.accept, **where) as server.address:
+        try:
+            yield server
+        except BaseException:
+            await server.finish(check=False)
+            raise
+        await server.finish(check=True)
