@@ -250,6 +250,8 @@ class AsyncSMTP(AuthObjects):
         context = None
         if self._tls == "implicit":
             context = self._ssl_context or await self._offload(default_context)
+        # Before there is a connection: the server's first octets may come with it.
+        greeting = self._session.start(dialogue.greeting())
         self._connection = await open_connection(
             address,
             self._session,
@@ -261,8 +263,8 @@ class AsyncSMTP(AuthObjects):
             resolver=self._resolve,
         )
         self._sock = None
-        greeting: Reply = await self._run(dialogue.greeting())
-        return greeting
+        reply: Reply = await self._connection.finished(greeting)
+        return reply
 
     def _forget(self) -> None:
         self._session = self._new_session()

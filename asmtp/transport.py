@@ -1,6 +1,6 @@
 """The first floor's plumbing: the only file that touches sockets, TLS and the loop.
 
-:class:`Connection` is an asyncio.Protocol that binds octets to a :class:`~asmtp.protocol.session.Session`:
+:class:`Connection` is an asyncio protocol that binds octets to a :class:`~asmtp.protocol.session.Session`:
 what comes in is fed to it, what it has to write is corked until the end of the loop's pass and leaves in one
 `send`, and one watchdog watches over the deadlines of all that is awaited.
 """
@@ -29,6 +29,9 @@ Address = tuple[str, int] | str
 """(host, port), or the path of a Unix socket."""
 
 Resolver = Callable[[str, int], Awaitable[list[tuple[Any, ...]]]]
+
+INCOMING = 1 << 14
+"""Octets read at a time: some hundred replies."""
 
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
@@ -129,7 +132,7 @@ class SocketView:
         return cast("int", self._socket.family)
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A transport, and the session that speaks over it.
 
     Args:
@@ -142,6 +145,8 @@ class Connection(asyncio.Protocol):
         self.timeouts = timeouts
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._loop = asyncio.get_running_loop()
+        # A buffer of its own: a transport that has to make one makes it of 256 KiB, for every reply.
+        self._incoming = memoryview(bytearray(INCOMING))
         self._corked = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -158,15 +163,17 @@ class Connection(asyncio.Protocol):
         session.on_output = self._on_output
         session.notify = self._on_notify
 
-    # ---- asyncio.Protocol -------------------------------------------------------------------
+    # ---- asyncio.BufferedProtocol -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._incoming
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._corked = True
-        session = self.session
-        session.receive_data(data)
+        self.session.receive_data(bytes(self._incoming[:nbytes]))
         self._flush()
 
     def eof_received(self) -> None:

@@ -49,7 +49,7 @@ def verdicts(got: list[float | None], aims: list[float], at_least: bool) -> str:
         if value is None:
             words.append("–")
         else:
-            words.append("yes" if (value >= aim if at_least else value <= aim) else "**no**")
+            words.append("yes" if (round(value, 2) >= aim if at_least else round(value, 2) <= aim) else "**no**")
     return ", ".join(words)
 
 

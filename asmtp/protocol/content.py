@@ -52,8 +52,14 @@ class ContentEncoder:
         return b""
 
 
-def encode_content(content: bytes, *, stuff: bool) -> bytes:
-    """The wire form of a whole content that is small enough to be held twice."""
+def encode_content(content: bytes, *, stuff: bool, size: int | None = None) -> bytes:
+    """The wire form of a whole content that is small enough to be held twice.
+
+    Args:
+        size: its :func:`wire_size`, if that is known.
+    """
+    if size == len(content) and not (stuff and (content.startswith(b".") or b"\n." in content)):
+        return content if content.endswith(b"\n") or not content else content + b"\r\n"
     encoder = ContentEncoder(stuff=stuff)
     encoded = encoder.encode(content)
     end = encoder.finish()

@@ -116,12 +116,15 @@ class Envelope:
         """
         mail_options = rcpt_options = ""
         if esmtp:
-            mail_options = parameters + options_text(self.mail_options, "mail_options")
-            rcpt_options = options_text(self.rcpt_options, "rcpt_options")
+            mail_options = parameters
+            if self.mail_options:
+                mail_options += options_text(self.mail_options, "mail_options")
+            if self.rcpt_options:
+                rcpt_options = options_text(self.rcpt_options, "rcpt_options")
         paths = self._paths
         text = "".join(paths) + mail_options + rcpt_options
         if text.isascii() and "smtputf8" not in mail_options.lower():
-            return _lines(paths, mail_options, rcpt_options, "ascii")
+            return _lines(paths, mail_options, rcpt_options)
         return self._international(paths, mail_options, rcpt_options, extensions)
 
     def _international(
@@ -136,7 +139,7 @@ class Envelope:
             ]
         needed = not ("".join(paths) + mail_options + rcpt_options).isascii()
         if not asked and not needed:
-            return _lines(paths, mail_options, rcpt_options, "ascii")
+            return _lines(paths, mail_options, rcpt_options)
         if "smtputf8" not in extensions:
             what = "SMTPUTF8 not supported by server"
             if asked:
@@ -149,15 +152,15 @@ class Envelope:
             mail_options += " SMTPUTF8"
             if "body=" not in mail_options.lower() and "8bitmime" in extensions:
                 mail_options += " BODY=8BITMIME"
-        return _lines(paths, mail_options, rcpt_options, "utf-8")
+        return _lines(paths, mail_options, rcpt_options)
 
     def _first_needing(self, paths: list[str]) -> str:
         everyone = [self.sender, *self.recipients]
         return next((who for who, quoted in zip(everyone, paths, strict=True) if not quoted.isascii()), "")
 
 
-def _lines(paths: list[str], mail_options: str, rcpt_options: str, encoding: str) -> list[bytes]:
+def _lines(paths: list[str], mail_options: str, rcpt_options: str) -> list[bytes]:
     # Lower case, as smtplib has it since 3.13: RFC 5321 §2.4 makes both the same, some servers do not.
-    lines = [f"mail from:{paths[0]}{mail_options}\r\n".encode(encoding)]
-    lines += [f"rcpt to:{quoted}{rcpt_options}\r\n".encode(encoding) for quoted in paths[1:]]
+    lines = [f"mail from:{paths[0]}{mail_options}\r\n".encode()]
+    lines += [f"rcpt to:{quoted}{rcpt_options}\r\n".encode() for quoted in paths[1:]]
     return lines

@@ -17,6 +17,8 @@ MAX_REPLY = 65536
 # RFC 5321 §4.2: three digits.  Which class a reply has is judged by who awaits it, not here.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 
+_SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; bounded by who fills it
+
 
 class Reply(NamedTuple):
     """A server's reply; equal to smtplib's ``(code, message)``."""
@@ -57,12 +59,13 @@ class ReplyReader:
         max_reply: octets a reply may have, all its lines and their ends included.
     """
 
-    __slots__ = ("_code", "_lines", "_partial", "_size", "error", "max_line", "max_reply")
+    __slots__ = ("_code", "_lines", "_partial", "_size", "closing", "error", "max_line", "max_reply")
 
     def __init__(self, max_line: int = MAX_LINE, max_reply: int = MAX_REPLY) -> None:
         self.max_line = max_line
         self.max_reply = max_reply
         self.error: SMTPProtocolError | None = None
+        self.closing = False  # a 421 has come
         self._partial = bytearray()  # the line whose end has not come yet
         self._lines: list[bytes] = []  # the texts of the reply whose last line has not come yet
         self._code = 0
@@ -90,9 +93,15 @@ class ReplyReader:
             self._partial.clear()
         try:
             for line in lines:
-                reply = self._line(line)
-                if reply is not None:
-                    replies.append(reply)
+                # Most lines of a connection are the same few, and need not be looked at twice.
+                reply = _SEEN.get(line) if not self._lines else None
+                if reply is None:
+                    reply = self._line(line)
+                    if reply is None:
+                        continue
+                if reply.code == 421:
+                    self.closing = True
+                replies.append(reply)
             if rest:
                 self._partial += rest
                 if len(self._partial) >= self.max_line:
@@ -114,7 +123,10 @@ class ReplyReader:
         text = line[4:].strip(b" \t\r")
         if not self._lines:
             if mark != b"-":
-                return Reply(code, text)
+                reply = Reply(code, text)
+                if len(line) < 80 and len(_SEEN) < 1000:
+                    _SEEN[line] = reply
+                return reply
             self._code = code
             self._size = 0
         elif code != self._code:

@@ -274,13 +274,18 @@ class Session:
         replies = self._reader.feed(data)
         self._delivery += 1
         self._receiving = self._delivery
-        for place, reply in enumerate(replies, 1):
-            self._receive(reply)
-            if self.error is not None:
-                break
-            if self.state is State.HANDSHAKE and (place < len(replies) or self._reader.pending):
+        self.progress += len(replies)
+        if self.trace is not None:
+            for reply in replies:
+                self.trace("<", b"%d %s" % reply)
+        start = 0
+        while start < len(replies) and self.error is None:
+            if self._plaintext_over():
                 self._injected(data)
                 break
+            start = self._receive(replies, start)
+        if self._plaintext_over() and self._reader.pending:
+            self._injected(data)
         self._receiving = 0
         if self._reader.error is not None:
             self.fail(self._reader.error)
@@ -395,16 +400,23 @@ class Session:
     def _plaintext_over(self) -> bool:
         return self.state is State.HANDSHAKE
 
-    def _receive(self, reply: Reply) -> None:
-        self.progress += 1
-        if self.trace is not None:
-            self.trace("<", b"%d %s" % reply)
+    def _receive(self, replies: list[Reply], start: int) -> int:
+        """Hand replies to the exchange that is owed the next ones; the place of the first not taken."""
         # What comes in the same octets as the reply that let a command be written, was sent before that command.
         if not self._owed or self._owed[0].written == self._receiving:
-            self._unasked(reply)
-            return
+            self._unasked(replies[start])
+            return len(replies)
         exchange = self._owed[0]
-        self._pair(exchange, reply)
+        group = exchange.group
+        assert group is not None
+        if group.per_recipient is not None or self._reader.closing:
+            end = start + 1
+            self._count_recipient(exchange, group, replies[start])
+        else:
+            end = min(start + exchange.owed, len(replies))
+        group.replies += replies[start:end]
+        exchange.owed -= end - start
+        reply = replies[end - 1]
         if not exchange.owed:
             self._owed.popleft()
             if not self._owed and self.state in GO_CODES:
@@ -413,8 +425,7 @@ class Session:
             if exchange.abandoned:
                 self._finish(exchange)
             elif exchange.waiting:
-                assert exchange.group is not None
-                self._resume(exchange, exchange.group.replies)
+                self._resume(exchange, group.replies)
         if reply.code == 421:
             # RFC 5321 §3.8: the server is closing.  It answers in order, so what stands behind was not looked at.
             error = SMTPServerDisconnected(f"server closed the connection: {reply}")
@@ -422,16 +433,14 @@ class Session:
             self._end(Event.END, error, answered=exchange)
         elif self.state is State.CLOSED:
             self.close()
+        return end
 
-    def _pair(self, exchange: Exchange, reply: Reply) -> None:
-        group = exchange.group
-        assert group is not None
-        group.replies.append(reply)
-        exchange.owed -= 1
-        place = len(group.replies) - 1
+    @staticmethod
+    def _count_recipient(exchange: Exchange, group: Group, reply: Reply) -> None:
+        """RFC 2033 §4.2: one reply after the content for each recipient accepted; one is owed anyhow."""
         places = group.per_recipient
-        if places is not None and reply.ok and place in places:
-            # RFC 2033 §4.2: one reply after the content for each recipient accepted, and one is owed anyhow.
+        place = len(group.replies)
+        if places is not None and place in places and reply.ok:
             exchange.owed += any(earlier.ok for earlier in group.replies[places.start : place])
 
     def _unasked(self, reply: Reply) -> None:

@@ -124,7 +124,7 @@ class Transaction:
             if not session.pipelining:
                 yield from self._lockstep(commands)
             elif bdat and data is not None:
-                yield self._last_chunk(encode_content(data, stuff=False), commands, events)
+                yield self._last_chunk(encode_content(data, stuff=False, size=self.body.size), commands, events)
                 return self._verdict()
             else:
                 if not bdat:
@@ -197,7 +197,7 @@ class Transaction:
     def _chunks(self) -> Generator[Any, Any, None]:
         """Content by BDAT, behind an envelope that was accepted."""
         if self.body.data is not None:
-            yield self._last_chunk(encode_content(self.body.data, stuff=False))
+            yield self._last_chunk(encode_content(self.body.data, stuff=False, size=self.body.size))
             return
         encoder = ContentEncoder(stuff=False)
         answered = len(self.replies)
@@ -235,7 +235,7 @@ class Transaction:
             yield self._wrote(Group(b".\r\n", (Event.dot,), last=True, phase=Phase.FINAL))
             self._check_envelope()
         if self.body.data is not None:
-            content = encode_content(self.body.data, stuff=True) + b".\r\n"
+            content = encode_content(self.body.data, stuff=True, size=self.body.size) + b".\r\n"
             self._ended = True
             yield self._wrote(
                 Group(content, (Event.dot,), self._final_replies(), last=True, phase=Phase.FINAL, replies=self.replies)
@@ -316,6 +316,10 @@ class Transaction:
         """All replies are in."""
         recipients = self.envelope.recipients
         finals = self.replies[self._base + 1 + len(recipients) :]
+        if all([200 <= reply[0] <= 299 for reply in self.replies]):
+            self._settle()
+            answers = finals if self.session.lmtp else self._rcpt_replies()
+            return Outcome(dict(zip(recipients, answers, strict=True)), {}, finals[-1])
         if not self._accepted():
             if any(reply.ok for reply in finals):
                 # Never a success: it may have been delivered, but not as it was meant.
@@ -324,17 +328,12 @@ class Transaction:
                 self.session.fail(error)
                 raise error
             self._check_envelope()
-        answers = self._rcpt_replies()
-        if all(map(_is_ok, answers)) and all(map(_is_ok, finals)):
-            self._settle()
-            taken = zip(recipients, finals if self.session.lmtp else answers, strict=True)
-            return Outcome(dict(taken), {}, finals[-1])
         if self.session.lmtp:
             return self._lmtp_verdict(finals)
         if not finals[-1].ok:
             raise self._refusal(SMTPDataError(*finals[-1]))
         self._settle()
-        accepted = {who: reply for who, reply in zip(recipients, answers, strict=True) if reply.ok}
+        accepted = {who: reply for who, reply in zip(recipients, self._rcpt_replies(), strict=True) if reply.ok}
         return Outcome(accepted, self._refused(), finals[-1])
 
     def _lmtp_verdict(self, finals: list[Reply]) -> Outcome:
@@ -367,10 +366,6 @@ class Transaction:
         raise error
 
 
-def _is_ok(reply: Reply) -> bool:
-    return 200 <= reply.code <= 299
-
-
 def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
     """DATA and content for a transaction that a caller opened by hand.
 
@@ -388,6 +383,6 @@ def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
         raise SMTPDataError(*replies[0])
     group = Group(encode_content(content, stuff=True) + b".\r\n", (Event.dot,), owed, phase=Phase.FINAL)
     replies = yield group
-    if all(map(_is_ok, replies)):
+    if all(reply.ok for reply in replies):
         session.settle(group)
     return next((reply for reply in replies if not reply.ok), replies[-1])
