@@ -153,7 +153,8 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._limits = {phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None}
-        self._shortest = min(self._limits.values(), default=0.0)
+        # Progress is noticed at a tick, and the limit counts from there: ticks must be close.
+        self._tick = min(1.0, min(self._limits.values(), default=0.0) / 8)
         self._since = 0.0  # when the last progress was seen
         self._seen = (0, 0)  # replies read, octets taken by the kernel, then
         self._written = 0
@@ -226,12 +227,16 @@ class Connection(asyncio.BufferedProtocol):
             # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
             self.transport.close()
             self.transport.abort()
-        elif self._timer is None and self._limits and session.head is not None:
-            self._since = self._loop.time()
-            self._seen = self._progress()
-            self._timer = self._loop.call_later(self._shortest, self._watch)
+        elif self._timer is None:
+            self._start_timer()
 
     # ---- deadlines --------------------------------------------------------------------------
+
+    def _start_timer(self) -> None:
+        if self._limits and self.session.head is not None:
+            self._since = self._loop.time()
+            self._seen = self._progress()
+            self._timer = self._loop.call_later(self._tick, self._watch)
 
     def _progress(self) -> tuple[int, int]:
         return self.session.progress, self._written - self.transport.get_write_buffer_size()
@@ -253,9 +258,7 @@ class Connection(asyncio.BufferedProtocol):
             what = head.phase.value
             session.fail(SMTPTimeoutError(f"timed out: no answer to {what} within {limit:g} seconds"))
             return
-        # Progress is noticed at a tick, so ticks must be close enough not to miss a shorter limit.
-        tick = min(self._since + limit - now, self._shortest, 1.0 if limit > 8 else limit / 8)
-        self._timer = self._loop.call_later(tick, self._watch)
+        self._timer = self._loop.call_later(min(self._since + limit - now, self._tick), self._watch)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -304,6 +307,8 @@ class Connection(asyncio.BufferedProtocol):
         """The result of an exchange that was started without waiting for it."""
         if not exchange.done:
             exchange.owner = self.awaited = future = self._loop.create_future()
+            if self._timer is None:  # a reply can be owed though nothing was written: the greeting
+                self._start_timer()
             try:
                 await future
             except asyncio.CancelledError:
@@ -345,7 +350,7 @@ class Connection(asyncio.BufferedProtocol):
                 self,
                 context,
                 server_hostname=server_hostname,
-                ssl_handshake_timeout=self.timeouts.tls,
+                ssl_handshake_timeout=_handshake_limit(self.timeouts),
             )
         except BaseException as error:
             self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
@@ -380,6 +385,10 @@ def _poll(descriptor: int) -> Callable[[], bool]:
         poll.register(descriptor, select.POLLIN)
         return lambda: bool(poll.poll(0))
     return lambda: bool(select.select([descriptor], [], [], 0)[0])
+
+
+def _handshake_limit(timeouts: Timeouts) -> float:
+    return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
 
 
 def _tls_error(error: BaseException, limit: float | None) -> BaseException:
@@ -445,7 +454,7 @@ async def open_connection(
     connection = Connection(session, timeouts)
     tls: dict[str, Any] = {}
     if ssl_context is not None:
-        tls = {"ssl": ssl_context, "server_hostname": server_hostname or "", "ssl_handshake_timeout": timeouts.tls}
+        tls = {"ssl": ssl_context, "server_hostname": server_hostname or "", "ssl_handshake_timeout": _handshake_limit(timeouts)}
     try:
         await loop.create_connection(lambda: connection, sock=sock, **tls)
     except BaseException as error:

@@ -36,9 +36,10 @@ def path(address: str, argument: str) -> str:
     if len(email.utils.getaddresses([gate(address, argument)])) > 1:
         raise ValueError(f"{argument}: more than one address in one str: {address!a}")
     quoted = quoteaddr(address).strip()
-    # quoteaddr passes on what it cannot parse; "a> SIZE=1" must not become a parameter.
+    # quoteaddr passes on what it cannot parse; "a> SIZE=1" must not become a parameter.  A backslash outside of
+    # quotes is legal nowhere, and would have servers disagree where quotes begin.
     inner = re.sub(r'"(?:[^"\\]|\\.)*"', "", quoted[1:-1])
-    if quoted[-1] != ">" or "<" in inner or ">" in inner:
+    if quoted[-1] != ">" or not set(inner).isdisjoint('<>"\\'):
         raise ValueError(f"{argument}: not an address: {address!a}")
     return quoted
 
@@ -144,10 +145,7 @@ class Envelope:
             what = "SMTPUTF8 not supported by server"
             if asked:
                 raise SMTPNotSupportedError(what)
-            try:
-                "".join(self._paths).encode("ascii")
-            except UnicodeEncodeError as error:
-                raise SMTPNotSupportedError(f"{what}: the address {self._first_needing(paths)!a} needs it") from error
+            raise SMTPNotSupportedError(f"{what}: {self._first_needing(paths)} needs it")
         if not asked:
             mail_options += " SMTPUTF8"
             if "body=" not in mail_options.lower() and "8bitmime" in extensions:
@@ -156,7 +154,8 @@ class Envelope:
 
     def _first_needing(self, paths: list[str]) -> str:
         everyone = [self.sender, *self.recipients]
-        return next((who for who, quoted in zip(everyone, paths, strict=True) if not quoted.isascii()), "")
+        needing = [who for who, quoted in zip(everyone, paths, strict=True) if not quoted.isascii()]
+        return f"the address {needing[0]!a}" if needing else "an ESMTP parameter"
 
 
 def _lines(paths: list[str], mail_options: str, rcpt_options: str) -> list[bytes]:

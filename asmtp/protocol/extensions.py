@@ -38,7 +38,7 @@ class Extensions(dict[str, str]):
     def size(self) -> int | None:
         """The largest message accepted, in octets; None where no limit is declared (RFC 1870 §3)."""
         value = self.get("size", "")
-        return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
+        return (int(value) or None) if value.isascii() and value.isdigit() and len(value) <= 20 else None
 
     @property
     def auth(self) -> list[str]:

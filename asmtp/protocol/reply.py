@@ -59,13 +59,14 @@ class ReplyReader:
         max_reply: octets a reply may have, all its lines and their ends included.
     """
 
-    __slots__ = ("_code", "_lines", "_partial", "_size", "closing", "error", "max_line", "max_reply")
+    __slots__ = ("_code", "_lines", "_partial", "_seen", "_size", "closing", "error", "max_line", "max_reply")
 
     def __init__(self, max_line: int = MAX_LINE, max_reply: int = MAX_REPLY) -> None:
         self.max_line = max_line
         self.max_reply = max_reply
         self.error: SMTPProtocolError | None = None
         self.closing = False  # a 421 has come
+        self._seen = _SEEN if max_line >= 80 else {}  # none is in it that is over the limit
         self._partial = bytearray()  # the line whose end has not come yet
         self._lines: list[bytes] = []  # the texts of the reply whose last line has not come yet
         self._code = 0
@@ -94,7 +95,7 @@ class ReplyReader:
         try:
             for line in lines:
                 # Most lines of a connection are the same few, and need not be looked at twice.
-                reply = _SEEN.get(line) if not self._lines else None
+                reply = self._seen.get(line) if not self._lines else None
                 if reply is None:
                     reply = self._line(line)
                     if reply is None:
@@ -105,7 +106,7 @@ class ReplyReader:
             if rest:
                 self._partial += rest
                 if len(self._partial) >= self.max_line:
-                    raise _error(500, "reply line too long", self._partial)
+                    raise _error(500, "reply line too long", self._partial[: self.max_line])
         except SMTPProtocolError as error:
             self.error = error
             self._partial.clear()
@@ -114,18 +115,18 @@ class ReplyReader:
 
     def _line(self, line: bytes) -> Reply | None:
         """One line without its LF: the reply that it ends, or None where more lines follow."""
+        if len(line) >= self.max_line:
+            raise _error(500, "reply line too long", line[: self.max_line])
         code = _CODES.get(line[:3])
         mark = line[3:4]
         if code is None or (mark not in (b" ", b"-", b"") and line[3:] != b"\r"):
             raise _error(-1, "not a reply", line)
-        if len(line) >= self.max_line:
-            raise _error(500, "reply line too long", line)
         text = line[4:].strip(b" \t\r")
         if not self._lines:
             if mark != b"-":
                 reply = Reply(code, text)
-                if len(line) < 80 and len(_SEEN) < 1000:
-                    _SEEN[line] = reply
+                if len(line) < 80 and len(self._seen) < 1000:
+                    self._seen[line] = reply
                 return reply
             self._code = code
             self._size = 0

@@ -251,6 +251,7 @@ class Session:
             return
         # Between commands: what is owed is read and dropped, and nothing more is written.
         exchange.abandoned = True
+        exchange.pulling = False
         exchange.dialogue.close()
         if not exchange.owed:
             self._finish(exchange)
@@ -426,6 +427,10 @@ class Session:
                 self._finish(exchange)
             elif exchange.waiting:
                 self._resume(exchange, group.replies)
+        if exchange.pulling and (self.state is State.CONTENT or not all(seen.ok for seen in replies[start:end])):
+            # An answer to content that is not complete: the dialogue shall judge it now, not with the next octets.
+            exchange.pulling = False
+            self._resume(exchange, b"")
         if reply.code == 421:
             # RFC 5321 §3.8: the server is closing.  It answers in order, so what stands behind was not looked at.
             error = SMTPServerDisconnected(f"server closed the connection: {reply}")
@@ -464,6 +469,7 @@ class Session:
         if exchange.done:
             return
         exchange.done = True
+        exchange.pulling = False
         if self._turn is exchange:
             self._turn = None
             if self.state in HELD and not exchange.raw:
@@ -475,6 +481,8 @@ class Session:
             self.notify(exchange)
 
     def _throw(self, exchange: Exchange, error: BaseException) -> None:
+        if exchange.group is None and isinstance(error, SMTPServerDisconnected):
+            error.state = "not_sent"  # nothing of it was written, and it cannot say so itself
         try:
             exchange.dialogue.throw(error)
         except StopIteration as stop:
@@ -492,6 +500,7 @@ class Session:
             return SMTPServerDisconnected("please run connect() first")
         error = copy.copy(self.error)
         error.__traceback__ = None
+        error.__cause__ = self.error.__cause__  # which a copy does not have
         return error
 
     def _end(self, event: Event, error: SMTPServerDisconnected, answered: Exchange | None = None) -> None:
@@ -507,8 +516,7 @@ class Session:
         self._turn = None
         self._owed.clear()
         self._queue.clear()
-        if event is Event.FAIL:
-            self._output.clear()
+        self._output.clear()
         self.on_output()
         for exchange in waiting:
             if exchange.abandoned or exchange.done:

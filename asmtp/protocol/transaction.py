@@ -212,8 +212,11 @@ class Transaction:
                 )
         self._check_chunks(answered)
         yield self._last_chunk(encoder.finish())
-        self._check_chunks(answered, len(self.replies) - self._final_replies())
-        del self.replies[answered : len(self.replies) - self._final_replies()]
+        finals = len(self.replies) - self._final_replies()
+        if any(reply.ok for reply in self.replies[finals:]) and not all(r.ok for r in self.replies[answered:finals]):
+            raise self._contradiction(self.replies[finals:], b"content accepted though a chunk of it was refused")
+        self._check_chunks(answered, finals)
+        del self.replies[answered:finals]
 
     def _check_chunks(self, first: int, end: int | None = None) -> None:
         """RFC 3030 §2: a chunk that was refused ends the transaction."""
@@ -273,7 +276,9 @@ class Transaction:
             early = self.replies[answered]
             if not early.ok:
                 raise self._refusal(SMTPDataError(*early))
-            raise SMTPProtocolError(early.code, b"content accepted before its end was written")
+            error = SMTPProtocolError(early.code, b"content accepted before its end was written")
+            error.state = "in_doubt"
+            raise error
 
     # ---- judging ----------------------------------------------------------------------------
 
@@ -293,6 +298,13 @@ class Transaction:
     def _refused(self) -> dict[str, Reply]:
         pairs = zip(self.envelope.recipients, self._rcpt_replies(), strict=False)
         return {who: reply for who, reply in pairs if not reply.ok}
+
+    def _contradiction(self, finals: list[Reply], what: bytes) -> SMTPProtocolError:
+        """Never a success: it may have been delivered, but not as it was meant."""
+        self.session.fail(SMTPProtocolError(finals[-1].code, what))
+        error = SMTPProtocolError(finals[-1].code, what)
+        error.state = "in_doubt"
+        return error
 
     @staticmethod
     def _refusal(error: SMTPException) -> SMTPException:
@@ -316,17 +328,13 @@ class Transaction:
         """All replies are in."""
         recipients = self.envelope.recipients
         finals = self.replies[self._base + 1 + len(recipients) :]
-        if all([200 <= reply[0] <= 299 for reply in self.replies]):
+        if all(200 <= reply[0] <= 299 for reply in self.replies):
             self._settle()
             answers = finals if self.session.lmtp else self._rcpt_replies()
             return Outcome(dict(zip(recipients, answers, strict=True)), {}, finals[-1])
         if not self._accepted():
             if any(reply.ok for reply in finals):
-                # Never a success: it may have been delivered, but not as it was meant.
-                error = SMTPProtocolError(finals[-1].code, b"content accepted though its envelope was refused")
-                error.state = "in_doubt"
-                self.session.fail(error)
-                raise error
+                raise self._contradiction(finals, b"content accepted though its envelope was refused")
             self._check_envelope()
         if self.session.lmtp:
             return self._lmtp_verdict(finals)
@@ -355,15 +363,28 @@ class Transaction:
     def _interrupted(self, error: SMTPServerDisconnected) -> NoReturn:
         """The connection ended.  What is known of the message?"""
         if error.state is None:
-            try:
-                self._check_envelope()
-            except NotBegun:
-                error.state = "not_sent"
-            finals = self.replies[self._base + 1 + len(self.envelope.recipients) :]
-            if finals and finals[-1].code == 421:
-                raise self._refusal(SMTPDataError(*finals[-1])) from error
+            end = self._base + 1 + len(self.envelope.recipients)
+            envelope, content = self.replies[:end], self.replies[end:]
+            closing = any(reply.code == 421 for reply in envelope)
+            # A server that goes on after a refusal and takes recipients may have taken the content too.
+            if closing or not self._ended or not any(reply.ok for reply in self._rcpt_replies()):
+                try:
+                    self._check_envelope()
+                except NotBegun:
+                    if closing or not self._ended or (len(envelope) > 1 and not envelope[1].ok):
+                        error.state = "not_sent"
+            self._check_partial(content, error)
             error.state = error.state or ("in_doubt" if self._ended else "not_sent")
         raise error
+
+    def _check_partial(self, content: list[Reply], error: SMTPServerDisconnected) -> None:
+        """Some of the replies to the content have come, not all: chunks', or recipients' (LMTP)."""
+        refusals = [reply for reply in content if not reply.ok]
+        if not refusals:
+            return
+        if self.session.lmtp and self._ended and (refusals[-1].code != 421 or len(refusals) < len(content)):
+            return  # some have it, or may have
+        raise self._refusal(SMTPDataError(*refusals[0])) from error
 
 
 def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .mail import SHAPES
 from .servers import MailServer, Unavailable, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
+RUNNING: list[MailServer] = []
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -29,7 +31,9 @@ def serve(name: str) -> Iterator[MailServer]:
     try:
         with running(name) as server:
             print(f"{name} started in {server.startup:.2f} s: {server.ports}")
+            RUNNING.append(server)
             yield server
+            RUNNING.remove(server)
     except Unavailable as error:
         if os.environ.get("ASMTP_REQUIRE_INTEROP") == "1":
             pytest.fail(f"ASMTP_REQUIRE_INTEROP=1, but {error}")
@@ -59,3 +63,26 @@ def smtp_server(request: pytest.FixtureRequest) -> MailServer:
     """Each of the SMTP servers in turn."""
     server: MailServer = request.getfixturevalue(request.param)
     return server
+
+
+@pytest.fixture(params=["postfix", "exim", "dovecot"])
+def mail_server(request: pytest.FixtureRequest) -> MailServer:
+    """Each of the servers in turn, SMTP and LMTP."""
+    server: MailServer = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture(params=list(SHAPES))
+def shape(request: pytest.FixtureRequest) -> str:
+    """Each shape that a transaction can have."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def emptied() -> Iterator[None]:
+    """Mailboxes are searched again and again while a message is awaited, so nothing stays in them."""
+    yield
+    for server in RUNNING:
+        for path in (server.directory / "srv/mail").glob("*/new/*"):
+            path.unlink(missing_ok=True)

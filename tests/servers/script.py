@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 __all__ = [
-    "Peer", "Scripted", "abandon", "deaf", "drip", "expect", "fin", "flood", "listening", "listen_again", "pause",
-    "read_all", "reset", "rst", "scripted", "send", "silence",
+    "Peer", "Scripted", "Step", "deaf", "drip", "expect", "fin", "flood", "listening", "nothing_more",
+    "read_all", "rst", "scripted", "send", "silence",
+    "start_tls",
 ]  # fmt: skip
 
 RST = struct.pack("ii", 1, 0)
@@ -41,12 +44,13 @@ class Peer(asyncio.Protocol):
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = steps
         self.transport: asyncio.Transport
-        self.received = b""
+        self.received = bytearray()
         self.reads: list[bytes] = []
         self.closed = asyncio.Event()
         self.eof = False
         self.task: asyncio.Task[None] | None = None
-        self._consumed = 0
+        self.over = asyncio.Event()  # the test has done its part
+        self.consumed = 0
         self._news = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -79,19 +83,21 @@ class Peer(asyncio.Protocol):
 
     async def take(self, count: int) -> bytes:
         """The next octets; fewer if the client has closed."""
-        while len(self.received) < self._consumed + count and not self.eof:
+        while len(self.received) < self.consumed + count and not self.eof:
             await self.more()
-        taken = self.received[self._consumed : self._consumed + count]
-        self._consumed += len(taken)
+        taken = bytes(self.received[self.consumed : self.consumed + count])
+        self.consumed += len(taken)
         return taken
 
     @property
     def surplus(self) -> bytes:
         """What came and no step has asked for."""
-        return self.received[self._consumed :]
+        return bytes(self.received[self.consumed :])
 
     def kill(self) -> None:
         """Close with RST."""
+        if self.closed.is_set():
+            return
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
@@ -115,6 +121,8 @@ def drip(*lines: str | bytes, every: float = 0) -> Step:
 
     async def step(peer: Peer) -> None:
         for octet in b"".join(map(octets, lines)):
+            if peer.eof:
+                break
             peer.transport.write(bytes([octet]))
             await asyncio.sleep(every)
             await asyncio.sleep(0)
@@ -127,11 +135,13 @@ def expect(*lines: str | bytes, reads: int | None = None) -> Step:
     wanted = b"".join(map(octets, lines))
 
     async def step(peer: Peer) -> None:
-        before = len(peer.reads)
+        before = peer.consumed
         got = await peer.take(len(wanted))
         assert got == wanted, f"expected {wanted!r}, received {got!r} and then {peer.surplus!r}"
         if reads is not None:
-            assert len(peer.reads) - before == reads, peer.reads[before:]
+            ends = list(itertools.accumulate(map(len, peer.reads)))
+            pieces = sum(before < end for end in ends) - sum(peer.consumed <= end for end in ends[:-1])
+            assert pieces == reads, peer.reads
 
     return step
 
@@ -149,15 +159,6 @@ def flood(block: bytes, blocks: int) -> Step:
     return step
 
 
-def pause(event: asyncio.Event) -> Step:
-    """Wait for the test."""
-
-    async def step(peer: Peer) -> None:
-        await event.wait()
-
-    return step
-
-
 async def fin(peer: Peer) -> None:
     """Close with FIN."""
     peer.transport.close()
@@ -168,16 +169,13 @@ async def rst(peer: Peer) -> None:
     peer.kill()
 
 
-reset = rst
-
-
 async def silence(peer: Peer) -> None:
     """Say nothing more, until the client has closed."""
     while not peer.eof:
         await peer.more()
 
 
-async def abandon(peer: Peer) -> None:
+async def nothing_more(peer: Peer) -> None:
     """Expect that the client has closed, and sent nothing more."""
     await silence(peer)
     assert peer.surplus == b"", peer.surplus
@@ -189,13 +187,22 @@ async def read_all(peer: Peer) -> None:
     await peer.take(len(peer.surplus))
 
 
+def start_tls(context: ssl.SSLContext) -> Step:
+    """The server's side of the handshake."""
+
+    async def step(peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        upgraded = await loop.start_tls(peer.transport, peer, context, server_side=True)
+        assert upgraded is not None
+        peer.transport = upgraded
+
+    return step
+
+
 async def deaf(peer: Peer) -> None:
-    """Read nothing more; the kernel's buffers fill."""
+    """Read nothing more, until the test is over; the kernel's buffers fill."""
     peer.transport.pause_reading()
-
-
-async def listen_again(peer: Peer) -> None:
-    """Read again."""
+    await peer.over.wait()
     peer.transport.resume_reading()
 
 
@@ -234,6 +241,7 @@ class Scripted:
         """Let the scripts end, and raise what went wrong with them."""
         for peer in self.peers:
             assert peer.task is not None
+            peer.over.set()
             if not check:
                 peer.task.cancel()
             with contextlib.suppress(*() if check else (asyncio.CancelledError, AssertionError)):
@@ -263,7 +271,8 @@ async def listening(
     sock.bind(path or (host or ("::1" if family == socket.AF_INET6 else "127.0.0.1"), 0))
     sock.listen(100)
     address = sock.getsockname()
-    server = await asyncio.get_running_loop().create_server(factory, sock=sock, ssl=tls)
+    loop = asyncio.get_running_loop()
+    server = await (loop.create_unix_server if path else loop.create_server)(factory, sock=sock, ssl=tls)
     try:
         yield address
     finally:

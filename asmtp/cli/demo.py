@@ -1,0 +1,98 @@
+"""``asmtp demo``: several messages at once on one connection, then the blocking facade, and what arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+from email.message import EmailMessage
+
+import asmtp
+from asmtp.cli.server import Inbox, serving
+
+__all__ = ["demo"]
+
+
+def letter(number: int, recipient: str) -> EmailMessage:
+    """A short message."""
+    message = EmailMessage()
+    message["From"] = "demo@example.com"
+    message["To"] = recipient
+    message["Subject"] = f"letter {number}"
+    message.set_content(f"Hello, this is letter {number}.\n")
+    return message
+
+
+class Dialogue:
+    """Prints what a client writes and reads, and counts the turns."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self._last = ""
+
+    def __call__(self, direction: str, data: bytes) -> None:
+        if direction == ">" and self._last != ">":
+            self.turns += 1
+        self._last = direction
+        for line in _shown(data):
+            print(f"    {'C:' if direction == '>' else '     S:'} {line}")
+
+
+def _shown(data: bytes) -> list[str]:
+    """The lines of a group, with the content cut out."""
+    lines = data.decode("utf-8", "replace").splitlines()
+    begun = [line for line in lines if line.split(":")[0].split(" ")[0].upper() in _COMMANDS or line[:1].isdigit()]
+    skipped = len(lines) - len(begun)
+    if data.endswith(b"\r\n.\r\n"):
+        begun.append(".")
+        skipped -= 1
+    if skipped > 0 and not lines[0][:1].isdigit():
+        begun.insert(begun.index(".") if "." in begun else len(begun), f"({skipped} lines of content)")
+    return begun
+
+
+_COMMANDS = {"EHLO", "HELO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "QUIT", "NOOP"}
+
+
+async def several_at_once(inbox: Inbox) -> None:
+    """Three tasks share one connection; nobody configures anything."""
+    async with asmtp.AsyncSMTP("127.0.0.1", inbox.port, "client.example") as smtp:
+        await smtp.ehlo()
+        smtp.trace = dialogue = Dialogue()
+        recipients = ["alice@example.com", "bob@example.com", "nobody@example.com"]
+        results = await asyncio.gather(
+            *(smtp.send_message(letter(n, who)) for n, who in enumerate(recipients, 1)), return_exceptions=True
+        )
+        smtp.trace = None
+        print(
+            f"  {len(results)} messages; the client waited for the server {dialogue.turns} times.  Each task's result:"
+        )
+        for who, result in zip(recipients, results, strict=True):
+            print(f"    {who:20} {result!r}")
+
+
+def facade(inbox: Inbox) -> None:
+    """What legacy code does: unchanged, but for `import asmtp as smtplib`."""
+    with asmtp.SMTP("127.0.0.1", inbox.port, "client.example") as smtp:
+        refused = smtp.sendmail("demo@example.com", ["carol@example.com", "nobody@example.com"], "Subject: old\n\nhi")
+    print("  sendmail() returned", refused)
+
+
+def demo() -> int:
+    """Run the demo; the exit status."""
+    for offers in (("PIPELINING", "CHUNKING"), ("PIPELINING",), ()):
+        with serving(Inbox(*offers)) as inbox:
+            print(f"\nThree tasks, one connection, a server that offers {' and '.join(offers) or 'neither'}")
+            asyncio.run(several_at_once(inbox))
+            if not offers:
+                print("\nThe blocking facade, as smtplib's users know it")
+                facade(inbox)
+            print("\n  The server received:")
+            for sender, recipients, content in inbox.letters:
+                subject = email.message_from_bytes(content, policy=email.policy.default)["Subject"]
+                print(f"    {sender} -> {', '.join(recipients)}: {subject!r}, {len(content)} octets")
+            expected = 2 if offers else 3
+            if len(inbox.letters) != expected:
+                print(f"  {expected} letters were expected")
+                return 1
+    return 0

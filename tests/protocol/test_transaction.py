@@ -1,0 +1,392 @@
+"""One message: every shape of the table, both protocols, every way in which it can end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from .letters import SHAPES, conversation, cut, letter, opened, unsettled
+from .transcript import play
+
+ONE_TO_TWO = {"one": letter(recipients=["b@x", "c@x"])}
+ONE_TO_THREE = {"one": letter(recipients=["b@x", "c@x", "d@x"])}
+
+shapes = pytest.mark.parametrize("shape", SHAPES)
+protocols = pytest.mark.parametrize("lmtp", [False, True], ids=["SMTP", "LMTP"])
+
+ACCEPTED = {
+    "lock-step": r"""
+        start one
+        C: mail from:<a@x>
+        S: 250 ok
+        C: rcpt to:<b@x>
+        S: 250 ok
+        C: rcpt to:<c@x>
+        S: 250 ok
+        C: data
+        S: 354 go
+        C: Hi.
+        C: .
+        S: 250 taken""",
+    "CHUNKING": r"""
+        start one
+        C: mail from:<a@x>
+        S: 250 ok
+        C: rcpt to:<b@x>
+        S: 250 ok
+        C: rcpt to:<c@x>
+        S: 250 ok
+        C: BDAT 5 LAST
+        C: Hi.
+        S: 250 taken""",
+    "PIPELINING": r"""
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: rcpt to:<c@x>
+        C: data
+        S: 250 ok
+        S: 250 ok
+        S: 250 ok
+        S: 354 go
+        C: Hi.
+        C: .
+        S: 250 taken""",
+    "both": r"""
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: rcpt to:<c@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        S: 250 ok
+        S: 250 ok
+        S: 250 ok
+        S: 250 taken""",
+}
+
+
+def squeezed(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+@shapes
+def test_conversation_of_the_shape(shape: str) -> None:
+    """What the other tests compose is what stands here in full."""
+    assert squeezed(conversation(shape)) == squeezed(ACCEPTED[shape])
+
+
+@shapes
+def test_accepted(shape: str) -> None:
+    result = play(ACCEPTED[shape], ONE_TO_TWO, opened(shape))
+    assert result["one"] == "sent {b@x: 250 ok, c@x: 250 ok}"
+    assert result.state == "READY"
+    assert result.settled
+
+
+@shapes
+def test_accepted_by_lmtp(shape: str) -> None:
+    result = play(ACCEPTED[shape] + "\nS: 250 taken too", ONE_TO_TWO, opened(shape, lmtp=True))
+    assert result["one"] == "sent {b@x: 250 taken, c@x: 250 taken too}"
+    assert result.settled
+
+
+@protocols
+def test_without_chunking_where_the_caller_wants_it_so(lmtp: bool) -> None:
+    starts = {"one": letter(recipients=["b@x", "c@x"], chunking=False)}
+    for shape, like in (("both", "PIPELINING"), ("CHUNKING", "lock-step")):
+        text = ACCEPTED[like] + ("\nS: 250 taken" if lmtp else "")
+        assert play(text, starts, opened(shape, lmtp=lmtp))["one"].startswith("sent {b@x: ")
+
+
+@protocols
+def test_without_pipelining_where_the_caller_wants_it_so(lmtp: bool) -> None:
+    text = ACCEPTED["CHUNKING"] + ("\nS: 250 taken" if lmtp else "")
+    assert play(text, ONE_TO_TWO, opened("both", lmtp=lmtp, pipelining=False))["one"].startswith("sent {b@x: ")
+
+
+# Replies to the commands of a message to three, what becomes of it by SMTP and by LMTP, and whether a
+# transaction may be open then.
+REFUSALS: list[tuple[str, dict[str, Any], str, str, bool]] = [
+    (
+        "one of three recipients",
+        {"rcpts": ["250 ok", "550 no", "251 ok"], "finals": ["250 taken"]},
+        "sent {b@x: 250 ok, d@x: 251 ok} but not {c@x: 550 no}",
+        "sent {b@x: 250 taken, d@x: 250 taken} but not {c@x: 550 no}",
+        True,
+    ),
+    (
+        "two of three recipients",
+        {"rcpts": ["550 no", "450 later", "250 ok"], "finals": ["250 taken"]},
+        "sent {d@x: 250 ok} but not {b@x: 550 no, c@x: 450 later}",
+        "sent {d@x: 250 taken} but not {b@x: 550 no, c@x: 450 later}",
+        True,
+    ),
+    (
+        "all recipients",
+        {"rcpts": ["550 no", "450 later", "553 never"], "data": "503 no rcpt", "finals": ["503 no rcpt"]},
+        "SMTPRecipientsRefused {b@x: 550 no, c@x: 450 later, d@x: 553 never} [refused]",
+        "SMTPRecipientsRefused {b@x: 550 no, c@x: 450 later, d@x: 553 never} [refused]",
+        False,
+    ),
+    (
+        "the sender",
+        {
+            "mail": "553 who",
+            "rcpts": ["503 mail", "503 mail", "503 mail"],
+            "data": "503 mail",
+            "finals": ["503 mail"],
+        },
+        "SMTPSenderRefused 553 who [refused]",
+        "SMTPSenderRefused 553 who [refused]",
+        False,
+    ),
+    (
+        "the content",
+        {"rcpts": ["250 ok", "250 ok", "250 ok"], "finals": ["554 spam"]},
+        "SMTPDataError 554 spam [refused]",
+        "SMTPRecipientsRefused {b@x: 554 spam, c@x: 554 spam, d@x: 554 spam} [refused]",
+        False,
+    ),
+    (
+        "the content, by a reply that is none",
+        {"rcpts": ["250 ok", "250 ok", "250 ok"], "finals": ["354 go on"]},
+        "SMTPDataError 354 go on [refused]",
+        "SMTPRecipientsRefused {b@x: 354 go on, c@x: 354 go on, d@x: 354 go on} [refused]",
+        False,
+    ),
+]
+
+
+@shapes
+@protocols
+@pytest.mark.parametrize(("replies", "by_smtp", "by_lmtp", "settled"), [row[1:] for row in REFUSALS],
+                         ids=[row[0] for row in REFUSALS])  # fmt: skip
+def test_refused(
+    shape: str, lmtp: bool, replies: dict[str, Any], by_smtp: str, by_lmtp: str, settled: bool
+) -> None:
+    replies = dict(replies)
+    accepted = sum(reply[0] == "2" for reply in replies["rcpts"])
+    if lmtp and accepted:
+        replies["finals"] = replies["finals"] * accepted
+    result = play(conversation(shape, **replies), ONE_TO_THREE, opened(shape, lmtp=lmtp))
+    assert result["one"] == (by_lmtp if lmtp else by_smtp)
+    assert result.settled is settled
+
+
+@pytest.mark.parametrize("shape", ["lock-step", "PIPELINING"])
+@protocols
+def test_data_refused(shape: str, lmtp: bool) -> None:
+    result = play(conversation(shape, data="451 later", finals=[]), ONE_TO_TWO, opened(shape, lmtp=lmtp))
+    assert result["one"] == "SMTPDataError 451 later [refused]"
+    assert result.state == "TRANSACTION"
+    assert not result.settled
+
+
+@pytest.mark.parametrize("shape", ["lock-step", "PIPELINING"])
+def test_data_answered_250(shape: str) -> None:
+    """250 is not 354: nothing may be written then."""
+    result = play(conversation(shape, data="250 what", finals=[]), ONE_TO_TWO, opened(shape))
+    assert result["one"] == "SMTPDataError 250 what [refused]"
+
+
+@shapes
+def test_lmtp_tells_of_each_recipient(shape: str) -> None:
+    """RFC 2033 §4.2: a reply for each recipient that was accepted, in the order of the RCPTs."""
+    text = conversation(shape, rcpts=["250 ok", "550 no", "250 ok"], finals=["452 full", "250 taken"])
+    result = play(text, ONE_TO_THREE, opened(shape, lmtp=True))
+    assert result["one"] == "sent {d@x: 250 taken} but not {c@x: 550 no, b@x: 452 full}"
+    assert result.settled
+
+
+@protocols
+@pytest.mark.parametrize("final", ["554 no valid recipients", "250 nothing taken"])
+def test_354_without_a_recipient_is_answered_with_a_lone_dot(lmtp: bool, final: str) -> None:
+    """RFC 2920 §3.1; whatever comes then, nobody has got the message."""
+    text = conversation("PIPELINING", rcpts=["550 no", "550 no"], finals=[final])
+    assert text.endswith(f"S: 354 go\nC: .\nS: {final}")
+    result = play(text, ONE_TO_TWO, opened("PIPELINING", lmtp=lmtp))
+    assert result["one"] == "SMTPRecipientsRefused {b@x: 550 no, c@x: 550 no} [refused]"
+    assert result.state == "READY"
+    assert not result.settled
+
+
+@pytest.mark.parametrize(
+    ("mail", "rset", "told"),
+    [
+        ("503 nested MAIL", "", "SMTPSenderRefused 503 nested MAIL [refused]"),
+        ("250 ok", "500 what", "SMTPProtocolError 354 DATA accepted for recipients whose MAIL or RSET was refused [not_sent]"),
+    ],
+)
+def test_354_for_recipients_of_another_transaction_breaks(mail: str, rset: str, told: str) -> None:
+    """A lone dot would send an empty message, and the content would go out under somebody else's name."""
+    text = conversation("PIPELINING", rset=rset, mail=mail)
+    text = text[: text.index("C: .")]
+    result = play(text, ONE_TO_TWO, (unsettled if rset else opened)("PIPELINING"))
+    assert result["one"] == told
+    assert result.state == "BROKEN"
+
+
+@pytest.mark.parametrize("shape", ["CHUNKING", "both"])
+@pytest.mark.parametrize("rcpts", [["550 no", "550 no"], ["250 ok", "550 no"]])
+@protocols
+def test_content_accepted_though_the_envelope_was_not(shape: str, rcpts: Sequence[str], lmtp: bool) -> None:
+    """Never a success: it may have been delivered, to whom and from whom nobody knows."""
+    mail = "250 ok" if rcpts == ["550 no", "550 no"] else "503 nested MAIL"
+    text = conversation(shape, mail=mail, rcpts=rcpts)
+    result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
+    if shape == "CHUNKING":  # where each is awaited, BDAT is not written
+        assert result["one"].endswith("Refused {b@x: 550 no, c@x: 550 no} [refused]" if mail == "250 ok" else
+                                      "Refused 503 nested MAIL [refused]")  # fmt: skip
+        assert result.state != "BROKEN"
+        return
+    assert result["one"] == "SMTPProtocolError 250 content accepted though its envelope was refused [in_doubt]"
+    assert result.state == "BROKEN"
+
+
+# What is known when the connection ends after so many of the five (four) replies.
+NOT, DOUBT = "[not_sent]", "[in_doubt]"
+KNOWN = {
+    "lock-step": [NOT, NOT, NOT, NOT, DOUBT],
+    "CHUNKING": [NOT, NOT, NOT, DOUBT],
+    "PIPELINING": [NOT, NOT, NOT, NOT, DOUBT],
+    "both": [DOUBT, DOUBT, DOUBT, DOUBT],
+}
+
+
+@shapes
+@protocols
+@pytest.mark.parametrize("end", ["eof", "fail", "close"])
+def test_cut_off_after_each_reply(shape: str, lmtp: bool, end: str) -> None:
+    said = {
+        "eof": "Connection unexpectedly closed",
+        "fail": "the test's own failure",
+        "close": "please run connect() first",
+    }
+    finals = ["250 taken"] * (1 + lmtp)
+    text = conversation(shape, finals=finals)
+    known = KNOWN[shape] + [DOUBT] * lmtp
+    for replies, state in enumerate(known):
+        result = play(cut(text, replies, end), ONE_TO_TWO, opened(shape, lmtp=lmtp))
+        assert result["one"] == f"SMTPServerDisconnected {said[end]} {state}", f"after {replies} replies"
+        assert result.state == ("CLOSED" if end == "close" else "BROKEN")
+
+
+@shapes
+def test_cut_off_within_a_reply(shape: str) -> None:
+    text = conversation(shape)
+    for replies, state in enumerate(KNOWN[shape]):
+        result = play(cut(text, replies, "S: 250-well\\", "eof").replace("\\", ""), ONE_TO_TWO, opened(shape))
+        assert result["one"].startswith("SMTPProtocolError -1 Connection unexpectedly closed within a reply: '250-well")
+        assert result["one"].endswith(state)
+
+
+@shapes
+@protocols
+def test_421_instead_of_each_reply(shape: str, lmtp: bool) -> None:
+    finals = ["250 taken"] * (1 + lmtp)
+    told = [
+        "SMTPSenderRefused 421 bye [refused]",
+        "SMTPRecipientsRefused {b@x: 421 bye} [refused]",
+        "SMTPRecipientsRefused {c@x: 421 bye} [refused]",
+        "SMTPDataError 421 bye [refused]",
+        "SMTPDataError 421 bye [refused]",
+    ]
+    if "CHUNKING" in SHAPES[shape]:
+        del told[3]
+    for replies, expected in enumerate(told):
+        text = cut(conversation(shape, finals=finals), replies, "S: 421 bye")
+        result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
+        assert result["one"] == expected, f"after {replies} replies"
+        assert result.state == "CLOSED"
+
+
+@shapes
+def test_421_behind_the_first_of_two_recipients_of_lmtp(shape: str) -> None:
+    """One has it.  To send it again might give it to him twice."""
+    text = conversation(shape, rcpts=["250 ok"] * 3, finals=["250 taken", "421 bye"])
+    result = play(text, ONE_TO_THREE, opened(shape, lmtp=True))
+    assert result["one"] == "SMTPServerDisconnected server closed the connection: 421 bye [in_doubt]"
+    text = conversation(shape, rcpts=["250 ok"] * 2, finals=["250 taken", "421 bye"])
+    result = play(text, ONE_TO_TWO, opened(shape, lmtp=True))
+    assert result["one"] == "sent {b@x: 250 taken} but not {c@x: 421 bye}"
+
+
+@shapes
+def test_eof_behind_a_refusal_is_a_refusal(shape: str) -> None:
+    text = conversation(shape, mail="550 no", rcpts=["503 mail"] * 2, data="503 mail", finals=["503 mail"])
+    assert play(cut(text, 1, "eof"), ONE_TO_TWO, opened(shape))["one"] == "SMTPSenderRefused 550 no [refused]"
+    text = conversation(shape, rcpts=["550 no"] * 2, data="503 rcpt", finals=["503 rcpt"])
+    assert play(cut(text, 3, "eof"), ONE_TO_TWO, opened(shape))["one"] == (
+        "SMTPRecipientsRefused {b@x: 550 no, c@x: 550 no} [refused]"
+    )
+
+
+# ---- RSET in front ---------------------------------------------------------------------------
+
+
+@shapes
+@protocols
+def test_rset_in_front_where_a_transaction_may_be_open(shape: str, lmtp: bool) -> None:
+    finals = ["250 taken"] * (1 + lmtp)
+    text = conversation(shape, rset="250 flushed", finals=finals)
+    assert squeezed(text)[1] == "C: rset"
+    result = play(text, ONE_TO_TWO, unsettled(shape, lmtp=lmtp))
+    assert result["one"].startswith("sent {b@x: 250 ")
+    assert result.settled
+
+
+@shapes
+def test_rset_refused(shape: str) -> None:
+    text = conversation(
+        shape, rset="503 wait", mail="503 wait", rcpts=["503 wait"] * 2, data="503 wait", finals=["503 wait"]
+    )
+    result = play(text, ONE_TO_TWO, unsettled(shape))
+    assert result["one"] == "NotBegun RSET was answered 503 wait"
+    assert not result.settled
+
+
+def test_rset_refused_and_354() -> None:
+    text = conversation("PIPELINING", rset="503 wait", mail="503 wait", rcpts=["503 wait"] * 2, finals=["554 what"])
+    result = play(text, ONE_TO_TWO, unsettled("PIPELINING"))
+    assert result["one"] == "NotBegun RSET was answered 503 wait"
+
+
+@shapes
+def test_421_to_rset(shape: str) -> None:
+    text = cut(conversation(shape, rset="250 flushed"), 0, "S: 421 bye")
+    result = play(text, ONE_TO_TWO, unsettled(shape))
+    assert result["one"] in (
+        "NotBegun RSET was answered 421 bye",
+        "SMTPServerDisconnected server closed the connection: 421 bye [not_sent]",
+    )
+    assert result.state == "CLOSED"
+
+
+@protocols
+def test_rset_refused_but_the_rest_taken(lmtp: bool) -> None:
+    text = conversation("both", rset="500 what", finals=["250 taken"] * (1 + lmtp))
+    result = play(text, ONE_TO_TWO, unsettled("both", lmtp=lmtp))
+    assert result["one"] == "SMTPProtocolError 250 content accepted though its envelope was refused [in_doubt]"
+    assert result.state == "BROKEN"
+
+
+def test_eof_behind_a_rset_that_was_refused() -> None:
+    """Where the server took the envelope all the same, it may have the message."""
+    text = conversation("both", rset="500 what")
+    for replies in (1, 2, 3, 4):
+        result = play(cut(text, replies, "eof"), ONE_TO_TWO, unsettled("both"))
+        assert result["one"].endswith("[in_doubt]"), replies
+    nothing = conversation("both", rset="503 wait", mail="503 wait", rcpts=["503 wait"] * 2, finals=["503 wait"])
+    assert play(cut(nothing, 1, "eof"), ONE_TO_TWO, unsettled("both"))["one"].endswith("[in_doubt]")
+    for replies in (2, 3, 4):
+        assert play(cut(nothing, replies, "eof"), ONE_TO_TWO, unsettled("both"))["one"].endswith("[not_sent]"), replies
+
+
+def test_eof_behind_recipients_taken_without_a_sender() -> None:
+    """They may stand in a transaction of before: that would have the message, under its own sender."""
+    text = conversation("both", mail="503 nested MAIL")
+    assert play(cut(text, 1, "eof"), ONE_TO_TWO, opened("both"))["one"].endswith("[refused]")
+    assert play(cut(text, 2, "eof"), ONE_TO_TWO, opened("both"))["one"].endswith("[in_doubt]")

@@ -1,0 +1,48 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from asmtp import __version__
+from asmtp.cli import main
+
+
+def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("Three tasks, one connection") == 3
+    assert "BDAT 189 LAST" in output
+    assert "SMTPRecipientsRefused({'nobody@example.com': Reply(code=550, message=b'5.1.1 no such user')})" in output
+    assert "demo@example.com -> carol@example.com: 'old', 20 octets" in output
+    # With BDAT three messages and the RSET behind the refusal; with DATA one turn more for each message.
+    waits = re.findall(r"waited for the server (\d+) times", output)
+    assert waits == ["2", "4", "11"]
+
+
+def test_demo_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "asmtp", "demo"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"asmtp {__version__}\n"
+
+
+def test_without_aiosmtpd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("asmtp.cli.demo", "asmtp.cli.server"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "aiosmtpd", None)
+    monkeypatch.setitem(sys.modules, "aiosmtpd.smtp", None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "asmtp demo needs aiosmtpd: pip install 'asmtp[demo]'\n"

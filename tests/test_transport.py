@@ -1,0 +1,331 @@
+"""Addresses, sockets and time limits: what the transport is given, and what it makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asmtp import AsyncSMTP, Timeouts
+from asmtp import transport as transport_module
+from asmtp.errors import SMTPServerDisconnected, SMTPStateError
+from asmtp.protocol.session import Session
+from asmtp.transport import local_hostname, open_connection, resolve
+
+from .servers.relay import SHAPES, Relay, relaying
+from .servers.script import deaf, expect, fin, nothing_more, rst, scripted, send
+
+SEEN_FIRST = [send("220 hi"), expect("noop"), send("250 ok"), nothing_more]
+
+
+def addresses(*pairs: tuple[str, int]) -> Any:
+    """A resolver that gives these."""
+
+    async def resolver(host: str, port: int) -> list[tuple[Any, ...]]:
+        return [
+            (socket.AF_INET6 if ":" in where else socket.AF_INET, socket.SOCK_STREAM, 6, "", (where, at))
+            for where, at in pairs
+        ]
+
+    return resolver
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port of 127.0.0.2 at which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.2", 0))
+        yield sock.getsockname()[1]
+
+
+# ---- Timeouts ---------------------------------------------------------------------------------
+
+
+def test_one_number_sets_every_limit() -> None:
+    assert Timeouts.of(5) == Timeouts(5, 5, 5, 5, 5, 5, 5, 5)
+    assert Timeouts.of(None) == Timeouts(None, None, None, None, None, None, None, None)
+    chosen = Timeouts(final=1.5)
+    assert Timeouts.of(chosen) is chosen
+
+
+def test_the_defaults_are_those_of_rfc_5321() -> None:
+    limits = Timeouts()
+    assert (limits.greeting, limits.command, limits.data, limits.content, limits.final) == (300, 300, 120, 180, 600)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_limit_that_is_no_time_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="^timeout"):
+        Timeouts.of(value)
+    with pytest.raises(ValueError, match=r"^timeout\.data"):
+        Timeouts(data=value)
+    with pytest.raises(ValueError, match="^timeout"):
+        AsyncSMTP(timeout=value)
+
+
+@pytest.mark.parametrize("value", ["5", True, (1, 2)])
+def test_a_limit_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="^timeout must be a number"):
+        Timeouts.of(value)
+    with pytest.raises(TypeError, match=r"^timeout\.quit must be a number"):
+        Timeouts(quit=value)
+
+
+# ---- where to connect -------------------------------------------------------------------------
+
+
+async def noop_at(host: str, port: int = 0, **options: Any) -> AsyncSMTP:
+    smtp = AsyncSMTP(host, port, **options)
+    assert await smtp.connect() == (220, b"hi")
+    assert await smtp.noop() == (250, b"ok")
+    return smtp
+
+
+async def test_ipv4() -> None:
+    async with scripted(SEEN_FIRST) as server:
+        smtp = await noop_at("127.0.0.1", server.port)
+        assert smtp.sock is not None
+        assert smtp.sock.getpeername() == ("127.0.0.1", server.port)
+        await smtp.close()
+
+
+async def test_ipv6() -> None:
+    async with scripted(SEEN_FIRST, family=socket.AF_INET6) as server:
+        smtp = await noop_at("::1", server.port)
+        assert smtp.sock is not None
+        assert smtp.sock.family == socket.AF_INET6
+        await smtp.close()
+
+
+async def test_host_and_port_in_one_str() -> None:
+    async with scripted(SEEN_FIRST) as server:
+        smtp = await noop_at(f"127.0.0.1:{server.port}")
+        await smtp.close()
+
+
+async def test_unix_socket(tmp_path: Path) -> None:
+    async with scripted(SEEN_FIRST, path=str(tmp_path / "smtp")) as server:
+        smtp = await noop_at(server.host)
+        await smtp.close()
+
+
+async def test_no_unix_socket(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await AsyncSMTP(str(tmp_path / "none")).connect()
+
+
+async def test_a_socket_that_is_connected() -> None:
+    async with scripted(SEEN_FIRST) as server:
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, server.address)
+        smtp = await noop_at("somewhere.example", sock=sock)
+        await smtp.close()
+        assert sock.fileno() == -1
+
+
+async def test_source_address() -> None:
+    async with scripted(SEEN_FIRST) as server:
+        smtp = await noop_at("127.0.0.1", server.port, source_address=("127.0.0.9", 0))
+        assert server.peer.transport.get_extra_info("peername")[0] == "127.0.0.9"
+        await smtp.close()
+
+
+async def test_source_port_alone() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with scripted([send("220 hi"), nothing_more]) as server:
+        smtp = AsyncSMTP()
+        await smtp.connect("127.0.0.1", server.port, ("", port))
+        assert server.peer.transport.get_extra_info("peername")[1] == port
+        assert smtp.source_address == ("", port)
+        await smtp.close()
+
+
+async def test_a_source_address_of_another_family_reaches_no_one() -> None:
+    async with scripted() as server:
+        with pytest.raises(OSError):  # noqa: PT011  # which one, the system decides
+            await AsyncSMTP("127.0.0.1", server.port, source_address=("::1", 0)).connect()
+
+
+async def test_nobody_listens(dead_port: int) -> None:
+    smtp = AsyncSMTP("127.0.0.2", dead_port)
+    with pytest.raises(ConnectionRefusedError) as caught:
+        await smtp.connect()
+    assert caught.value.errno == errno.ECONNREFUSED
+    assert not smtp.is_connected
+    assert smtp.sock is None
+
+
+async def test_nonnumeric_port() -> None:
+    with pytest.raises(OSError, match="nonnumeric port"):
+        await AsyncSMTP("localhost:bogus").connect()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+async def test_a_dead_first_address_is_passed_over(host: str, dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted(SEEN_FIRST) as server:
+        monkeypatch.setattr(transport_module, "resolve", addresses((host, dead_port), server.address))
+        smtp = await noop_at("mx.example", 25)
+        assert smtp.sock is not None
+        assert smtp.sock.getpeername() == server.address
+        await smtp.close()
+
+
+async def test_all_addresses_are_dead(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "resolve", addresses(("127.0.0.2", dead_port), ("::1", dead_port)))
+    with pytest.raises(OSError, match="Multiple exceptions|Connect call failed|refused"):
+        await AsyncSMTP("mx.example").connect()
+
+
+async def test_an_unknown_name() -> None:
+    with pytest.raises(socket.gaierror):
+        await AsyncSMTP("nowhere.invalid").connect()
+
+
+async def test_resolve_gives_stream_addresses_alone() -> None:
+    infos = await resolve("127.0.0.1", 25)
+    assert {info[1] for info in infos} == {socket.SOCK_STREAM}
+    assert infos[0][4] == ("127.0.0.1", 25)
+
+
+# ---- the socket -------------------------------------------------------------------------------
+
+
+async def test_what_there_is_to_see_of_the_socket() -> None:
+    async with relaying(Relay()) as relay:
+        smtp = AsyncSMTP(relay.host, relay.port, "me.example", timeout=7)
+        assert smtp.sock is None
+        await smtp.connect()
+        sock = smtp.sock
+        assert sock is not None
+        assert sock.getsockname()[0] == "127.0.0.1"
+        assert sock.getpeername() == (relay.host, relay.port)
+        assert sock.fileno() > 0
+        assert sock.family == socket.AF_INET
+        assert sock.gettimeout() == 7
+        sock.settimeout(3)
+        assert sock.gettimeout() == 3
+        # No Nagle: what is written leaves.
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await smtp.quit()
+        assert smtp.sock is None
+
+
+# ---- the connection's end ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [fin, rst])
+async def test_the_server_goes_while_a_reply_is_owed(end: Any) -> None:
+    async with scripted([send("220 hi"), expect("noop"), end]) as server:
+        smtp = AsyncSMTP("127.0.0.1", server.port)
+        await smtp.connect()
+        with pytest.raises(SMTPServerDisconnected, match="Connection unexpectedly closed") as caught:
+            await smtp.noop()
+        assert (caught.value.__cause__ is not None) == (end is rst)
+        assert not smtp.is_connected
+        await smtp.close()
+
+
+async def test_the_handshake_needs_its_place() -> None:
+    async with scripted([send("220 hi"), nothing_more]) as server:
+        session = Session()
+        connection = await open_connection(server.address, session, Timeouts())
+        with pytest.raises(SMTPStateError, match="no TLS handshake now"):
+            await connection.start_tls(None, None)  # type: ignore[arg-type]  # not looked at
+        connection.close()
+        await connection.wait_closed()
+
+
+# ---- the name of this machine -----------------------------------------------------------------
+
+
+def test_local_hostname_is_the_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: "host.example.com")
+    assert local_hostname() == "host.example.com"
+
+
+def test_local_hostname_without_a_domain_is_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: "host")
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "192.0.2.7")
+    assert local_hostname() == "[192.0.2.7]"
+
+
+def test_local_hostname_without_an_address_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise OSError
+
+    monkeypatch.setattr(socket, "getfqdn", lambda: "host")
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    assert local_hostname() == "[127.0.0.1]"
+
+
+# ---- flow control -----------------------------------------------------------------------------
+
+
+async def test_a_body_streams_no_faster_than_the_server_reads(transports: list[asyncio.Transport]) -> None:
+    opened = asyncio.Event()
+    given = 0
+    block = (b"x" * 70 + b"\r\n") * 1000
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal given
+        for _ in range(400):
+            given += len(block)
+            yield block
+
+    async def deaf_until_opened(peer: Any) -> None:
+        peer.transport.pause_reading()
+        peer.transport.write(b"354 go\r\n")
+        await opened.wait()
+        peer.transport.resume_reading()
+
+    script = [
+        send("220 hi"), expect("ehlo me.example"), send("250-hi", "250 PIPELINING"),
+        expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data"), send("250 ok", "250 ok"),
+        deaf_until_opened, expect(block * 400 + b".\r\n"), send("250 taken"), nothing_more,
+    ]  # fmt: skip
+    async with scripted(script, receive_buffer=1 << 14) as server:
+        smtp = AsyncSMTP("127.0.0.1", server.port, "me.example")
+        await smtp.connect()
+        sending = asyncio.create_task(smtp.sendmail("a@x.example", "b@y.example", body()))
+        before = -1
+        while given != before or not given:
+            before = given
+            for _ in range(200):
+                await asyncio.sleep(0)
+        waiting = transports[-1].get_write_buffer_size()
+        # What the kernel holds is not ours: some megabytes.  What we hold is bounded.
+        assert waiting < 1 << 19
+        assert given < 12_000_000
+        opened.set()
+        assert await sending == {}
+        await smtp.close()
+
+
+async def test_close_does_not_wait_for_a_server_that_reads_nothing(transports: list[asyncio.Transport]) -> None:
+
+    async def body() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 100_000
+
+    script = [
+        send("220 hi"), expect("ehlo me.example"), send("250-hi", "250 PIPELINING"),
+        expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data"), send("250 ok", "250 ok", "354 go"), deaf,
+    ]  # fmt: skip
+    async with scripted(script, receive_buffer=1 << 14) as server:
+        smtp = AsyncSMTP("127.0.0.1", server.port, "me.example")
+        await smtp.connect()
+        sending = asyncio.create_task(smtp.sendmail("a@x.example", "b@y.example", body()))
+        while not transports or not transports[-1].get_write_buffer_size():
+            await asyncio.sleep(0)
+        await asyncio.wait_for(smtp.close(), 5)
+        with pytest.raises(SMTPServerDisconnected) as caught:
+            await sending
+        assert caught.value.state == "not_sent"
