@@ -145,7 +145,10 @@ class Envelope:
             what = "SMTPUTF8 not supported by server"
             if asked:
                 raise SMTPNotSupportedError(what)
-            raise SMTPNotSupportedError(f"{what}: {self._first_needing(paths)} needs it")
+            try:
+                ("".join(paths) + mail_options + rcpt_options).encode("ascii")
+            except UnicodeEncodeError as error:
+                raise SMTPNotSupportedError(f"{what}: {self._first_needing(paths)} needs it") from error
         if not asked:
             mail_options += " SMTPUTF8"
             if "body=" not in mail_options.lower() and "8bitmime" in extensions:

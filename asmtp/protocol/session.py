@@ -281,12 +281,7 @@ class Session:
                 self.trace("<", b"%d %s" % reply)
         start = 0
         while start < len(replies) and self.error is None:
-            if self._plaintext_over():
-                self._injected(data)
-                break
             start = self._receive(replies, start)
-        if self._plaintext_over() and self._reader.pending:
-            self._injected(data)
         self._receiving = 0
         if self._reader.error is not None:
             self.fail(self._reader.error)
@@ -423,6 +418,9 @@ class Session:
             if not self._owed and self.state in GO_CODES:
                 go = reply.code in GO_CODES[self.state]
                 self._apply(Event.GO if go else Event.NO)
+            if self._plaintext_over() and (end < len(replies) or self._reader.pending or self._reader.error):
+                self._injected(b"\n".join([b"%d %s" % later for later in replies[end:]] + [self._reader.pending]))
+                return len(replies)
             if exchange.abandoned:
                 self._finish(exchange)
             elif exchange.waiting:

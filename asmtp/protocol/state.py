@@ -34,7 +34,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "Event", "State"]
+__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "Event", "State", "diagram"]
 
 
 class State(enum.Enum):
@@ -149,3 +149,13 @@ HELD: Final = frozenset({State.DATA, State.CONTENT, State.AUTH, State.CHALLENGE,
 
 # Events that leave or may leave a transaction behind which the next one has to reset.
 OPENING: Final = frozenset({Event.mail, Event.rcpt, Event.data, Event.bdat, Event.bdat_last})
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram; END and FAIL, which lead out of every state, are left out."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for (before, event), after in TRANSITIONS.items():
+        if event not in (Event.END, Event.FAIL):
+            arrows.setdefault((before.name, after.name), []).append(event.name)
+    lines = [f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items()]
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {State.GREETING.name}", *lines, ""])

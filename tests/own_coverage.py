@@ -1,0 +1,66 @@
+"""Each module is covered by its own tests, not by what happens to run through it.
+
+Reads the data of a run under ``coverage run`` with test contexts (see pyproject.toml), counts for each module
+of asmtp the lines that its own test modules ran, and fails where they are too few.
+
+    coverage run -m pytest && python tests/own_coverage.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from coverage import Coverage
+
+ROOT = Path(__file__).parent.parent
+
+# A module's tests are those of the test modules named after it; these are named otherwise.
+OWN = {
+    "asmtp/__init__.py": ("tests.test_init", "tests.test_sync"),
+    "asmtp/__main__.py": ("tests.test_cli",),
+    "asmtp/client.py": ("tests.test_client", "tests.test_cancellation", "tests.test_misbehaving"),
+    "asmtp/cli/__init__.py": ("tests.test_cli",),
+    "asmtp/cli/demo.py": ("tests.test_cli",),
+    "asmtp/cli/server.py": ("tests.test_cli", "tests.test_sync", "tests.test_examples"),
+}
+# Runs in a process of its own.
+ELSEWHERE = {"asmtp/__main__.py"}
+NEEDED = 0.95
+
+
+def own_tests(module: str) -> tuple[str, ...]:
+    """The prefixes of the contexts that count for a module."""
+    path = Path(module)
+    package = ".".join(["tests", *path.parts[1:-1]])
+    return OWN.get(module, (f"{package}.test_{path.stem}",))
+
+
+def main() -> int:
+    coverage = Coverage()
+    coverage.load()
+    data = coverage.get_data()
+    failures = 0
+    for path in sorted((ROOT / "asmtp").rglob("*.py")):
+        module = path.relative_to(ROOT).as_posix()
+        _, statements, _, _ = coverage.analysis(str(path))[:4]
+        if not statements or module in ELSEWHERE:
+            continue
+        prefixes = own_tests(module)
+        # The empty context is the import: definitions, which no test can be said to run.
+        covered = {
+            line
+            for line, contexts in data.contexts_by_lineno(str(path)).items()
+            if any(context == "" or context.startswith(prefixes) for context in contexts)
+        }
+        missing = [line for line in statements if line not in covered]
+        share = 1 - len(missing) / len(statements)
+        failed = share < NEEDED
+        failures += failed
+        shown = f"  lines {', '.join(map(str, missing))}" if missing else ""
+        print(f"{'FAILED ' if failed else '       '}{share:6.1%} {module}{shown}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

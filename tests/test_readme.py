@@ -1,0 +1,53 @@
+"""The README tells the truth: its snippets run, its commands are the ones that run elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from asmtp.cli.server import Inbox, serving
+from asmtp.protocol import state
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PRINTED = [
+    "{}\n",
+    "100 sent\n",
+    "nobody@example.com was refused: 550 b'5.1.1 no such user'\n",
+]
+
+
+def test_there_are_three_uses() -> None:
+    assert len(SNIPPETS) == len(PRINTED)
+
+
+@pytest.mark.parametrize(("snippet", "printed"), list(zip(SNIPPETS, PRINTED, strict=False)), ids=["one", "many", "legacy"])
+def test_snippet(snippet: str, printed: str) -> None:
+    assert '"localhost", 25' in snippet
+    with serving(Inbox("PIPELINING", "CHUNKING")) as inbox, contextlib.redirect_stdout(io.StringIO()) as output:
+        code = snippet.replace('"localhost", 25', f'"127.0.0.1", {inbox.port}')
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert output.getvalue() == printed
+    assert inbox.letters
+
+
+def test_the_diagram_is_generated() -> None:
+    shown = README.partition("<!-- diagram -->\n")[2].partition("<!-- /diagram -->")[0]
+    assert shown == f"```mermaid\n{state.diagram().strip()}\n```\n"
+
+
+def test_two_commands_do_the_set_up() -> None:
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    assert commands[0].endswith("asmtp demo")
+    assert "-m pytest" in commands[1]
+
+
+def test_files_and_options_named_exist() -> None:
+    for path in re.findall(r"`((?:asmtp|examples|tests|\.ci)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
