@@ -48,7 +48,7 @@ from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.message import compose, weight
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event
+from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction, manual_content
 from asmtp.transport import Address, Connection, Timeouts, open_connection
 
@@ -196,6 +196,8 @@ class AsyncSMTP(AuthObjects):
             ssl.SSLError: the TLS handshake failed, or the certificate does not fit.
             SMTPAuthenticationError: the credentials were refused.
         """
+        if self.is_connected:
+            raise SMTPException("already connected: call quit() or close() first")
         try:
             reply = await self._open(host, port, source_address)
             if self._welcome(reply):
@@ -235,8 +237,6 @@ class AsyncSMTP(AuthObjects):
 
     async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
         """Connect and read the greeting."""
-        if self.is_connected:
-            raise SMTPException("already connected: call quit() or close() first")
         if source_address:
             self.source_address = source_address
         host = host or self._host or "localhost"
@@ -334,7 +334,8 @@ class AsyncSMTP(AuthObjects):
         Raises:
             ValueError: a control character in the command.
         """
-        line = command(cmd, args, argument="cmd", encoding=self.command_encoding)
+        secret = self._session.state is State.CHALLENGE
+        line = command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=secret)
         replies = await self._run(dialogue.raw_write(self._session, line), raw=True)
         reply: Reply = replies[0]
         return reply
@@ -557,9 +558,9 @@ class AsyncSMTP(AuthObjects):
             SMTPServerDisconnected: the connection is gone; `state` tells what is known of the message.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
+        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options)
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
-        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options)
         if type(msg) is bytes and len(msg) <= WHOLE:
             outcome = await self._transact(envelope, whole(msg), None)
         else:
@@ -623,7 +624,10 @@ class AsyncSMTP(AuthObjects):
         session = connection.session
         if session.idle and not session.settled and not session.closed:
             with contextlib.suppress(SMTPException):
-                await connection.run(dialogue.rset(session))
+                reply: Reply = await connection.run(dialogue.rset(session))
+                if not reply.ok and session.idle:
+                    # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes.
+                    connection.close()
 
 
 class _Released:

@@ -108,7 +108,7 @@ def default_context() -> ssl.SSLContext:
 @functools.cache
 def unverified_context() -> ssl.SSLContext:
     """For tls="opportunistic", where a certificate that cannot be verified is better than no TLS."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates, which take long to load
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context

@@ -35,6 +35,7 @@ from asmtp.errors import (
 from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, context_from_files, default_context
 from asmtp.protocol import sasl
 from asmtp.protocol.command import command
+from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose
 from asmtp.protocol.reply import Reply
 
@@ -120,7 +121,7 @@ class SMTP(AuthObjects):
 
     @staticmethod
     def _new_loop() -> asyncio.AbstractEventLoop:
-        return asyncio.new_event_loop()
+        return asyncio.SelectorEventLoop()  # whatever the policy makes for others
 
     def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
         """Run the private loop until `coroutine` is done; `task`: it needs to be one."""
@@ -416,6 +417,8 @@ class SMTP(AuthObjects):
         Raises:
             UnicodeEncodeError: as in smtplib, an address is not ASCII and the server lacks SMTPUTF8.
         """
+        # Raises what is wrong with them before EHLO is written.
+        to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options).recipients
         self.ehlo_or_helo_if_needed()
         try:
             return self._run(self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options))

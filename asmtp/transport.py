@@ -454,7 +454,11 @@ async def open_connection(
     connection = Connection(session, timeouts)
     tls: dict[str, Any] = {}
     if ssl_context is not None:
-        tls = {"ssl": ssl_context, "server_hostname": server_hostname or "", "ssl_handshake_timeout": _handshake_limit(timeouts)}
+        tls = {
+            "ssl": ssl_context,
+            "server_hostname": server_hostname or "",
+            "ssl_handshake_timeout": _handshake_limit(timeouts),
+        }
     try:
         await loop.create_connection(lambda: connection, sock=sock, **tls)
     except BaseException as error:

@@ -98,9 +98,10 @@ def installed(module: str) -> bool:
     """Whether a module can be imported here."""
     try:
         found = importlib.import_module(module)
+        # It imports what it needs when a name is used; and an empty folder can be imported as well.
+        return module != "asmtp" or hasattr(found, "AsyncSMTP")
     except ImportError:
         return False
-    return module != "asmtp" or hasattr(found, "AsyncSMTP")  # an empty folder can be imported as well
 
 
 def available(client: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every test has: both event loops (or a virtual clock), a check that nothing blocks and nothing is left behind."""
+"""What every test has: both event loops (or a virtual clock), and checks that nothing blocks and nothing is left."""
 
 from __future__ import annotations
 

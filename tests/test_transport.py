@@ -17,8 +17,8 @@ from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.session import Session
 from asmtp.transport import local_hostname, open_connection, resolve
 
-from .servers.relay import SHAPES, Relay, relaying
-from .servers.script import deaf, expect, fin, nothing_more, rst, scripted, send
+from .servers.relay import Relay, relaying
+from .servers.script import deaf, expect, fin, nothing_more, rst, scripted, send, until
 
 SEEN_FIRST = [send("220 hi"), expect("noop"), send("250 ok"), nothing_more]
 
@@ -323,8 +323,7 @@ async def test_close_does_not_wait_for_a_server_that_reads_nothing(transports: l
         smtp = AsyncSMTP("127.0.0.1", server.port, "me.example")
         await smtp.connect()
         sending = asyncio.create_task(smtp.sendmail("a@x.example", "b@y.example", body()))
-        while not transports or not transports[-1].get_write_buffer_size():
-            await asyncio.sleep(0)
+        await until(lambda: transports and transports[-1].get_write_buffer_size())
         await asyncio.wait_for(smtp.close(), 5)
         with pytest.raises(SMTPServerDisconnected) as caught:
             await sending

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from aiosmtpd.smtp import SMTP, Envelope, Session, syntax
 
-__all__ = ["Inbox", "Letter", "serving"]
+__all__ = ["Inbox", "Letter", "Server", "serving"]
 
 
 class Letter(NamedTuple):
@@ -21,7 +21,9 @@ class Letter(NamedTuple):
     content: bytes
 
 
-class _Server(SMTP):
+class Server(SMTP):
+    """aiosmtpd's server, with CHUNKING (RFC 3030)."""
+
     @syntax("BDAT size [LAST]")
     async def smtp_BDAT(self, arg: str | None) -> None:
         """RFC 3030 §2: so many octets follow, whatever becomes of them."""
@@ -79,10 +81,10 @@ def serving(inbox: Inbox) -> Iterator[Inbox]:
     """Run the server in a thread of its own, on a free port of 127.0.0.1; the port is in `inbox.port`."""
     loop = asyncio.new_event_loop()
     started = threading.Event()
-    connections: list[_Server] = []
+    connections: list[Server] = []
 
-    def accept() -> _Server:
-        server = _Server(inbox, hostname="demo.example", enable_SMTPUTF8=True, loop=loop)
+    def accept() -> Server:
+        server = Server(inbox, hostname="demo.example", enable_SMTPUTF8=True, loop=loop)
         connections.append(server)
         return server
 

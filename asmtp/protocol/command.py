@@ -11,8 +11,11 @@ __all__ = ["command", "gate", "options_text"]
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def gate(text: str, argument: str) -> str:
+def gate(text: str, argument: str, *, secret: bool = False) -> str:
     """Return `text` if it may stand in a command line.
+
+    Args:
+        secret: the error does not show it.
 
     Raises:
         TypeError: it is not a str.
@@ -24,7 +27,7 @@ def gate(text: str, argument: str) -> str:
     if found is not None:
         newline = found[0] in "\r\n"
         kind = "newline" if newline else "control"
-        shown = text.encode("unicode_escape").decode("ascii")
+        shown = "(not shown)" if secret else text.encode("unicode_escape").decode("ascii")
         # smtplib's words, which its tests look for.
         raise ValueError(f"{argument}: command and arguments contain prohibited {kind} characters: {shown}")
     return text
@@ -44,16 +47,20 @@ def options_text(options: Sequence[str], argument: str) -> str:
     return text
 
 
-def command(verb: str, args: str = "", *, argument: str = "args", encoding: str = "ascii") -> bytes:
+def command(
+    verb: str, args: str = "", *, argument: str = "args", encoding: str = "ascii", secret: bool = False
+) -> bytes:
     """A command line with its CRLF.
 
     Args:
         verb: the command, with its arguments or without.
         args: what follows it behind a space; nothing if empty.
         argument: what the error calls the part that the caller gave.
+        secret: the error does not show the line; nor does it show any AUTH.
 
     Raises:
         ValueError: a control character, or a character that `encoding` lacks (a UnicodeEncodeError).
     """
     line = f"{verb} {args}" if args else verb
-    return gate(line, argument).encode(encoding) + b"\r\n"
+    secret = secret or verb[:4].upper() == "AUTH"
+    return gate(line, argument, secret=secret).encode(encoding) + b"\r\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
-from asmtp.protocol.command import command
+from asmtp.protocol.command import command, gate
+from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Dialogue, Group, Phase, Session
@@ -45,7 +46,8 @@ def single(line: bytes, event: Event = Event.other, phase: Phase = Phase.COMMAND
 
 def hello(session: Session, verb: str, name: str) -> Dialogue:
     """EHLO, HELO or LHLO; what the server offers is kept in the session."""
-    line = command(verb, name, argument="local_hostname", encoding="utf-8" if not name.isascii() else "ascii")
+    gate(f"{verb} {name}", "local_hostname")
+    line = command(verb, ascii_domain(name, "local_hostname"))
     group = Group(line, (Event.hello,))
     replies = yield group
     reply: Reply = replies[0]
@@ -106,7 +108,8 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False) -> Dialogu
         if not lines:
             raise SMTPStateError("nothing to write")
         events = tuple(verb_event(line, session.state) for line in lines)
-        group = Group(data, events, len(lines), secret=secret or session.state is State.CHALLENGE)
+        secret = secret or session.state is State.CHALLENGE or Event.auth in events
+        group = Group(data, events, len(lines), secret=secret)
     replies = yield group
     return replies
 

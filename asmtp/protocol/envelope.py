@@ -83,7 +83,7 @@ class Envelope:
             that the error names.
     """
 
-    __slots__ = ("mail_options", "rcpt_options", "recipients", "sender", "_paths")
+    __slots__ = ("_mail_text", "_paths", "_rcpt_text", "mail_options", "rcpt_options", "recipients", "sender")
 
     def __init__(
         self,
@@ -93,11 +93,15 @@ class Envelope:
         rcpt_options: Sequence[str] = (),
     ) -> None:
         self.sender = sender
+        if not isinstance(recipients, Iterable) or isinstance(recipients, bytes):
+            raise TypeError(f"to_addrs must be str or an iterable of str, not {type(recipients).__name__}")
         self.recipients: Sequence[str] = (recipients,) if isinstance(recipients, str) else tuple(recipients)
         if not self.recipients:
             raise ValueError("to_addrs: no recipients")
         self.mail_options = mail_options
         self.rcpt_options = rcpt_options
+        self._mail_text = options_text(mail_options, "mail_options") if mail_options else ""
+        self._rcpt_text = options_text(rcpt_options, "rcpt_options") if rcpt_options else ""
         self._paths = [path(sender, "from_addr")]
         self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
 
@@ -117,11 +121,8 @@ class Envelope:
         """
         mail_options = rcpt_options = ""
         if esmtp:
-            mail_options = parameters
-            if self.mail_options:
-                mail_options += options_text(self.mail_options, "mail_options")
-            if self.rcpt_options:
-                rcpt_options = options_text(self.rcpt_options, "rcpt_options")
+            mail_options = parameters + self._mail_text
+            rcpt_options = self._rcpt_text
         paths = self._paths
         text = "".join(paths) + mail_options + rcpt_options
         if text.isascii() and "smtputf8" not in mail_options.lower():

@@ -29,6 +29,7 @@ from asmtp.errors import (
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
+from asmtp.protocol.command import options_text
 from asmtp.protocol.content import ContentEncoder, encode_content
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
@@ -156,6 +157,7 @@ class Transaction:
             text += " BODY=8BITMIME"
         given = self.envelope.mail_options
         if given and text:
+            options_text(given, "mail_options")  # raises what is wrong with them
             names = {option.partition("=")[0].upper() for option in given}
             text = "".join([f" {word}" for word in text.split() if word.partition("=")[0].upper() not in names])
         return text

@@ -9,7 +9,9 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiosmtpd.smtp import MISSING, SMTP, AuthResult, Envelope, LoginPassword, Session, syntax
+from aiosmtpd.smtp import MISSING, AuthResult, Envelope, LoginPassword, Session
+
+from asmtp.cli.server import Server
 
 from .relay import Letter
 from .script import listening
@@ -17,26 +19,6 @@ from .script import listening
 __all__ = ["PASSWORD", "USER", "Embedded", "embedded"]
 
 USER, PASSWORD = "tester", "s3cret-Pa55"
-
-
-class Server(SMTP):
-    """With CHUNKING (RFC 3030), which aiosmtpd lacks."""
-
-    @syntax("BDAT size [LAST]")
-    async def smtp_BDAT(self, arg: str | None) -> None:
-        words = (arg or "").upper().split()
-        assert self.envelope is not None
-        assert self.transport is not None
-        chunk = await self._reader.readexactly(int(words[0]))  # type: ignore[attr-defined]  # aiosmtpd has no types
-        if not self.envelope.rcpt_tos:
-            await self.push("503 5.5.1 no valid recipients")
-            return
-        self.envelope.content = (self.envelope.content or b"") + chunk
-        if words[-1] != "LAST":
-            await self.push("250 2.0.0 chunk taken")
-            return
-        await self.push(await self._call_handler_hook("DATA"))
-        self._set_post_data_state()
 
 
 class Embedded:

@@ -27,7 +27,7 @@ from typing import Any, cast
 __all__ = [
     "Peer", "Scripted", "Step", "deaf", "drip", "expect", "fin", "flood", "listening", "nothing_more",
     "read_all", "rst", "scripted", "send", "silence",
-    "start_tls",
+    "start_tls", "until",
 ]  # fmt: skip
 
 RST = struct.pack("ii", 1, 0)
@@ -36,6 +36,12 @@ RST = struct.pack("ii", 1, 0)
 
 def octets(what: str | bytes) -> bytes:
     return what if isinstance(what, bytes) else what.encode() + b"\r\n"
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the loop go on until it is so."""
+    while not condition():
+        await asyncio.sleep(0)  # what is waited for has no event
 
 
 class Peer(asyncio.Protocol):

@@ -62,7 +62,11 @@ PHASES: dict[str, tuple[str, str, list[Step], Call]] = {
     "greeting": ("greeting", "the greeting", [], connect),
     "ehlo": ("command", "a command", [send("220 hi"), expect("ehlo me.example")], then("ehlo")),
     "starttls": ("command", "a command", [*HELLO, expect("STARTTLS")], then("starttls")),
-    "envelope": ("command", "a command", [*HELLO, expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data")], mail()),
+    "envelope": (
+        "command", "a command",
+        [*HELLO, expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data")],
+        mail(),
+    ),
     "data": (
         "data", "DATA",
         [*HELLO, expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data"), send("250 ok", "250 ok")],
@@ -118,7 +122,8 @@ async def test_one_number_is_the_limit_of_all(phase: str) -> None:
     _, _, steps, call = PHASES[phase]
     async with scripted([*steps, silence], receive_buffer=1 << 14) as server:
         smtp = AsyncSMTP("127.0.0.1", server.port, "me.example", 30)
-        with contextlib.nullcontext() if phase == "quit" else pytest.raises(SMTPTimeoutError, match="within 30 seconds"):
+        raises = pytest.raises(SMTPTimeoutError, match="within 30 seconds")
+        with contextlib.nullcontext() if phase == "quit" else raises:
             await call(smtp)
         assert 30 <= now() <= 33
         await smtp.close()
@@ -338,9 +343,7 @@ async def test_everyone_on_the_connection_is_told(shape: str) -> None:
         await smtp.close()
 
 
-@pytest.mark.parametrize(
-    ("shape", "state"), [("none", "not_sent"), ("pipelining", "not_sent"), ("both", "in_doubt")]
-)
+@pytest.mark.parametrize(("shape", "state"), [("none", "not_sent"), ("pipelining", "not_sent"), ("both", "in_doubt")])
 async def test_what_is_known_of_a_message_whose_envelope_got_no_answer(shape: str, state: str) -> None:
     async with relaying(Relay(SHAPES[shape])) as relay:
         smtp = AsyncSMTP(relay.host, relay.port, "me.example", 10)
