@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from email.message import Message
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Self, TypeAlias
 
 from asmtp.protocol.content import to_octets, wire_size
 from asmtp.protocol.message import flatten, weight
@@ -19,7 +19,7 @@ Content: TypeAlias = (
 )
 """What `sendmail` takes as a message."""
 
-Pieces: TypeAlias = AsyncGenerator[bytes, None] | None
+Pieces: TypeAlias = "AsyncGenerator[bytes, None] | _Reading | None"
 
 Offload: TypeAlias = Callable[..., Awaitable[Any]]
 """Calls a function with arguments where it may block."""
@@ -53,11 +53,11 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         return Body(None, len(content), eight_bit=not is_ascii), _slices(content)
     if isinstance(content, os.PathLike):
         file = await offload(open, content, "rb")
-        return Body(None, _size(file), eight_bit=True), _read(file, offload, close=True)
+        return Body(None, _size(file), eight_bit=True), _Reading(file, offload, close=True)
     if hasattr(content, "__aiter__"):
         return Body(None, None, eight_bit=True), _checked(content)
     if hasattr(content, "read") and not hasattr(content, "encoding"):
-        return Body(None, _size(content), eight_bit=True), _read(content, offload, close=False)
+        return Body(None, _size(content), eight_bit=True), _Reading(content, offload, close=False)
     raise TypeError(
         "msg must be str, bytes, an EmailMessage, a path, a binary file or an async iterator of bytes,"
         f" not {type(content).__name__}"
@@ -97,10 +97,23 @@ async def _checked(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
             yield bytes(view[start : start + PIECE])
 
 
-async def _read(file: IO[bytes], offload: Offload, *, close: bool) -> AsyncGenerator[bytes, None]:
-    try:
-        while piece := await offload(file.read, PIECE):
-            yield piece
-    finally:
-        if close:
-            file.close()
+class _Reading:
+    """The pieces of a file.  A generator would not do: to close one that was not begun does nothing."""
+
+    def __init__(self, file: IO[bytes], offload: Offload, *, close: bool) -> None:
+        self._file = file
+        self._offload = offload
+        self._close = close
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece: bytes = await self._offload(self._file.read, PIECE)
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        if self._close:
+            self._file.close()

@@ -82,6 +82,7 @@ class AsyncSMTP(AuthObjects):
     ehlo_msg = "ehlo"
     default_tls: TLSMode | None = None
     lmtp = False
+    _session_class = Session
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class AsyncSMTP(AuthObjects):
         self._rcpts = 0  # accepted by hand since MAIL
 
     def _new_session(self) -> Session:
-        session = Session(
+        session = self._session_class(
             lmtp=self.lmtp,
             pipelining=self._pipelining,
             window=self._window,
@@ -246,7 +247,7 @@ class AsyncSMTP(AuthObjects):
             address = host_and_port(host, port or (self._port if host == self._host else 0), default)
         self._host, self._port = address if isinstance(address, tuple) else (address, port)
         self._forget()
-        sys.audit("smtplib.connect", self, self._host, self._port)
+        self._audit("smtplib.connect", self._host, self._port)
         context = None
         if self._tls == "implicit":
             context = self._ssl_context or await self._offload(default_context)
@@ -265,6 +266,9 @@ class AsyncSMTP(AuthObjects):
         self._sock = None
         reply: Reply = await self._connection.finished(greeting)
         return reply
+
+    def _audit(self, event: str, *args: Any) -> None:
+        sys.audit(event, self, *args)
 
     def _forget(self) -> None:
         self._session = self._new_session()
@@ -336,7 +340,7 @@ class AsyncSMTP(AuthObjects):
         """
         secret = self._session.state is State.CHALLENGE
         line = command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=secret)
-        replies = await self._run(dialogue.raw_write(self._session, line), raw=True)
+        replies = await self._run(dialogue.raw_write(self._session, line, command=True), raw=True)
         reply: Reply = replies[0]
         return reply
 

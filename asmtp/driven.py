@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.protocol import dialogue
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Exchange, Session
+from asmtp.protocol.session import Exchange, Group, Session
 
 __all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive"]
 
@@ -47,12 +48,26 @@ def drive(loop: asyncio.AbstractEventLoop, client: DrivenSMTP, coroutine: Corout
         coroutine.close()
 
 
+class _AuditedSession(Session):
+    """Tells audit hooks what is written, as smtplib does; a hook that raises keeps it from being written."""
+
+    audit: Callable[[str, bytes], None]
+
+    def _write(self, exchange: Exchange, group: Group) -> None:
+        if group.data and self.error is None:
+            self.audit("smtplib.send", b"(not shown)" if group.secret else group.data)
+        super()._write(exchange, group)
+
+
 class DrivenSMTP(AsyncSMTP):
     """An async client that a facade drives.
 
     It does in the calling thread what would block a loop: nobody else is on this one.  And it has what
     only blocking code can use: octets written by hand, whose replies are fetched later.
     """
+
+    _session_class = _AuditedSession
+    facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
 
     def wakes(self, future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> bool:
         """Have the loop stopped when `future` is done; False if it is not one of the connection's."""
@@ -78,11 +93,18 @@ class DrivenSMTP(AsyncSMTP):
 
     def _new_session(self) -> Session:
         self._by_hand: deque[Exchange] = deque()
-        return super()._new_session()
+        session = super()._new_session()
+        cast("_AuditedSession", session).audit = self._audit
+        return session
+
+    def _audit(self, event: str, *args: Any) -> None:
+        sys.audit(event, self.facade(), *args)
 
     async def send(self, data: bytes) -> None:
         """Write octets; whatever they are owed is kept for `getreply`."""
         connection = self._live()
+        if not data:
+            return
         exchange = connection.session.start(dialogue.raw_write(connection.session, data), raw=True)
         if exchange.error is not None:
             raise exchange.error

@@ -8,12 +8,15 @@ thread already runs a loop does a helper thread run the private one for the dura
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import functools
 import socket
 import ssl
 import sys
 import threading
+import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from email.message import Message
@@ -31,8 +34,17 @@ from asmtp.errors import (
     SMTPNotSupportedError,
     SMTPResponseException,
     SMTPServerDisconnected,
+    SMTPStateError,
 )
-from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, context_from_files, default_context
+from asmtp.options import (
+    LMTP_PORT,
+    SMTP_PORT,
+    SMTP_SSL_PORT,
+    Options,
+    context_from_files,
+    default_context,
+    host_and_port,
+)
 from asmtp.protocol import sasl
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
@@ -107,6 +119,7 @@ class SMTP(AuthObjects):
         self.timeout = timeout
         self._client = self._client_class("", 0, None, _timeouts(timeout), source_address, **options)
         self._client.local_hostname = local_hostname
+        self._client.facade = weakref.ref(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         if host:
             reply = self.connect(host, port)
@@ -125,15 +138,16 @@ class SMTP(AuthObjects):
 
     def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
         """Run the private loop until `coroutine` is done; `task`: it needs to be one."""
-        if asyncio._get_running_loop() is None:
-            return self._run_here(coroutine, task)
-        # Called from async code: it blocks, as smtplib would, but it works.
-        return _in_thread(functools.partial(self._run_here, coroutine, task))
-
-    def _run_here(self, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         loop = self._loop
         if loop is None:
             loop = self._loop = self._new_loop()
+        if asyncio._get_running_loop() is None:
+            return self._run_here(loop, coroutine, task)
+        # Called from async code: it blocks, as smtplib would, but it works.
+        work = functools.partial(self._run_here, loop, coroutine, task)
+        return _in_thread(work, functools.partial(self._interrupt, loop))
+
+    def _run_here(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         driven = self._client
         driven.trace = self._trace if self.debuglevel > 0 else None
         if driven.readable():
@@ -151,15 +165,36 @@ class SMTP(AuthObjects):
             if not driven.is_connected:
                 self._release()
 
+    def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a call that a helper thread runs end now."""
+
+        def end() -> None:
+            self._client.close()
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+
+        with contextlib.suppress(RuntimeError):  # it has ended
+            loop.call_soon_threadsafe(end)
+
     def _release(self) -> None:
         """Give back what the connection used: its socket, the loop."""
         loop, self._loop = self._loop, None
         released = self._client.close()
         if loop is not None:
+            # Where this is called from async code (or by the garbage collector there), that has to wait.
+            outer = asyncio._get_running_loop()
+            asyncio._set_running_loop(None)
             try:
-                loop.run_until_complete(_awaited(released))
+                drive(loop, self._client, _last_passes(released))
             finally:
                 loop.close()
+                asyncio._set_running_loop(outer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_loop", None) is not None:
+            # As a socket that is dropped does: it says so, and closes at once.
+            warnings.warn(f"unclosed {self._client!r}", ResourceWarning, stacklevel=1, source=self)
+            self._release()
 
     # ---- what is known ----------------------------------------------------------------------
 
@@ -197,11 +232,15 @@ class SMTP(AuthObjects):
 
     def _trace(self, direction: str, data: bytes) -> None:
         if direction == ">":
-            self._print_debug("send:", repr(data))
+            # smtplib shows commands as str, content as bytes.
+            one_line = data.isascii() and data.endswith(b"\n") and data.count(b"\n") == 1
+            self._print_debug("send:", repr(data.decode("ascii") if one_line else data))
         else:
             code, _, text = data.partition(b" ")
-            for line in text.split(b"\n"):
-                self._print_debug("reply:", repr(code + b" " + line))
+            *lines, last = text.split(b"\n")
+            for line in lines:
+                self._print_debug("reply:", repr(code + b"-" + line + b"\r\n"))
+            self._print_debug("reply:", repr(code + b" " + last + b"\r\n"))
             self._print_debug(f"reply: retcode ({code.decode()}); Msg: {text!a}")
 
     # ---- connecting and leaving -------------------------------------------------------------
@@ -219,7 +258,8 @@ class SMTP(AuthObjects):
         self._default_timeout = socket.getdefaulttimeout()
         self._client.timeouts = transport.Timeouts.of(_timeouts(self.timeout))
         if self.debuglevel > 0:
-            self._print_debug("connect: to", (host, port), self.source_address)
+            where = host if host.startswith("/") else host_and_port(host, port, self.default_port)
+            self._print_debug("connect: to", where, self.source_address)
         try:
             reply = self._run(self._client.connect(host, port), task=True)
         except BaseException:
@@ -238,17 +278,14 @@ class SMTP(AuthObjects):
             code, message = self.docmd("QUIT")
             if code != 221:
                 raise SMTPResponseException(code, message)
-        except SMTPServerDisconnected:
+        except (SMTPServerDisconnected, SMTPStateError):  # no connection; or content was begun, and no end written
             pass
         finally:
             self.close()
 
     def close(self) -> None:
         """Close the connection, without QUIT."""
-        if asyncio._get_running_loop() is None:
-            self._release()
-        else:
-            _in_thread(self._release)
+        self._release()
 
     def quit(self) -> Reply:
         """Say QUIT and close; the reply, or (-1, why) if the server closed instead.
@@ -365,8 +402,8 @@ class SMTP(AuthObjects):
             SMTPAuthenticationError: the server said no.
         """
         lines = self._exchange(mechanism, authobject, initial_response_ok)
+        line = next(lines)
         try:
-            line = next(lines)
             while True:
                 line = lines.send(self._run(self._client.respond(line)))
         except StopIteration as stop:
@@ -447,8 +484,8 @@ class SMTP(AuthObjects):
         return self.sendmail(sender, recipients, octets, options, rcpt_options)
 
 
-def _in_thread(function: Callable[[], T]) -> T:
-    """Call in a thread where no loop runs, and wait for it."""
+def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
+    """Call in a thread where no loop runs, and wait for it; `interrupt` makes it end where the wait does."""
     future: Future[T] = Future()
 
     def helper() -> None:
@@ -459,7 +496,12 @@ def _in_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=helper, name="asmtp")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # Ctrl-C
+        interrupt()
+        thread.join()
+        raise
     return future.result()
 
 
@@ -471,8 +513,10 @@ def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(asyncio.wait(tasks))
 
 
-async def _awaited(what: Awaitable[None]) -> None:
-    await what
+async def _last_passes(released: Awaitable[None]) -> None:
+    await released
+    for _ in range(2):  # for the callbacks of transports, also of one that was not quite made
+        await asyncio.sleep(0)
 
 
 class SMTP_SSL(SMTP):

@@ -22,7 +22,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import imports, large, rates, report, scenarios, servers
+from . import imports, large, rates, report, scenarios, servers, sink
 
 QUICK = rates.Effort(rounds=2, near=0.05, far=0.1)
 FULL = rates.Effort(rounds=5, near=0.5, far=2.0)
@@ -66,6 +66,7 @@ def measure(
 ) -> None:
     """Run what was chosen, print each table as it is there, and collect the samples."""
     if "sink" in chosen:
+        sink.selftest()
         count, port = 10_000 if quick else 200_000, running.ports["chunking", 0.0]
         capacity = max(servers.capacity(port, scenarios.content(), count) for _ in range(3))
         results["sink"] = capacity

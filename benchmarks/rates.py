@@ -177,7 +177,7 @@ def run(servers: Servers, wanted: list[Scenario], effort: Effort) -> list[Row]:
         counts = {client: calibrate(servers, scenario, client, seconds) for client in present}
         for turn in range(effort.rounds):
             for client in present if turn % 2 == 0 else reversed(present):
-                warm_up = 1 if scenario.rtt else min(counts[client], 50)
+                warm_up = min(counts[client] - 1, 1 if scenario.rtt else 50)
                 row.samples[client].append(checked_sample(servers, scenario, client, counts[client], warm_up))
         print(f"{scenario.name}: done", file=sys.stderr)
     return rows

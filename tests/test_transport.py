@@ -291,7 +291,7 @@ async def test_a_body_streams_no_faster_than_the_server_reads(transports: list[a
         expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data"), send("250 ok", "250 ok"),
         deaf_until_opened, expect(block * 400 + b".\r\n"), send("250 taken"), nothing_more,
     ]  # fmt: skip
-    async with scripted(script, receive_buffer=1 << 14) as server:
+    async with scripted(script, receive_buffer=1 << 17) as server:
         smtp = AsyncSMTP("127.0.0.1", server.port, "me.example")
         await smtp.connect()
         sending = asyncio.create_task(smtp.sendmail("a@x.example", "b@y.example", body()))
@@ -319,7 +319,7 @@ async def test_close_does_not_wait_for_a_server_that_reads_nothing(transports: l
         send("220 hi"), expect("ehlo me.example"), send("250-hi", "250 PIPELINING"),
         expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data"), send("250 ok", "250 ok", "354 go"), deaf,
     ]  # fmt: skip
-    async with scripted(script, receive_buffer=1 << 14) as server:
+    async with scripted(script, receive_buffer=1 << 17) as server:
         smtp = AsyncSMTP("127.0.0.1", server.port, "me.example")
         await smtp.connect()
         sending = asyncio.create_task(smtp.sendmail("a@x.example", "b@y.example", body()))

@@ -95,13 +95,18 @@ def authentication(lines: Generator[bytes, Reply, Reply]) -> Dialogue:
             return stop.value
 
 
-def raw_write(session: Session, data: bytes, *, secret: bool = False) -> Dialogue:
+def raw_write(session: Session, data: bytes, *, secret: bool = False, command: bool = False) -> Dialogue:
     """Octets that a caller wrote by hand (smtplib's `send` and `putcmd`): any number of lines, or content.
 
-    Returns the replies; (-1, b"") where none is due because the content has not ended.
+    Returns the replies; none where none is due because the content has not ended.
+
+    Args:
+        command: a reply has to be due.
     """
     if session.state is State.CONTENT:
         ended = data.endswith(b"\r\n.\r\n") or data == b".\r\n"
+        if command and not ended:
+            raise SMTPStateError(f"no command is possible now: {session.state.value}")
         group = Group(data, (Event.dot if ended else Event.content,), int(ended), phase=Phase.FINAL)
     else:
         lines = data.splitlines()

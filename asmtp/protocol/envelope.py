@@ -93,7 +93,7 @@ class Envelope:
         rcpt_options: Sequence[str] = (),
     ) -> None:
         self.sender = sender
-        if not isinstance(recipients, Iterable) or isinstance(recipients, bytes):
+        if isinstance(recipients, bytes) or not hasattr(recipients, "__iter__"):  # type: ignore[unreachable]
             raise TypeError(f"to_addrs must be str or an iterable of str, not {type(recipients).__name__}")
         self.recipients: Sequence[str] = (recipients,) if isinstance(recipients, str) else tuple(recipients)
         if not self.recipients:

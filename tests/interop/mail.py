@@ -13,6 +13,7 @@ has a header with From, To, Date and Message-ID:
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from asmtp import AsyncLMTP, AsyncSMTP
 from .servers import DOMAIN
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from .servers import MailServer
 
 SENDER = f"sender@{DOMAIN}"
@@ -54,6 +57,21 @@ def connect(server: MailServer, shape: str = "bdat-pipelined", **options: Any) -
     if "lmtp" in server.ports:
         return AsyncLMTP(server.host, server.ports["lmtp"], **common)
     return AsyncSMTP(server.host, server.ports["plain"], **common)
+
+
+@contextlib.asynccontextmanager
+async def connected(server: MailServer, shape: str = "bdat-pipelined", **options: Any) -> AsyncIterator[AsyncSMTP]:
+    """A client that is connected, and found in step with the server in the end.
+
+    It goes without QUIT, which takes Exim 200 ms.
+    """
+    client = connect(server, shape, **options)
+    await client.connect()
+    try:
+        yield client
+        assert (await client.noop()).code == 250
+    finally:
+        await client.close()
 
 
 @dataclass

@@ -182,22 +182,16 @@ class MailServer:
                 found.append((path.stat().st_mtime_ns, path.name, data))
         return [data for _, _, data in sorted(found)]
 
-    def wait_for(
-        self, mailbox: str, count: int = 1, timeout: float = 10, containing: bytes = b""
-    ) -> list[bytes]:
+    def wait_for(self, mailbox: str, count: int = 1, timeout: float = 10, containing: bytes = b"") -> list[bytes]:
         """Poll until at least `count` messages are there: delivery goes on after the reply to the client."""
         deadline = time.monotonic() + timeout
         while len(found := self.messages(mailbox, containing)) < count:
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{len(found)} of {count} messages in {mailbox} after {timeout} s\n{self.logs()}"
-                )
+                raise TimeoutError(f"{len(found)} of {count} messages in {mailbox} after {timeout} s\n{self.logs()}")
             time.sleep(0.01)
         return found
 
-    async def arrived(
-        self, mailbox: str, count: int = 1, timeout: float = 10, containing: bytes = b""
-    ) -> list[bytes]:
+    async def arrived(self, mailbox: str, count: int = 1, timeout: float = 10, containing: bytes = b"") -> list[bytes]:
         """`wait_for` without blocking the event loop."""
         return await asyncio.to_thread(self.wait_for, mailbox, count, timeout, containing)
 
@@ -279,9 +273,7 @@ def download(packages: list[str], folder: Path) -> list[Path]:
     }
     apt = ["apt-get", "-q", "-y", *(f"-o{key}={value}" for key, value in options.items())]
     for arguments in (["update"], ["install", "--download-only", *packages]):
-        done = subprocess.run(
-            apt + arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(apt + arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"apt-get {' '.join(arguments)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return sorted((folder / "cache/archives").glob("*.deb"))

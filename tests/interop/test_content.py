@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .mail import ALICE, BOB, FIELD, Letter, as_stored, connect
+from .mail import ALICE, BOB, FIELD, Letter, as_stored, connected
 from .servers import DOMAIN
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ AWKWARD = b"".join(BODIES.values()) + b"\r"
 async def test_bodies(mail_server: MailServer, shape: str) -> None:
     letters = {name: Letter(body) for name, body in BODIES.items()}
     written: list[bytes] = []
-    async with connect(mail_server, shape) as client:
+    async with connected(mail_server, shape) as client:
         await client.ehlo_or_helo_if_needed()
         client.trace = lambda direction, data: written.append(data.partition(b"From:")[0]) if direction == ">" else None
         for letter in letters.values():
@@ -70,7 +70,7 @@ HEADERLESS = [b"", b".", b"\r\n", b"\n", b".\r\n.\r\n", b"no header\r\n", b"\xff
 async def test_no_header(mail_server: MailServer, shape: str) -> None:
     # All there is to find them by.
     senders = {f"{uuid.uuid4().hex}@{DOMAIN}": content for content in HEADERLESS}
-    async with connect(mail_server, shape) as client:
+    async with connected(mail_server, shape) as client:
         for sender, content in senders.items():
             assert await client.sendmail(sender, [BOB], content) == {}
     for sender, content in senders.items():
@@ -90,7 +90,7 @@ async def test_streamed(mail_server: MailServer, shape: str, size: int) -> None:
     """Borders between pieces fall within every line end and before every dot."""
     end = len(AWKWARD) if size == 1000 else 3000
     letter = Letter(AWKWARD[:end])
-    async with connect(mail_server, shape) as client:
+    async with connected(mail_server, shape) as client:
         assert await client.sendmail(letter.sender, [ALICE], in_pieces(letter.content, size)) == {}
         after = Letter()
         assert await client.sendmail(after.sender, [BOB], after.content) == {}
@@ -110,7 +110,7 @@ async def test_kinds(mail_server: MailServer, kind: str, tmp_path: Path) -> None
         "file": io.BytesIO(letter.content),
         "path": path,
     }
-    async with connect(mail_server) as client:
+    async with connected(mail_server) as client:
         assert await client.sendmail(letter.sender, [ALICE], kinds[kind]) == {}
     await letter.found(mail_server)
 
@@ -122,7 +122,7 @@ async def test_large_file(mail_server: MailServer, chunking: bool, tmp_path: Pat
     letter = Letter(b"\n" + line * (30_000_000 // len(line)))
     path = tmp_path / "letter.eml"
     path.write_bytes(letter.content)
-    async with connect(mail_server, chunking=chunking) as client:
+    async with connected(mail_server, chunking=chunking) as client:
         assert await client.sendmail(letter.sender, [ALICE], path) == {}
         assert (await client.noop()).code == 250
     await letter.found(mail_server, timeout=30)

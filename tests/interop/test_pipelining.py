@@ -12,7 +12,7 @@ import pytest
 
 import asmtp
 
-from .mail import ALICE, BOB, BROKEN, CAROL, FULL, MAILBOXES, NOBODY, TEMPFAIL, TEMPORARY, Letter, connect, settled
+from .mail import ALICE, BOB, BROKEN, CAROL, FULL, MAILBOXES, NOBODY, TEMPFAIL, TEMPORARY, Letter, connected, settled
 from .servers import DOMAIN
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ async def test_concurrent(mail_server: MailServer, shape: str, count: int) -> No
     made = letters(count)
     names = list(RECIPIENTS)
     sent: dict[str, list[Letter]] = {name: [] for name in names}
-    async with connect(mail_server, shape) as client:
+    async with connected(mail_server, shape) as client:
         tasks = []
         for number, letter in enumerate(made):
             to = names[: number % 3 + 1]  # so that LMTP owes each a different number of replies
@@ -85,7 +85,7 @@ async def test_concurrent(mail_server: MailServer, shape: str, count: int) -> No
 
 async def test_small_window(mail_server: MailServer) -> None:
     made = letters(30)
-    async with connect(mail_server, window=3, window_octets=4096) as client:
+    async with connected(mail_server, window=3, window_octets=4096) as client:
         tasks = [client.sendmail(letter.sender, [ALICE], letter.content) for letter in made]
         assert await outcomes(tasks) == [{}] * len(made)
     await check_all(mail_server, {"alice": made})
@@ -108,7 +108,7 @@ async def test_refused_recipients_do_not_lend_their_sender(mail_server: MailServ
     made = letters(len(pattern))
     right = [letter for letter, kind in zip(made, pattern, strict=True) if kind == "r"]
     written: list[tuple[str, bytes]] = []
-    async with connect(mail_server, shape) as client:
+    async with connected(mail_server, shape) as client:
         await client.ehlo_or_helo_if_needed()
         client.trace = lambda direction, data: written.append((direction, data))
         tasks = []
@@ -142,7 +142,7 @@ async def test_other_failures_do_not_either(mail_server: MailServer, shape: str)
 
         return await client.sendmail(letter.sender, [ALICE], pieces())
 
-    async with connect(mail_server, shape) as client:
+    async with connected(mail_server, shape) as client:
         tasks: list[Any] = [
             send(client, made[0], NOBODY),
             streamed(made[1]),
@@ -181,7 +181,7 @@ async def test_lmtp_results_after_the_content(dovecot: MailServer, shape: str) -
     ] * 3
     made = letters(len(cases))
     sent: dict[str, list[Letter]] = {"alice": [], "bob": []}
-    async with connect(dovecot, shape) as client:
+    async with connected(dovecot, shape) as client:
         results = await outcomes(send(client, letter, *to) for letter, (to, _) in zip(made, cases, strict=True))
         assert (await client.noop()).code == 250
     for letter, (to, refused), result in zip(made, cases, results, strict=True):

@@ -13,7 +13,7 @@ import pytest
 
 import asmtp
 
-from .mail import ALICE, BOB, CAROL, NOBODY, SENDER, TEMPFAIL, Letter, connect, settled
+from .mail import ALICE, BOB, CAROL, NOBODY, SENDER, TEMPFAIL, Letter, connect, connected, settled
 from .servers import DOMAIN, MAX_SIZE, UTF8_LOCAL
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ CREDENTIALS = {"username": "tester", "password": "s3cret-Pa55"}
 def submission(server: MailServer, **options: Any) -> asmtp.AsyncSMTP:
     """A client of the port where one logs in, behind STARTTLS."""
     context = server.ssl_context()
-    return asmtp.AsyncSMTP(server.host, server.ports["submission"], "client.example", 30, ssl_context=context, **options)
+    return asmtp.AsyncSMTP(
+        server.host, server.ports["submission"], "client.example", 30, ssl_context=context, **options
+    )
 
 
 # ---- recipients -----------------------------------------------------------------------------
@@ -36,7 +38,7 @@ def submission(server: MailServer, **options: Any) -> asmtp.AsyncSMTP:
 
 async def test_some_recipients_are_refused(smtp_server: MailServer, shape: str) -> None:
     letter = Letter()
-    async with connect(smtp_server, shape) as client:
+    async with connected(smtp_server, shape) as client:
         to = [NOBODY, ALICE, TEMPFAIL, BOB]
         refused = await client.sendmail(letter.sender, to, letter.content)
         assert {who: reply.code for who, reply in refused.items()} == {NOBODY: 550, TEMPFAIL: 450}
@@ -50,7 +52,7 @@ async def test_some_recipients_are_refused(smtp_server: MailServer, shape: str) 
 
 async def test_all_recipients_are_refused(smtp_server: MailServer, shape: str) -> None:
     letter, after = Letter(), Letter()
-    async with connect(smtp_server, shape) as client:
+    async with connected(smtp_server, shape) as client:
         with pytest.raises(asmtp.SMTPRecipientsRefused) as caught:
             await client.sendmail(letter.sender, [NOBODY, TEMPFAIL], letter.content)
         assert {who: code for who, (code, _) in caught.value.recipients.items()} == {NOBODY: 550, TEMPFAIL: 450}
@@ -68,14 +70,14 @@ async def test_all_recipients_are_refused(smtp_server: MailServer, shape: str) -
 
 async def test_null_sender(smtp_server: MailServer) -> None:
     letter = Letter(sender="")
-    async with connect(smtp_server) as client:
+    async with connected(smtp_server) as client:
         assert await client.sendmail("<>", [ALICE], letter.content) == {}
     await letter.found(smtp_server)
 
 
 async def test_by_hand(smtp_server: MailServer) -> None:
     letter, after = Letter(b"\r\na\n.\r\nb"), Letter()
-    async with connect(smtp_server) as client:
+    async with connected(smtp_server) as client:
         assert (await client.ehlo()).code == 250
         assert (await client.mail(SENDER, ["BODY=8BITMIME"])).code == 250
         assert (await client.rcpt(NOBODY)).code == 550
@@ -91,7 +93,7 @@ async def test_by_hand(smtp_server: MailServer) -> None:
 async def test_delivery_status_options(smtp_server: MailServer) -> None:
     letter = Letter()
     options = ["RET=HDRS", "ENVID=envelope-1"], ["NOTIFY=NEVER", f"ORCPT=rfc822;{ALICE}"]
-    async with connect(smtp_server) as client:
+    async with connected(smtp_server) as client:
         assert await client.sendmail(letter.sender, [ALICE], letter.content, *options) == {}
     await letter.found(smtp_server)
 
@@ -101,7 +103,7 @@ async def test_delivery_status_options(smtp_server: MailServer) -> None:
 
 async def test_international_recipient(smtp_server: MailServer, shape: str) -> None:
     letter = Letter("\r\nΓειά σου\r\n".encode())
-    async with connect(smtp_server, shape) as client:
+    async with connected(smtp_server, shape) as client:
         assert await client.sendmail(letter.sender, [f"{UTF8_LOCAL}@{DOMAIN}"], letter.content) == {}
     await letter.found(smtp_server, "utf8")
 
@@ -112,7 +114,7 @@ async def test_international_headers(smtp_server: MailServer) -> None:
     message["To"] = f"{UTF8_LOCAL}@{DOMAIN}"
     message["Subject"] = "Θέμα"
     message.set_content("Γειά σου\n")
-    async with connect(smtp_server) as client:
+    async with connected(smtp_server) as client:
         assert await client.send_message(message) == {}
     (stored,) = await smtp_server.arrived("utf8", containing="Subject: Θέμα\n".encode())
     assert stored.lower().startswith(f"return-path: <{UTF8_LOCAL}@{DOMAIN}>\n".encode())
@@ -130,7 +132,7 @@ async def test_login(smtp_server: MailServer, mechanism: str) -> None:
         client.esmtp_features["auth"] = mechanism
         written: list[bytes] = []
         client.trace = lambda direction, data: written.append(data)
-        reply = await client.login(**{"user": smtp_server.username, "password": smtp_server.password})
+        reply = await client.login(smtp_server.username, smtp_server.password)
         client.trace = None
         assert reply.code == 235
         assert not any(smtp_server.password.encode() in each for each in written)
@@ -194,7 +196,7 @@ async def test_certificate_is_verified(smtp_server: MailServer, role: str, wrong
 async def test_opportunistic_tls(smtp_server: MailServer) -> None:
     """A certificate that cannot be verified does not stop the mail."""
     letter = Letter()
-    async with connect(smtp_server, tls="opportunistic") as client:
+    async with connected(smtp_server, tls="opportunistic") as client:
         assert await client.sendmail(letter.sender, [ALICE], letter.content) == {}
     (stored,) = await smtp_server.arrived("alice", containing=letter.marker)
     assert b"with esmtps" in stored.lower()
@@ -231,7 +233,7 @@ async def test_size_is_known_to_be_too_large(smtp_server: MailServer, tmp_path: 
     letter = Letter()
     with (tmp_path / "huge.eml").open("wb") as file:
         file.truncate(MAX_SIZE + 1)
-    async with connect(smtp_server) as client:
+    async with connected(smtp_server) as client:
         await client.ehlo()
         written: list[bytes] = []
         client.trace = lambda direction, data: written.append(data)
@@ -246,7 +248,7 @@ async def test_size_is_known_to_be_too_large(smtp_server: MailServer, tmp_path: 
 async def test_server_refuses_the_size(smtp_server: MailServer, shape: str) -> None:
     """MAIL is answered 552; the message that is right behind is not affected."""
     letter, after = Letter(), Letter()
-    async with connect(smtp_server, shape) as client:
+    async with connected(smtp_server, shape) as client:
         first = client.sendmail(letter.sender, [ALICE], letter.content, [f"SIZE={MAX_SIZE + 1}"])
         second = client.sendmail(after.sender, [BOB], after.content)
         refusal, result = await asyncio.gather(first, second, return_exceptions=True)
@@ -268,7 +270,7 @@ async def test_server_refuses_the_content(smtp_server: MailServer, shape: str) -
         for _ in range(MAX_SIZE // 1_000_000 + 2):
             yield line * (1_000_000 // len(line))
 
-    async with connect(smtp_server, shape) as client:
+    async with connected(smtp_server, shape) as client:
         with pytest.raises(asmtp.SMTPDataError) as caught:
             await client.sendmail(letter.sender, [ALICE], too_much())
         assert (caught.value.smtp_code, caught.value.state) == (552, "refused")
@@ -308,7 +310,7 @@ def parts(message: EmailMessage) -> list[tuple[str, str | None, bytes]]:
 async def test_send_message(smtp_server: MailServer, shape: str) -> None:
     message = with_attachments()
     message["Message-ID"] = f"<{(marker := Letter().marker).decode()}@client.example>"
-    async with connect(smtp_server, shape) as client:
+    async with connected(smtp_server, shape) as client:
         refused = await client.send_message(message)
     assert {who: reply.code for who, reply in refused.items()} == {NOBODY: 550}
     for mailbox in ("alice", "bob", "carol"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asmtp.protocol.dialogue import greeting, hello, single
+from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, rset, single
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.sasl import authenticate, plain
 from asmtp.protocol.session import Dialogue, Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import Body, Transaction
@@ -21,6 +22,11 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 
 CONTENT = b"Hi.\r\n"
+
+NOOP = Start(lambda session: single(b"noop\r\n"))
+QUIT = Start(lambda session: quit_(), alone=True)
+RSET = Start(rset)
+LOGIN = Start(lambda session: authentication(authenticate("PLAIN", plain("me", "secret"))), alone=True)
 
 
 def opened(shape: str = "lock-step", *, lmtp: bool = False, **options: Any) -> Callable[[], Session]:
@@ -153,9 +159,39 @@ def cut(text: str, replies: int, *instead: str) -> str:
     """A transcript that ends after so many reply lines; then comes what is given instead."""
     lines: list[str] = []
     for line in text.splitlines():
-        if line.startswith("S:"):
+        if line.strip().startswith("S:"):
             if not replies:
                 break
             replies -= 1
         lines.append(line)
     return "\n".join([*lines, *instead])
+
+
+STARTS = {
+    "one": letter("a@x", ["b@x"]),
+    "two": letter("c@x", ["d@x"], b"Two\r\n"),
+    "three": letter("e@x", ["f@x"], b"Three\r\n"),
+    "streamed": streamed("a@x", ["b@x"]),
+    "noop": NOOP,
+    "quit": QUIT,
+    "rset": RSET,
+    "login": LOGIN,
+}
+
+TWO_BY_BDAT = """
+    start one
+    C: mail from:<a@x>
+    C: rcpt to:<b@x>
+    C: BDAT 5 LAST
+    C: Hi.
+    start two
+    C: rset
+    C: mail from:<c@x>
+    C: rcpt to:<d@x>
+    C: BDAT 5 LAST
+    C: Two
+    """
+
+
+def replies(*texts: str) -> str:
+    return "".join(f"S: {text}\n" for text in texts)

@@ -159,8 +159,10 @@ def describe(exchange: Exchange) -> str:
     if exchange.error is not None:
         return describe_error(exchange.error)
     if isinstance(exchange.result, Outcome):
-        return "sent " + _pairs(exchange.result.accepted) + (
-            " but not " + _pairs(exchange.result.refused) if exchange.result.refused else ""
+        return (
+            "sent "
+            + _pairs(exchange.result.accepted)
+            + (" but not " + _pairs(exchange.result.refused) if exchange.result.refused else "")
         )
     return str(exchange.result)
 

@@ -40,8 +40,8 @@ def octets(what: str | bytes) -> bytes:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Let the loop go on until it is so."""
-    while not condition():
-        await asyncio.sleep(0)  # what is waited for has no event
+    while not condition():  # noqa: ASYNC110  # there is no event for it
+        await asyncio.sleep(0)
 
 
 class Peer(asyncio.Protocol):

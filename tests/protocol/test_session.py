@@ -1,0 +1,355 @@
+"""The turn to write, the queue of owed replies, the window, the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError
+from asmtp.protocol.dialogue import greeting, quit_, raw_write
+from asmtp.protocol.session import Dialogue, Group, Phase, Session
+from asmtp.protocol.state import Event, State
+
+from .letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, letter, opened, replies, unsettled
+from .transcript import Start, play
+
+shapes = pytest.mark.parametrize("shape", SHAPES)
+
+
+# ---- the turn and the window -----------------------------------------------------------------
+
+
+def test_lock_step_servers_get_one_at_a_time() -> None:
+    text = """
+        start noop
+        C: noop
+        start one
+        start rset
+        S: 250 noop
+        C: mail from:<a@x>
+        S: 550 no
+        C: rset
+        S: 250 flushed
+        """
+    result = play(text, STARTS, opened("lock-step"))
+    assert result.outcomes == {
+        "noop": "250 noop",
+        "one": "SMTPSenderRefused 550 no [refused]",
+        "rset": "250 flushed",
+    }
+    assert result.settled
+
+
+def test_a_command_rides_behind_a_message() -> None:
+    text = """
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        start noop
+        C: noop
+        S: 250 a
+        S: 250 b
+        S: 250 one
+        S: 250 noop
+        """
+    result = play(text, STARTS, opened("both"))
+    assert result.outcomes == {"one": "sent {b@x: 250 b}", "noop": "250 noop"}
+
+
+@pytest.mark.parametrize("which", ["quit", "login"])
+def test_some_things_are_done_alone(which: str) -> None:
+    command, reply = ("quit", "221 bye") if which == "quit" else ("AUTH PLAIN AG1lAHNlY3JldA==", "235 welcome")
+    text = f"""
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        start {which}
+        S: 250 a
+        S: 250 b
+        S: 250 one
+        C: {command}
+        start noop
+        S: {reply}
+        """
+    result = play(text + ("C: noop\nS: 250 noop" if which == "login" else ""), STARTS, opened("both"))
+    assert result["one"] == "sent {b@x: 250 b}"
+    assert result[which] == reply
+    gone = "SMTPServerDisconnected please run connect() first [not_sent]"
+    assert result["noop"] == (gone if which == "quit" else "250 noop")
+
+
+def test_window_of_two() -> None:
+    text = f"""{TWO_BY_BDAT}
+        start three
+        S: 250 a
+        S: 250 b
+        S: 250 one
+        C: rset
+        C: mail from:<e@x>
+        C: rcpt to:<f@x>
+        C: BDAT 7 LAST
+        C: Three
+        """
+    text += replies("250 flushed", "250 c", "250 d", "250 two", "250 flushed", "250 e", "250 f", "250 three")
+    result = play(text, STARTS, opened("both", window=2))
+    assert result["three"] == "sent {f@x: 250 f}"
+
+
+def test_window_of_octets() -> None:
+    """The first takes 52 octets; the next goes out while fewer than the window are unanswered."""
+    size = len(b"mail from:<a@x>\r\nrcpt to:<b@x>\r\nBDAT 5 LAST\r\nHi.\r\n")
+    for window in (size, size + 1):
+        session = opened("both", window_octets=window)()
+        session.start(STARTS["one"].make(session))
+        assert len(session.output()) == size
+        two = session.start(STARTS["two"].make(session))
+        assert bool(session.output()) == (window > size)
+        session.receive_data(b"250 a\r\n250 b\r\n250 one\r\n")
+        assert bool(session.output()) == (window == size)
+        assert not two.done
+
+
+def test_window_is_given_back_by_what_failed_or_was_cancelled() -> None:
+    session = opened("both", window_octets=1)()
+    for reply in (b"250 a\r\n250 b\r\n554 no\r\n", b"250 flushed\r\n550 a\r\n503 b\r\n503 c\r\n"):
+        session.cancel(session.start(STARTS["one"].make(session)))
+        waiting = session.start(NOOP.make(session))
+        assert b"noop" not in session.output()
+        session.receive_data(reply)
+        assert session.output() == b"noop\r\n"
+        session.receive_data(b"250 noop\r\n")
+        assert waiting.result == (250, b"noop")
+
+
+def test_paused() -> None:
+    text = """
+        pause
+        start noop
+        resume
+        C: noop
+        S: 250 noop
+        """
+    assert play(text, STARTS, opened())["noop"] == "250 noop"
+
+
+def test_a_dialogue_that_fails_before_it_writes_lets_the_next_one_write() -> None:
+    starts = {"one": letter("ü@x"), "noop": NOOP, "two": STARTS["two"]}
+    text = """
+        start noop
+        C: noop
+        start one
+        start two
+        S: 250 noop
+        C: mail from:<c@x>
+        S: 550 no
+        """
+    result = play(text, starts, opened())
+    assert result["one"] == "SMTPNotSupportedError SMTPUTF8 not supported by server: the address '\\xfc@x' needs it"
+    assert result["two"] == "SMTPSenderRefused 550 no [refused]"
+
+
+# ---- when a transaction may be open ----------------------------------------------------------
+
+
+@shapes
+@pytest.mark.parametrize(("reply", "clean"), [("250 ok", True), ("500 what", False)])
+def test_only_a_rset_that_was_accepted_counts(shape: str, reply: str, clean: bool) -> None:
+    result = play(f"start rset\nC: rset\nS: {reply}", STARTS, unsettled(shape))
+    assert result["rset"] == reply
+    assert result.settled is clean
+
+
+def test_a_rset_speaks_for_what_was_written_before_it_only() -> None:
+    def reset(session: Session) -> Dialogue:
+        group = Group(b"rset\r\n", (Event.rset,), last=True)
+        yield group
+        session.settle(group)
+
+    text = """
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        start reset
+        C: rset
+        start two
+        C: rset
+        C: mail from:<c@x>
+        C: rcpt to:<d@x>
+        C: BDAT 5 LAST
+        C: Two
+        """
+    text += replies("250 a", "550 b", "503 one", "250 flushed", "250 flushed", "250 c")
+    starts = STARTS | {"reset": Start(reset)}
+    assert not play(text, starts, opened("both")).settled
+    assert play(text + replies("250 d", "250 two"), starts, opened("both")).settled
+    assert not play(text + replies("550 d", "503 two"), starts, opened("both")).settled
+
+
+# ---- replies nobody is owed ------------------------------------------------------------------
+
+
+def test_421_on_an_idle_connection_retires_it() -> None:
+    result = play("S: 421 timeout", STARTS, opened())
+    assert result.state == "CLOSED"
+    result = play("S: 421 timeout\nstart one", STARTS, opened())
+    assert result["one"] == "SMTPServerDisconnected server closed the connection: 421 timeout [not_sent]"
+
+
+def test_another_reply_on_an_idle_connection_breaks_it() -> None:
+    result = play("S: 250 what", STARTS, opened())
+    assert result.state == "BROKEN"
+    result = play("S: 250 what\nstart one", STARTS, opened())
+    assert result["one"] == "SMTPProtocolError -1 a reply that no command is owed: '250 what' [not_sent]"
+
+
+def test_421_with_the_reply_that_lets_the_next_command_be_written() -> None:
+    """It was sent before the command was, so it is no answer to it."""
+    session = opened()()
+    one = session.start(STARTS["one"].make(session))
+    session.output()
+    session.receive_data(b"250 a\r\n421 bye\r\n")
+    assert isinstance(one.error, SMTPServerDisconnected)
+    assert str(one.error) == "server closed the connection: 421 bye"
+    assert one.error.state == "not_sent"
+    assert session.state is State.CLOSED
+    assert session.output() == b""
+
+
+def test_eof_on_an_idle_connection() -> None:
+    result = play("eof", STARTS, opened())
+    assert result.state == "CLOSED"
+
+
+def test_nonsense() -> None:
+    result = play("start one\nC: mail from:<a@x>\nS: HTTP/1.1 400 Bad Request", STARTS, opened())
+    assert result["one"] == "SMTPProtocolError -1 not a reply: 'HTTP/1.1 400 Bad Request\\r' [not_sent]"
+    assert result.state == "BROKEN"
+
+
+def test_replies_before_the_nonsense_count() -> None:
+    text = TWO_BY_BDAT + replies("250 a", "250 b", "250 one", "999 what")
+    result = play(text, STARTS, opened("both"))
+    assert result["one"] == "sent {b@x: 250 b}"
+    assert result["two"] == "SMTPProtocolError -1 not a reply: '999 what\\r' [in_doubt]"
+
+
+def test_errors_keep_their_class_and_cause() -> None:
+    session = opened("both")()
+    both = [session.start(STARTS[name].make(session)) for name in ("one", "two")]
+    error = SMTPTimeoutError("timed out: no answer")
+    error.__cause__ = OSError("underneath")
+    session.fail(error)
+    for exchange in both:
+        assert type(exchange.error) is SMTPTimeoutError
+        assert str(exchange.error.__cause__) == "underneath"
+        assert exchange.error is not error
+    assert both[0].error is not both[1].error
+
+
+# ---- what the transport looks at -------------------------------------------------------------
+
+
+def test_phases() -> None:
+    """What the next reply is awaited for: a limit each."""
+    session = Session()
+    seen = []
+
+    def feed(data: bytes) -> None:
+        head = session.head
+        assert head is not None
+        seen.append(head.phase)
+        session.receive_data(data)
+
+    session.start(greeting())
+    feed(b"220 hi\r\n")
+    session.extensions["pipelining"] = ""
+    session.start(STARTS["one"].make(session))
+    for line in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n", b"250 one\r\n"):
+        feed(line)
+    session.extensions["chunking"] = ""
+    session.start(STARTS["one"].make(session))
+    for line in (b"250 a\r\n", b"250 b\r\n", b"250 one\r\n"):
+        feed(line)
+    session.start(quit_())
+    feed(b"221 bye\r\n")
+    assert seen == [
+        Phase.GREETING,
+        *[Phase.COMMAND, Phase.COMMAND, Phase.DATA, Phase.FINAL],
+        *[Phase.COMMAND, Phase.COMMAND, Phase.FINAL],
+        Phase.QUIT,
+    ]
+
+
+def test_trace_and_progress() -> None:
+    session = opened()()
+    seen: list[tuple[str, bytes]] = []
+    session.trace = lambda way, data: seen.append((way, data))
+    before = session.progress
+    session.start(LOGIN.make(session))
+    session.receive_data(b"235-Welcome\r\n235 back\r\n")
+    session.start(NOOP.make(session))
+    session.receive_data(b"250 ok\r\n")
+    assert seen == [(">", b"(not shown)"), ("<", b"235 Welcome\nback"), (">", b"noop\r\n"), ("<", b"250 ok")]
+    assert session.progress == before + 2
+
+
+def test_idle_and_closed() -> None:
+    session = opened()()
+    assert session.idle
+    noop = session.start(NOOP.make(session))
+    assert not session.idle
+    assert session.head is noop
+    session.receive_data(b"250 ok\r\n")
+    assert session.idle
+    assert session.head is None
+    assert not session.closed
+    session.close()
+    assert session.closed
+    assert session.output() == b""
+
+
+def test_nothing_is_written_before_the_greeting() -> None:
+    session = Session()
+    greeted = session.start(greeting())
+    noop = session.start(NOOP.make(session))
+    assert session.output() == b""
+    session.receive_data(b"220 hi\r\n")
+    assert greeted.result == (220, b"hi")
+    assert session.output() == b"noop\r\n"
+    session.receive_data(b"250 ok\r\n")
+    assert noop.result == (250, b"ok")
+
+
+def test_a_dialogue_left_in_the_middle_breaks() -> None:
+    def half() -> Dialogue:
+        yield Group(b"data\r\n", (Event.data,))
+
+    result = play("start half\nC: data\nS: 354 go", {"half": Start(lambda session: half())}, opened())
+    assert result.state == "BROKEN"
+
+
+def test_a_dialogue_that_goes_on_behind_its_end_is_stopped() -> None:
+    def stubborn() -> Dialogue:
+        while True:
+            try:
+                yield Group(b"noop\r\n", (Event.other,))
+            except SMTPServerDisconnected:
+                continue
+
+    text = "start it\nC: noop\nS: 250 ok\nC: noop\neof"
+    result = play(text, {"it": Start(lambda session: stubborn())}, opened())
+    assert result["it"] == "SMTPServerDisconnected Connection unexpectedly closed"
+
+
+def test_protocol_error_is_a_disconnection_and_a_response() -> None:
+    session = opened()()
+    session.receive_data(b"hello\r\n")
+    assert isinstance(session.error, SMTPProtocolError)
+    assert session.state is State.BROKEN
+    written = session.start(raw_write(session, b"noop\r\n"))
+    assert isinstance(written.error, SMTPServerDisconnected)

@@ -1,0 +1,161 @@
+"""Cancellation at every step of every shape: in step, or broken; never off by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from asmtp.protocol.dialogue import greeting
+from asmtp.protocol.session import Exchange, Session
+
+from .echo import Delivered, Echo
+from .letters import SHAPES, STARTS, TWO_BY_BDAT, opened, replies
+from .transcript import Start, play
+
+shapes = pytest.mark.parametrize("shape", SHAPES)
+protocols = pytest.mark.parametrize("lmtp", [False, True], ids=["SMTP", "LMTP"])
+
+
+class Run:
+    """A session and the echoing server, a reply at a time."""
+
+    def __init__(self, shape: str, *, lmtp: bool) -> None:
+        self.session = opened(shape, lmtp=lmtp)()
+        self.server = Echo(lmtp=lmtp)
+        self.replies: list[str] = []
+
+    def turn(self) -> bool:
+        """Deliver one reply; whether there was one."""
+        self.replies += self.server.feed(self.session.output())
+        if not self.replies:
+            return False
+        self.session.receive_data(self.replies.pop(0).encode() + b"\r\n")
+        return True
+
+    def check_next(self) -> None:
+        """The next message gets its own replies and goes out under its own name, or nothing is written."""
+        first, second = (self.session.start(STARTS[name].make(self.session)) for name in ("two", "noop"))
+        before = list(self.server.delivered)
+        while self.turn():
+            pass
+        after = self.server.delivered[len(before) :]
+        if self.session.closed:
+            assert first.error is not None
+            assert first.error.state == "not_sent"
+            assert Delivered("c@x", ("d@x",), b"Two\r\n") not in after
+        else:
+            assert first.result.reply == (250, b"Two")
+            assert second.result == (250, b"noop")
+            assert after[-1] == Delivered("c@x", ("d@x",), b"Two\r\n")
+
+
+# Whether the connection can go on when the sender goes after so many of the replies.
+GOES_ON = {
+    "lock-step": [True, True, False, True, True],
+    "CHUNKING": [True, True, True, True],
+    "PIPELINING": [False, False, False, True, True],
+    "both": [True, True, True, True],
+}
+
+
+@shapes
+@protocols
+def test_at_every_reply(shape: str, lmtp: bool) -> None:
+    for count, goes_on in enumerate(GOES_ON[shape]):
+        run = Run(shape, lmtp=lmtp)
+        one = run.session.start(STARTS["one"].make(run.session))
+        for _ in range(count):
+            assert run.turn()
+        run.session.cancel(one)
+        assert run.session.closed is not goes_on, f"after {count} replies"
+        run.check_next()
+        if count == len(GOES_ON[shape]) - 1:
+            assert one.result.reply == (250, b"Hi.")
+
+
+STREAM_GOES_ON = {
+    # MAIL, RCPT, DATA owed; then the content: before it, in it, behind it; done.
+    "lock-step": [True, True, False, False, False, False, True, True],
+    "PIPELINING": [False, False, False, False, False, False, True, True],
+    # MAIL, RCPT owed; before the first chunk; with its reply owed; with it in; the same of the second; the last; done.
+    "CHUNKING": [True] * 9,
+    "both": [True] * 9,
+}
+
+
+@shapes
+@protocols
+def test_at_every_step_of_streamed_content(shape: str, lmtp: bool) -> None:
+    steps = len(STREAM_GOES_ON[shape])
+    seen = []
+    for stop in range(steps):
+        run = Run(shape, lmtp=lmtp)
+        one = run.session.start(STARTS["streamed"].make(run.session))
+        pieces: list[bytes | None] = [b"Hi", b".", None]
+        for _ in range(stop):
+            _advance(run, one, pieces)
+        assert one.done is (stop == steps - 1), stop
+        run.session.cancel(one)
+        seen.append(not run.session.closed)
+        run.check_next()
+        assert not [letter for letter in run.server.delivered if letter.content not in (b"Hi.\r\n", b"Two\r\n")]
+    assert seen == STREAM_GOES_ON[shape]
+
+
+def _advance(run: Run, one: Exchange, pieces: list[bytes | None]) -> None:
+    """One reply more, or if none is to come, one piece more."""
+    if not run.turn():
+        run.session.push(one, pieces.pop(0))
+
+
+@shapes
+def test_cancelled_while_it_waits(shape: str) -> None:
+    text = """
+        start noop
+        C: noop
+        start login
+        start one
+        cancel one
+        S: 250 noop
+        C: AUTH PLAIN AG1lAHNlY3JldA==
+        S: 235 ok
+        """
+    result = play(text, STARTS, opened(shape))
+    assert result["one"] == "None"
+    assert result["login"] == "235 ok"
+
+
+@protocols
+def test_a_message_cancelled_behind_another(lmtp: bool) -> None:
+    """It is written, so it may be delivered; nobody is told, and nobody gets its replies."""
+    text = TWO_BY_BDAT + "cancel one\ncancel two\nstart noop\nC: noop\n"
+    text += replies("250 a", "250 b", "250 one", "250 flushed", "250 c", "250 d", "250 two", "250 noop")
+    result = play(text, STARTS, opened("both", lmtp=lmtp))
+    assert result["noop"] == "250 noop"
+    assert result.settled
+
+
+def test_a_login_cancelled_breaks() -> None:
+    """Whatever the server says then, a response or a command would be the wrong thing to write."""
+    result = play("start login\nC: AUTH PLAIN AG1lAHNlY3JldA==\ncancel login", STARTS, opened())
+    assert result.state == "BROKEN"
+
+
+def test_a_greeting_cancelled_breaks() -> None:
+    starts = {"greeting": Start(lambda session: greeting())}
+    assert play("start greeting\ncancel greeting", starts, Session).state == "BROKEN"
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "reply", "state"),
+    [("noop", "noop", "250 ok", "READY"), ("quit", "quit", "221 bye", "CLOSED"), ("rset", "rset", "250 ok", "READY")],
+)
+def test_a_command_cancelled(name: str, line: str, reply: str, state: str) -> None:
+    result = play(f"start {name}\nC: {line}\ncancel {name}\nS: {reply}", STARTS, opened())
+    assert result.state == state
+    assert result[name] == "None"
+
+
+def test_an_abandoned_exchange_is_over_when_the_session_is() -> None:
+    for end in ("eof", "S: 421 bye", "close"):
+        result = play(f"start noop\nC: noop\ncancel noop\n{end}", STARTS, opened())
+        assert result["noop"] == "None"

@@ -1,0 +1,221 @@
+"""Several messages on one connection, written before the outcome of those before them is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from asmtp.protocol.session import Session
+
+from .letters import SHAPES, STARTS, TWO_BY_BDAT, conversation, cut, letter, opened, replies
+from .transcript import play
+
+shapes = pytest.mark.parametrize("shape", SHAPES)
+protocols = pytest.mark.parametrize("lmtp", [False, True], ids=["SMTP", "LMTP"])
+
+THREE_BY_BDAT = f"""{TWO_BY_BDAT}
+    start three
+    C: rset
+    C: mail from:<e@x>
+    C: rcpt to:<f@x>
+    C: BDAT 7 LAST
+    C: Three
+    """
+
+# The next one's envelope rides behind the dot of the one before, in one write (RFC 2920 §3.1).
+THREE_BY_DATA = """
+    start one
+    C: mail from:<a@x>
+    C: rcpt to:<b@x>
+    C: data
+    start two
+    start three
+    S: 250 a
+    S: 250 b
+    S: 354 go
+    C: Hi.
+    C: .
+    C: rset
+    C: mail from:<c@x>
+    C: rcpt to:<d@x>
+    C: data
+    S: 250 one
+    S: 250 flushed
+    S: 250 c
+    S: 250 d
+    S: 354 go
+    C: Two
+    C: .
+    C: rset
+    C: mail from:<e@x>
+    C: rcpt to:<f@x>
+    C: data
+    S: 250 two
+    S: 250 flushed
+    S: 250 e
+    S: 250 f
+    S: 354 go
+    C: Three
+    C: .
+    S: 250 three
+    """
+
+
+@protocols
+def test_three_in_flight_by_bdat(lmtp: bool) -> None:
+    text = THREE_BY_BDAT + replies(
+        "250 a", "250 b", "250 one",
+        "250 flushed", "250 c", "250 d", "250 two",
+        "250 flushed", "250 e", "250 f", "250 three",
+    )  # fmt: skip
+    result = play(text, STARTS, opened("both", lmtp=lmtp))
+    final = {"one": "one", "two": "two", "three": "three"} if lmtp else {"one": "b", "two": "d", "three": "f"}
+    assert result.outcomes == {
+        "one": f"sent {{b@x: 250 {final['one']}}}",
+        "two": f"sent {{d@x: 250 {final['two']}}}",
+        "three": f"sent {{f@x: 250 {final['three']}}}",
+    }
+    assert result.settled
+
+
+@protocols
+def test_three_by_data(lmtp: bool) -> None:
+    result = play(THREE_BY_DATA, STARTS, opened("PIPELINING", lmtp=lmtp))
+    final = {"one": "one", "two": "two", "three": "three"} if lmtp else {"one": "b", "two": "d", "three": "f"}
+    assert result.outcomes == {
+        "one": f"sent {{b@x: 250 {final['one']}}}",
+        "two": f"sent {{d@x: 250 {final['two']}}}",
+        "three": f"sent {{f@x: 250 {final['three']}}}",
+    }
+    assert result.settled
+
+
+def test_a_refusal_does_not_touch_the_next_one() -> None:
+    text = TWO_BY_BDAT + replies("250 a", "550 b", "503 one", "250 flushed", "250 c", "250 d", "250 two")
+    result = play(text, STARTS, opened("both"))
+    assert result["one"] == "SMTPRecipientsRefused {b@x: 550 b} [refused]"
+    assert result["two"] == "sent {d@x: 250 d}"
+    assert result.settled
+
+
+def test_lmtp_counts_only_its_own_recipients() -> None:
+    """One reply to content for no recipient accepted (an error), as for one accepted; two for two."""
+    starts = {"one": letter("a@x", ["b@x", "c@x", "d@x"]), "two": letter("e@x", ["f@x"], b"Two\r\n")}
+    text = """
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: rcpt to:<c@x>
+        C: rcpt to:<d@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        start two
+        C: rset
+        C: mail from:<e@x>
+        C: rcpt to:<f@x>
+        C: BDAT 5 LAST
+        C: Two
+        """
+    second = ("250 flushed", "250 e", "250 f", "250 two")
+    for firsts, told in [
+        (("250 a", "550 b", "550 c", "550 d", "503 none"),
+         "SMTPRecipientsRefused {b@x: 550 b, c@x: 550 c, d@x: 550 d} [refused]"),
+        (("250 a", "550 b", "250 c", "550 d", "250 one"), "sent {c@x: 250 one} but not {b@x: 550 b, d@x: 550 d}"),
+        (("250 a", "250 b", "550 c", "250 d", "250 one", "250 uno"),
+         "sent {b@x: 250 one, d@x: 250 uno} but not {c@x: 550 c}"),
+        (("250 a", "250 b", "250 c", "250 d", "250 one", "450 ein", "250 uno"),
+         "sent {b@x: 250 one, d@x: 250 uno} but not {c@x: 450 ein}"),
+    ]:  # fmt: skip
+        result = play(text + replies(*firsts, *second), starts, opened("both", lmtp=True))
+        assert result["one"] == told
+        assert result["two"] == "sent {f@x: 250 two}"
+
+
+def test_what_comes_behind_an_unanswered_message_refused() -> None:
+    """Haraka answers 503 to everything behind the end of the content; the next one was not begun."""
+    text = TWO_BY_BDAT + replies("250 a", "250 b", "250 one", "503 wait", "503 wait", "503 wait", "503 wait")
+    result = play(text, STARTS, opened("both"))
+    assert result["one"] == "sent {b@x: 250 b}"
+    assert result["two"] == "NotBegun RSET was answered 503 wait"
+    assert not result.settled
+
+
+@shapes
+def test_no_overlap_where_the_server_does_not_take_it(shape: str) -> None:
+    def alone() -> Session:
+        session = opened(shape)()
+        session.overlap = False
+        return session
+
+    text = conversation(shape, rcpts=["250 b"]).replace("S: ", "start noop\nS: ", 1) + "\nC: noop\nS: 250 noop"
+    result = play(text, STARTS, alone)
+    assert result.outcomes == {"one": "sent {b@x: 250 b}", "noop": "250 noop"}
+
+
+def test_421_ends_all_that_is_behind_it() -> None:
+    """The server answers in order: what is behind was not looked at."""
+    every = ["250 a", "250 b", "250 one", "250 flushed", "250 c", "250 d", "250 two"]
+    gone = "SMTPServerDisconnected server closed the connection: 421 bye [not_sent]"
+    told = [
+        ("SMTPSenderRefused 421 bye [refused]", gone),
+        ("SMTPRecipientsRefused {b@x: 421 bye} [refused]", gone),
+        ("SMTPDataError 421 bye [refused]", gone),
+        ("sent {b@x: 250 b}", gone),  # to RSET
+        ("sent {b@x: 250 b}", "SMTPSenderRefused 421 bye [refused]"),
+        ("sent {b@x: 250 b}", "SMTPRecipientsRefused {d@x: 421 bye} [refused]"),
+        ("sent {b@x: 250 b}", "SMTPDataError 421 bye [refused]"),
+    ]
+    for place, (one, two) in enumerate(told):
+        result = play(TWO_BY_BDAT + replies(*every[:place], "421 bye"), STARTS, opened("both"))
+        assert (result["one"], result["two"]) == (one, two), place
+        assert result.state == "CLOSED"
+
+
+def test_421_drops_what_has_not_left_yet() -> None:
+    session = opened("both")()
+    one = session.start(STARTS["one"].make(session))
+    assert session.output().startswith(b"mail from:<a@x>")
+    two = session.start(STARTS["two"].make(session))
+    session.receive_data(b"421 bye\r\n")
+    assert session.output() == b"", "it was said not to be sent"
+    assert one.error.state == "refused"
+    assert two.error.state == "not_sent"
+
+
+def test_eof_among_overlapped_messages() -> None:
+    every = ["250 a", "250 b", "250 one", "250 flushed", "250 c", "250 d"]
+    doubt = "SMTPServerDisconnected Connection unexpectedly closed [in_doubt]"
+    for place in range(len(every) + 1):
+        result = play(TWO_BY_BDAT + replies(*every[:place]) + "eof", STARTS, opened("both"))
+        assert result["one"] == ("sent {b@x: 250 b}" if place >= 3 else doubt)
+        assert result["two"] == doubt
+
+
+def test_eof_among_messages_by_data() -> None:
+    """Of those that wait for their turn, nothing was written."""
+    gone = "SMTPServerDisconnected Connection unexpectedly closed "
+    one = [gone + "[not_sent]"] * 3 + [gone + "[in_doubt]"] + ["sent {b@x: 250 b}"] * 8
+    two = [gone + "[not_sent]"] * 8 + [gone + "[in_doubt]"] + ["sent {d@x: 250 d}"] * 3
+    for place in range(12):
+        result = play(cut(THREE_BY_DATA, place, "eof"), STARTS, opened("PIPELINING"))
+        assert result["one"] == one[place], place
+        assert result["two"] == two[place], place
+        assert result["three"] == gone + "[not_sent]"
+
+
+def test_a_message_nobody_can_account_for_does_not_speak_for_the_others() -> None:
+    """The content of one was accepted without its envelope: in doubt.  What waits behind was not sent."""
+    text = """
+        start one
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        pause
+        start two
+        S: 250 a
+        S: 550 b
+        S: 250 one
+        """
+    result = play(text, STARTS, opened("both"))
+    assert result["one"] == "SMTPProtocolError 250 content accepted though its envelope was refused [in_doubt]"
+    assert result["two"] == "SMTPProtocolError 250 content accepted though its envelope was refused [not_sent]"

@@ -1,0 +1,232 @@
+"""Anything in any order against a server that answers for itself: what is said about a message has to be true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.protocol.dialogue import quit_, rset, single
+from asmtp.protocol.session import Exchange
+from asmtp.protocol.state import State
+from asmtp.protocol.transaction import NotBegun, Outcome
+
+from .echo import Delivered, Echo
+from .letters import SHAPES, letter, opened, streamed
+
+CODES = st.lists(st.sampled_from(["", "", "", "", "", "550", "450", "421"]), max_size=12)
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("letter"), st.integers(1, 3)),
+    st.tuples(st.just("stream"), st.integers(1, 2)),
+    st.tuples(st.sampled_from(["noop", "reset"]), st.just(0)),
+    st.tuples(st.sampled_from(["flush", "flush", "wire"]), st.just(0)),
+    st.tuples(st.just("deliver"), st.integers(1, 200)),
+    st.tuples(st.sampled_from(["push", "end", "abort", "cancel"]), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["pause", "resume"]), st.just(0)),
+)
+
+ENDINGS = st.sampled_from(["drain", "drain", "quit", "eof", "fail", "close", "421", "nonsense"])
+
+
+@dataclass
+class Sent:
+    """A message under way."""
+
+    number: int
+    exchange: Exchange
+    recipients: tuple[str, ...]
+    pushed: bytes = b""
+    cancelled: bool = False
+
+    @property
+    def content(self) -> bytes:
+        return self.pushed if self.pushed.endswith(b"\r\n") or not self.pushed else self.pushed + b"\r\n"
+
+
+class World:
+    """A session, the server, and what is on its way between them."""
+
+    def __init__(self, shape: str, codes: list[str], *, lmtp: bool, impatient: bool, window: int) -> None:
+        self.codes = iter(codes)
+        self.session = opened(shape, lmtp=lmtp, window=window)()
+        self.server = Echo(lmtp=lmtp, refuse=self.refuse, impatient=impatient)
+        self.coming = b""
+        self.sent: list[Sent] = []
+        self.noops: dict[int, Exchange] = {}
+        self.told: list[Exchange] = []
+        self.session.notify = self.notify
+
+    def refuse(self, line: str) -> str:
+        return "" if line.startswith(("rset", "noop", "quit")) else next(self.codes, "")
+
+    def notify(self, exchange: Exchange) -> None:
+        if exchange.done:
+            assert exchange not in self.told, "told twice"
+            self.told.append(exchange)
+
+    def act(self, what: str, number: int) -> None:
+        session = self.session
+        if what in ("letter", "stream"):
+            self.start_letter(what, number)
+        elif what == "noop":
+            place = len(self.noops)
+            self.noops[place] = session.start(single(b"noop %d\r\n" % place), "noop")
+        elif what == "reset":
+            session.start(rset(session), "rset")
+        elif what in ("flush", "wire"):
+            self.flush()
+        elif what == "deliver":
+            data, self.coming = self.coming[:number], self.coming[number:]
+            if data:
+                session.receive_data(data)
+        elif what == "pause":
+            session.paused = True
+        elif what == "resume":
+            session.paused = False
+            session.pump()
+        elif self.sent:
+            self.act_on(what, self.sent[number % len(self.sent)])
+
+    def start_letter(self, what: str, count: int) -> None:
+        number = len(self.sent)
+        recipients = tuple(f"r{number}-{place}@x" for place in range(count))
+        content = b"%d.\r\n" % number
+        make = (letter if what == "letter" else streamed)(f"s{number}@x", recipients, **(
+            {"content": content} if what == "letter" else {}
+        )).make  # fmt: skip
+        exchange = self.session.start(make(self.session), number)
+        self.sent.append(Sent(number, exchange, recipients, content if what == "letter" else b""))
+
+    def act_on(self, what: str, sent: Sent) -> None:
+        exchange = sent.exchange
+        if what == "cancel":
+            sent.cancelled = True
+            self.session.cancel(exchange)
+        elif exchange.pulling and what == "push":
+            piece = b"%d." % sent.number
+            sent.pushed += piece
+            self.session.push(exchange, piece)
+        elif exchange.pulling and what == "end":
+            self.session.push(exchange, None)
+        elif exchange.pulling:
+            self.session.abort(exchange, OSError("no more"))
+
+    def flush(self) -> None:
+        """What was written reaches the server."""
+        for reply in self.server.feed(self.session.output()):
+            self.coming += reply.encode() + b"\r\n"
+
+    def drain(self) -> None:
+        """Until nothing moves any more."""
+        self.act("resume", 0)
+        for _ in range(1000):
+            self.flush()
+            if self.coming:
+                self.act("deliver", len(self.coming))
+            elif not any(self._finish_streams()):
+                return
+        raise AssertionError("it never comes to an end")
+
+    def _finish_streams(self) -> Iterator[bool]:
+        for sent in self.sent:
+            if sent.exchange.pulling:
+                self.act_on("end", sent)
+                yield True
+
+    def end(self, how: str) -> None:
+        session = self.session
+        if how in ("drain", "quit"):
+            self.drain()
+        if how == "quit":
+            session.start(quit_(), alone=True)
+            self.drain()
+        elif how == "421":
+            self.server.closed = True
+            session.receive_data(self.coming + b"421 bye\r\n")
+        elif how == "nonsense":
+            session.receive_data(self.coming + b"what\r\n")
+        elif how == "fail":
+            session.fail(SMTPServerDisconnected("failed"))
+        elif how == "eof":
+            session.receive_eof()
+        elif how == "close":
+            session.close()
+
+    def check(self) -> None:
+        for delivered in self.server.delivered:
+            self.check_delivered(delivered)
+        for sent in self.sent:
+            self.check_said(sent)
+        for number, exchange in self.noops.items():
+            if exchange.error is None:
+                assert exchange.result.message == (b"bye" if exchange.result.code == 421 else b"noop %d" % number)
+            else:
+                assert isinstance(exchange.error, SMTPException)
+
+    def check_delivered(self, delivered: Delivered) -> None:
+        """Each message is whole, and went out under its own name to its own recipients."""
+        number = int(delivered.sender[1:-2])
+        assert delivered.content == self.sent[number].content
+        assert set(delivered.recipients) <= set(self.sent[number].recipients)
+
+    def check_said(self, sent: Sent) -> None:
+        delivered = [letter for letter in self.server.delivered if letter.sender == f"s{sent.number}@x"]
+        assert len(delivered) <= 1
+        error = sent.exchange.error
+        if isinstance(sent.exchange.result, Outcome):
+            assert delivered
+            assert tuple(sent.exchange.result.accepted) == delivered[0].recipients
+            refused = set(sent.recipients) - set(delivered[0].recipients)
+            assert set(sent.exchange.result.refused) == refused
+        elif isinstance(error, NotBegun | OSError) and not isinstance(error, SMTPException):
+            assert not delivered
+        elif isinstance(error, SMTPException) and error.state != "in_doubt":
+            assert not delivered, error
+        elif error is None:
+            assert sent.cancelled
+
+
+@given(
+    shape=st.sampled_from(list(SHAPES)),
+    lmtp=st.booleans(),
+    impatient=st.booleans(),
+    window=st.integers(1, 4),
+    codes=CODES,
+    actions=st.lists(ACTIONS, max_size=25),
+    ending=ENDINGS,
+)
+@settings(deadline=None, max_examples=20000)
+def test_what_is_said_of_a_message_is_true(
+    shape: str,
+    lmtp: bool,
+    impatient: bool,
+    window: int,
+    codes: list[str],
+    actions: list[tuple[str, int]],
+    ending: str,
+) -> None:
+    world = World(shape, codes, lmtp=lmtp, impatient=impatient, window=window)
+    session = world.session
+    everyone = lambda: [sent.exchange for sent in world.sent] + list(world.noops.values())  # noqa: E731
+    for what, number in actions:
+        world.act(what, number)
+        if session.closed:
+            assert session.output() == b""
+            assert all(exchange.done for exchange in everyone())
+    world.end(ending)
+    if ending == "drain" and not session.closed:
+        assert all(exchange.done for exchange in everyone())
+        assert session.idle
+    world.check()
+    session.close()
+    assert session.state in (State.CLOSED, State.BROKEN)
+    assert session.output() == b""
+    for exchange in everyone():
+        assert exchange.done
+        if exchange.owner is not None:
+            assert world.told.count(exchange) == 1
+    world.check()

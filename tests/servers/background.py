@@ -1,0 +1,63 @@
+"""The asyncio servers on a thread of their own, for clients that block."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+__all__ = ["calling", "in_background"]
+
+T = TypeVar("T")
+
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+@contextlib.contextmanager
+def in_background(server: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Enter `server`, an async context manager, in a loop on another thread; what went wrong there is raised here."""
+    global _loop
+    loop = asyncio.new_event_loop()
+    started: concurrent.futures.Future[T] = concurrent.futures.Future()
+    leave = asyncio.Event()
+    failures: list[BaseException] = []
+
+    async def serve() -> None:
+        async with server as made:
+            started.set_result(made)
+            await leave.wait()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        except BaseException as error:  # raised on the test's thread, below
+            failures.append(error)
+            if not started.done():
+                started.set_exception(error)
+        finally:
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    outer, _loop = _loop, loop
+    try:
+        yield started.result()
+    finally:
+        _loop = outer
+        loop.call_soon_threadsafe(leave.set)
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def calling(function: Callable[[], T]) -> T:
+    """Call a function in the innermost server's loop, and return what it returns."""
+    assert _loop is not None
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    _loop.call_soon_threadsafe(lambda: done.set_result(function()))
+    return done.result()
