@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from email.message import Message
@@ -46,6 +47,8 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         content = await _flattened(content, offload, eight_bit=eight_bit)
     if isinstance(content, str):
         content = to_octets(content)
+    if isinstance(content, memoryview):
+        content = _octets(content)
     if isinstance(content, bytes | bytearray | memoryview):
         if len(content) <= WHOLE:
             return whole(to_octets(content)), None
@@ -76,14 +79,21 @@ async def _flattened(message: Message[Any, Any], offload: Offload, *, eight_bit:
     return octets
 
 
+def _octets(view: memoryview) -> memoryview | bytes:
+    """A view whose items are octets; a copy where it has gaps."""
+    return view.cast("B") if view.c_contiguous else view.tobytes()
+
+
 def _size(file: IO[bytes]) -> int | None:
-    with contextlib.suppress(OSError, AttributeError):  # not a file of the system's
-        return os.fstat(file.fileno()).st_size - file.tell()
+    raw = getattr(file, "raw", file)
+    if isinstance(raw, io.FileIO):  # a GzipFile has a descriptor too: that of something else
+        with contextlib.suppress(OSError):  # a pipe, say
+            return max(0, os.fstat(raw.fileno()).st_size - file.tell()) or None
     return None
 
 
 async def _slices(octets: bytes | bytearray | memoryview) -> AsyncGenerator[bytes, None]:
-    view = memoryview(octets).cast("B")
+    view = memoryview(octets)
     for start in range(0, len(view), PIECE):
         yield bytes(view[start : start + PIECE])
 
@@ -92,7 +102,7 @@ async def _checked(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
     async for piece in pieces:
         if not isinstance(piece, bytes | bytearray | memoryview):
             raise TypeError(f"msg: an async iterator must yield bytes, not {type(piece).__name__}")
-        view = memoryview(piece).cast("B")
+        view = _octets(memoryview(piece))
         for start in range(0, len(view), PIECE):
             yield bytes(view[start : start + PIECE])
 

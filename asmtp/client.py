@@ -470,7 +470,8 @@ class AsyncSMTP(AuthObjects):
             SMTPResponseException: the server offered it, and refused.
             ssl.SSLError: the handshake failed; the connection is closed.
         """
-        context = context_from_files(keyfile, certfile, context)
+        if keyfile is not None or certfile is not None:
+            context = await self._offload(context_from_files, keyfile, certfile, context)
         await self.ehlo_or_helo_if_needed()
         return await self._starttls(context, server_hostname)
 
@@ -615,7 +616,10 @@ class AsyncSMTP(AuthObjects):
                 session.overlap = False
                 tries += 1
                 if tries == 2:
-                    raise SMTPResponseException(*refusal.reply) from None
+                    await self._tidy(connection)
+                    error = SMTPResponseException(*refusal.reply)
+                    error.state = "not_sent"
+                    raise error from None
             except SMTPException:
                 await self._tidy(connection)
                 raise

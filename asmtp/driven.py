@@ -13,6 +13,7 @@ from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.protocol import dialogue
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Exchange, Group, Session
+from asmtp.transport import Connection
 
 __all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive"]
 
@@ -40,9 +41,14 @@ def drive(loop: asyncio.AbstractEventLoop, client: DrivenSMTP, coroutine: Corout
                 loop.run_forever()
                 continue
             future._asyncio_future_blocking = False
-            if not client.wakes(future, loop):
+            connection = client.connection_of(future)
+            if connection is None:
                 future.add_done_callback(lambda _: loop.stop())
             while not future.done():
+                if connection is not None and connection.read():
+                    continue
+                if connection is not None:
+                    connection.on_finished = loop.stop
                 loop.run_forever()
     finally:
         coroutine.close()
@@ -69,13 +75,16 @@ class DrivenSMTP(AsyncSMTP):
     _session_class = _AuditedSession
     facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
 
-    def wakes(self, future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> bool:
-        """Have the loop stopped when `future` is done; False if it is not one of the connection's."""
+    def connection_of(self, future: asyncio.Future[Any]) -> Connection | None:
+        """The connection, if what it owes is all that is awaited."""
         connection = self._connection
-        if connection is None or connection.awaited is not future:
-            return False
-        connection.on_finished = loop.stop
-        return True
+        return connection if connection is not None and connection.awaited is future else None
+
+    def cut(self) -> None:
+        """End the connection, from another thread than the one that drives."""
+        connection = self._connection
+        if connection is not None:
+            connection.cut()
 
     def readable(self) -> bool:
         """Whether something has come since the loop last ran."""

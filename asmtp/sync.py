@@ -18,7 +18,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from email.message import Message
 from typing import Any, Generic, Self, TypeVar, Unpack, cast
 
@@ -145,7 +145,10 @@ class SMTP(AuthObjects):
             return self._run_here(loop, coroutine, task)
         # Called from async code: it blocks, as smtplib would, but it works.
         work = functools.partial(self._run_here, loop, coroutine, task)
-        return _in_thread(work, functools.partial(self._interrupt, loop))
+        try:
+            return _in_thread(work, functools.partial(self._interrupt, loop))
+        finally:
+            coroutine.close()  # it may not even have begun
 
     def _run_here(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         driven = self._client
@@ -175,6 +178,7 @@ class SMTP(AuthObjects):
 
         with contextlib.suppress(RuntimeError):  # it has ended
             loop.call_soon_threadsafe(end)
+        self._client.cut()
 
     def _release(self) -> None:
         """Give back what the connection used: its socket, the loop."""
@@ -489,20 +493,24 @@ def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
     future: Future[T] = Future()
 
     def helper() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # carried over to the caller
-            future.set_exception(error)
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except BaseException as error:  # carried over to the caller
+                future.set_exception(error)
 
     thread = threading.Thread(target=helper, name="asmtp")
-    thread.start()
     try:
-        thread.join()
-    except BaseException:  # Ctrl-C
-        interrupt()
-        thread.join()
+        thread.start()
+        return future.result()
+    except BaseException:
+        if not future.done() and not future.cancel():  # Ctrl-C
+            interrupt()
+            wait([future])
         raise
-    return future.result()
+    finally:
+        if thread.is_alive():
+            thread.join()
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:

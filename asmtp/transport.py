@@ -8,7 +8,9 @@ what comes in is fed to it, what it has to write is corked until the end of the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import os
 import select
 import socket
 import ssl
@@ -35,6 +37,8 @@ INCOMING = 1 << 14
 
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
+
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,8 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         self.awaited: asyncio.Future[None] | None = None  # what `finished` waits for
         self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
-        self._poll: Callable[[], bool] | None = None
+        self._poll: Callable[[float], bool] | None = None
+        self._quickack = False
         session.on_output = self._on_output
         session.notify = self._on_notify
 
@@ -168,14 +173,28 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        self._quickack = _QUICKACK is not None and sock.family in (socket.AF_INET, socket.AF_INET6)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._incoming
 
     def buffer_updated(self, nbytes: int) -> None:
+        written = self._written
         self._corked = True
         self.session.receive_data(bytes(self._incoming[:nbytes]))
         self._flush()
+        if self._written == written and self._quickack and self.session.head is not None:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Some replies are in, more are owed, and nothing is written that would carry an acknowledgement.
+
+        The kernel would delay it (RFC 1122 §4.2.3.2), and a server that leaves Nagle's algorithm on, as Postfix does,
+        would keep its next reply until it has come: 40 ms for each message larger than its buffer.
+        """
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def eof_received(self) -> None:
         self.session.receive_eof()
@@ -296,6 +315,7 @@ class Connection(asyncio.BufferedProtocol):
                 exchange.owner = future = self._loop.create_future()
                 if exchange.pulling:
                     await self._feed(exchange, pieces)
+                    await asyncio.sleep(0)  # a kernel that takes all there is must not keep the loop from others
         except asyncio.CancelledError:
             self.session.cancel(exchange)
             raise
@@ -362,29 +382,52 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         self.session.secured()
 
-    def readable(self) -> bool:
-        """Whether octets (or the end) have come that the loop has not seen yet; for who runs it now and then."""
+    def readable(self, seconds: float = 0) -> bool:
+        """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`.
+
+        This and :meth:`read` are for who runs the loop now and then only, and not at the same time.
+        """
         if self._poll is None:
-            sock = self.transport.get_extra_info("socket")
-            self._poll = _poll(sock.fileno())
-        return self._poll()
+            self._poll = _poll(self.transport.get_extra_info("socket").fileno())
+        return self._poll(seconds)
+
+    def read(self) -> bool:
+        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it."""
+        transport = self.transport
+        if not _READV or transport.get_extra_info("sslcontext") is not None or not self.readable(self._tick):
+            return False
+        try:
+            octets = os.readv(transport.get_extra_info("socket").fileno(), [self._incoming])
+        except OSError:
+            return False  # the loop will meet it too
+        if octets:
+            self.buffer_updated(octets)
+        return octets > 0
 
     def close(self) -> None:
         """Close at once; who still waits is told."""
         self.session.close()
         self._flush()
 
+    def cut(self) -> None:
+        """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
+        with contextlib.suppress(OSError):  # it has ended
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
     async def wait_closed(self) -> None:
         """Until the transport has let go of the socket."""
         await self._lost.wait()
 
 
-def _poll(descriptor: int) -> Callable[[], bool]:
+def _poll(descriptor: int) -> Callable[[float], bool]:
     if hasattr(select, "poll"):  # not on Windows
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        return lambda: bool(poll.poll(0))
-    return lambda: bool(select.select([descriptor], [], [], 0)[0])
+        return lambda seconds: bool(poll.poll(seconds * 1000))
+    return lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
+
+
+_READV = hasattr(os, "readv")  # not on Windows
 
 
 def _handshake_limit(timeouts: Timeouts) -> float:

@@ -26,7 +26,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 MORE_THAT_BLOCKS = (
-    "socket.getaddrinfo", "socket.getfqdn", "socket.gethostbyname", "ssl.create_default_context", "io.open",
+    "socket.getaddrinfo", "socket.getfqdn", "socket.gethostbyname", "ssl.create_default_context", "builtins.open",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import AsyncIterator, Callable
@@ -62,7 +63,6 @@ KINDS: dict[str, Callable[[bytes, Path], Any]] = {
     "bytes": lambda octets, path: octets,
     "bytearray": lambda octets, path: bytearray(octets),
     "memoryview": lambda octets, path: memoryview(octets),
-    "strided memoryview": lambda octets, path: memoryview(bytes(len(octets) * 2)).cast("B")[:0] or memoryview(octets),
     "path": lambda octets, path: path,
     "binary file": lambda octets, path: path.open("rb"),
     "unbuffered file": lambda octets, path: path.open("rb", buffering=0),
@@ -74,9 +74,7 @@ KINDS: dict[str, Callable[[bytes, Path], Any]] = {
 
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_every_kind_arrives_octet_for_octet(
-    kind: str, size: str, shape: tuple[str, ...], tmp_path: Path
-) -> None:
+async def test_every_kind_arrives_octet_for_octet(kind: str, size: str, shape: tuple[str, ...], tmp_path: Path) -> None:
     octets, sent = (SMALL, SMALL_SENT) if size == "small" else (LARGE, LARGE_SENT)
     path = tmp_path / "message"
     path.write_bytes(octets)
@@ -226,21 +224,18 @@ async def test_content_that_fails(failure: str, shape: tuple[str, ...]) -> None:
 async def test_a_file_given_as_a_path_is_closed_whatever_happens(shape: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "message"
     path.write_bytes(LARGE)
-    before = len(os.listdir("/proc/self/fd"))
     refusing = Relay(shape, answer=lambda verb, line: "550 no" if verb == "RCPT" else None)
     async with relaying(refusing) as relay, client(relay) as smtp:
         with pytest.raises(asmtp.SMTPRecipientsRefused):
             await smtp.sendmail(SENDER, WHO, path)
-        assert not [link for link in map(os.readlink, _links()) if link == str(path)]
-    assert before > 0
+        assert str(path) not in opened_files()
 
 
-def _links() -> list[str]:
-    found = []
+def opened_files() -> set[str]:
+    found = set()
     for name in os.listdir("/proc/self/fd"):
-        link = f"/proc/self/fd/{name}"
-        if os.path.islink(link):
-            found.append(link)
+        with contextlib.suppress(OSError):  # closed since
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
     return found
 
 
@@ -343,11 +338,11 @@ async def test_421_closes(verb: str, shape: tuple[str, ...]) -> None:
 # ---- extensions -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"x" * 50, b"x" * 2 * WHOLE, pieces])
-async def test_size_is_checked_before_anything_is_written(content: Any, tmp_path: Path) -> None:
-    if callable(content):
-        content = tmp_path / "message"
-        content.write_bytes(b"x" * 41)
+@pytest.mark.parametrize("kind", ["small", "large", "file"])
+async def test_size_is_checked_before_anything_is_written(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "message"
+    path.write_bytes(b"x" * 41)
+    content: Any = {"small": b"x" * 39 + b"\n", "large": b"x" * 2 * WHOLE, "file": path}[kind]
     async with relaying(Relay(common=("SIZE 40",))) as relay, client(relay) as smtp:
         with pytest.raises(asmtp.SMTPSenderRefused, match="over the server's limit of 40") as caught:
             await smtp.sendmail(SENDER, WHO, content)
@@ -355,15 +350,15 @@ async def test_size_is_checked_before_anything_is_written(content: Any, tmp_path
         assert caught.value.state == "refused"
         assert relay.verbs == ["EHLO"]
         # As many as there may be, with their line ends, may pass.
-        assert await smtp.sendmail(SENDER, WHO, b"x" * 18 + b"\n" + b"x" * 19 + b"\n") == {}
-        assert relay.letters[0].parameters == "size=41" or relay.letters[0].parameters == "size=40"
+        assert await smtp.sendmail(SENDER, WHO, b"x" * 18 + b"\n" + b"x" * 18 + b"\n") == {}
+        assert relay.letters[0].parameters == "size=40"
 
 
-@pytest.mark.parametrize(("size", "shown"), [("SIZE", "size=2"), ("SIZE 0", "size=2"), ("SIZE many", "size=2"), ("X", "")])
-async def test_a_size_that_is_no_limit(size: str, shown: str) -> None:
+@pytest.mark.parametrize("size", ["SIZE", "SIZE 0", "SIZE many"])
+async def test_a_size_that_is_no_limit(size: str) -> None:
     async with relaying(Relay(common=(size,))) as relay, client(relay) as smtp:
         await smtp.sendmail(SENDER, WHO, b"hi")
-        assert relay.letters[0].parameters == shown
+        assert relay.letters[0].parameters == "size=2"
 
 
 async def test_8bitmime_is_declared_where_needed_and_offered() -> None:
@@ -426,7 +421,7 @@ async def test_send_message_reads_the_headers() -> None:
         assert await smtp.send_message(made) == {}
         assert await smtp.send_message(made, "<>", ["other@y.example"], ["RET=HDRS"], ["NOTIFY=NEVER"]) == {}
         first, second = relay.letters
-        assert (first.sender, first.recipients) == (SENDER, [WHO, "c@y.example", "d@y.example"])
+        assert (first.sender, first.recipients) == (SENDER, [WHO, "d@y.example", "c@y.example"])
         assert (second.sender, second.recipients) == ("", ["other@y.example"])
         assert "RET=HDRS" in second.parameters
         assert relay.commands[-2] == "rcpt to:<other@y.example> NOTIFY=NEVER"

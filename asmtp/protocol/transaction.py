@@ -29,7 +29,6 @@ from asmtp.errors import (
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
-from asmtp.protocol.command import options_text
 from asmtp.protocol.content import ContentEncoder, encode_content
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
@@ -95,7 +94,10 @@ class Transaction:
         chunking: use BDAT where the server offers it.
     """
 
-    __slots__ = ("_base", "_chunking", "_ended", "_esmtp", "_group", "body", "envelope", "replies", "session")
+    __slots__ = (
+        "_base", "_bdat", "_chunking", "_commands", "_content", "_ended", "_extensions", "_group", "body", "envelope",
+        "replies", "session",
+    )  # fmt: skip
 
     def __init__(self, session: Session, envelope: Envelope, body: Body, *, chunking: bool = True) -> None:
         self.session = session
@@ -106,30 +108,40 @@ class Transaction:
         self._base = 0  # the place of MAIL's reply
         self._ended = False  # the end of the content was written
         self._group: Group | None = None
+        self._prepare()
 
     # ---- writing ----------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Make what will be written.  While others have the turn there is time for it; when it comes there is none."""
+        session = self.session
+        self._extensions = extensions = session.extensions
+        self._commands = self.envelope.commands(extensions, self._parameters(extensions), esmtp=session.esmtp)
+        self._bdat = self._chunking and "chunking" in extensions
+        body = self.body
+        self._content = b"" if body.data is None else encode_content(body.data, stuff=not self._bdat, size=body.size)
 
     def run(self) -> Dialogue:
         """The dialogue; it begins when the turn to write has come."""
         session = self.session
-        extensions = session.extensions
-        commands = self.envelope.commands(extensions, self._parameters(extensions), esmtp=session.esmtp)
+        if session.extensions is not self._extensions:
+            self._prepare()
+        commands = self._commands
         events: tuple[Event, ...] = (Event.mail, Event.rcpt)
         if not session.settled:
-            commands.insert(0, _RSET)
+            commands = [_RSET, *commands]
             events = (Event.rset, Event.mail, Event.rcpt)
             self._base = 1
-        bdat = self._chunking and "chunking" in extensions
-        data = self.body.data
+        bdat = self._bdat
         try:
             if not session.pipelining:
                 yield from self._lockstep(commands)
-            elif bdat and data is not None:
-                yield self._last_chunk(encode_content(data, stuff=False, size=self.body.size), commands, events)
+            elif bdat and self.body.data is not None:
+                yield self._last_chunk(self._content, commands, events)
                 return self._verdict()
             else:
                 if not bdat:
-                    commands.append(b"data\r\n")
+                    commands = [*commands, b"data\r\n"]
                     events += (Event.data,)
                 final = Phase.COMMAND if bdat else Phase.DATA
                 yield self._wrote(Group(b"".join(commands), events, len(commands), final=final, replies=self.replies))
@@ -157,7 +169,6 @@ class Transaction:
             text += " BODY=8BITMIME"
         given = self.envelope.mail_options
         if given and text:
-            options_text(given, "mail_options")  # raises what is wrong with them
             names = {option.partition("=")[0].upper() for option in given}
             text = "".join([f" {word}" for word in text.split() if word.partition("=")[0].upper() not in names])
         return text
@@ -175,7 +186,7 @@ class Transaction:
             if reply.code == 421 or (place <= self._base and not reply.ok):
                 self._check_envelope()
         self._check_envelope()
-        if not (self._chunking and "chunking" in self.session.extensions):
+        if not self._bdat:
             yield self._wrote(Group(b"data\r\n", (Event.data,), phase=Phase.DATA, replies=self.replies))
 
     def _last_chunk(self, data: bytes, commands: list[bytes] | None = None, events: tuple[Event, ...] = ()) -> Group:
@@ -199,7 +210,7 @@ class Transaction:
     def _chunks(self) -> Generator[Any, Any, None]:
         """Content by BDAT, behind an envelope that was accepted."""
         if self.body.data is not None:
-            yield self._last_chunk(encode_content(self.body.data, stuff=False, size=self.body.size))
+            yield self._last_chunk(self._content)
             return
         encoder = ContentEncoder(stuff=False)
         answered = len(self.replies)
@@ -232,7 +243,7 @@ class Transaction:
         if go.code != 354:
             self._check_envelope()
             raise self._refusal(SMTPDataError(*go))
-        if not self._accepted():
+        if not _all_ok(self.replies) and not self._accepted():
             if any(reply.ok for reply in self._rcpt_replies()):
                 # The recipients stand in a transaction that is not this one: nothing may go into it.
                 raise SMTPProtocolError(354, b"DATA accepted for recipients whose MAIL or RSET was refused")
@@ -240,7 +251,7 @@ class Transaction:
             yield self._wrote(Group(b".\r\n", (Event.dot,), last=True, phase=Phase.FINAL))
             self._check_envelope()
         if self.body.data is not None:
-            content = encode_content(self.body.data, stuff=True, size=self.body.size) + b".\r\n"
+            content = self._content + b".\r\n"
             self._ended = True
             yield self._wrote(
                 Group(content, (Event.dot,), self._final_replies(), last=True, phase=Phase.FINAL, replies=self.replies)
@@ -330,7 +341,7 @@ class Transaction:
         """All replies are in."""
         recipients = self.envelope.recipients
         finals = self.replies[self._base + 1 + len(recipients) :]
-        if all(200 <= reply[0] <= 299 for reply in self.replies):
+        if _all_ok(self.replies):
             self._settle()
             answers = finals if self.session.lmtp else self._rcpt_replies()
             return Outcome(dict(zip(recipients, answers, strict=True)), {}, finals[-1])
@@ -387,6 +398,14 @@ class Transaction:
         if self.session.lmtp and self._ended and (refusals[-1].code != 421 or len(refusals) < len(content)):
             return  # some have it, or may have
         raise self._refusal(SMTPDataError(*refusals[0])) from error
+
+
+def _all_ok(replies: list[Reply]) -> bool:
+    # A loop, not a generator: this is between the server's reply and the next octet to it.
+    for code, _ in replies:  # noqa: SIM110
+        if not 200 <= code <= 299:
+            return False
+    return True
 
 
 def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import smtplib
 import ssl
@@ -15,6 +16,7 @@ import pytest
 
 import asmtp
 
+from ..conftest import LOOPS
 from .mail import ALICE, BOB, BROKEN, FULL, NOBODY, SENDER, SHAPES, TEMPFAIL, TEMPORARY, Letter, as_stored
 from .servers import DOMAIN, UTF8_LOCAL
 
@@ -86,6 +88,7 @@ def test_same_as_smtplib(smtp_server: MailServer) -> None:
     message["Subject"] = "Grüße"
     message.set_content("From here on\n.\n..dots and 世界\n", cte="8bit")
     message.add_attachment(bytes(range(256)), maintype="application", subtype="octet-stream", filename="β.bin")
+    message.set_boundary("same")
     with smtplib.SMTP(smtp_server.host, smtp_server.ports["plain"], "client.example", 30) as theirs:
         expected = theirs.send_message(message)
     with connect(smtp_server) as ours:
@@ -233,13 +236,24 @@ def test_threads_at_once(mail_server: MailServer) -> None:
             check(mail_server, letter)
 
 
-async def test_where_a_loop_runs(mail_server: MailServer) -> None:
-    """Called from async code it blocks, as smtplib would, but it works; and goes on without the loop."""
-    letters = [Letter(), Letter(), Letter()]
-    client = connect(mail_server)
-    assert client.sendmail(letters[0].sender, ALICE, letters[0].content) == {}
-    await asyncio.to_thread(client.sendmail, letters[1].sender, ALICE, letters[1].content)
-    assert client.sendmail(letters[2].sender, ALICE, letters[2].content) == {}
-    client.close()
+@pytest.mark.parametrize("loop", list(LOOPS))
+def test_where_a_loop_runs(mail_server: MailServer, loop: str) -> None:
+    """Called from async code it blocks, as smtplib would, but it works; and it goes on without the loop."""
+    letters = [Letter() for _ in range(4)]
+    send = functools.partial(deliver, connect(mail_server))
+
+    async def main() -> None:
+        send(letters[1])
+        await asyncio.to_thread(send, letters[2])
+        send(letters[3])
+
+    send(letters[0])
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    send.args[0].close()
     for letter in letters:
-        await letter.found(mail_server)
+        check(mail_server, letter)
+
+
+def deliver(client: asmtp.SMTP, letter: Letter) -> None:
+    assert client.sendmail(letter.sender, ALICE, letter.content) == {}

@@ -9,7 +9,7 @@ from asmtp.protocol.dialogue import greeting, quit_, raw_write
 from asmtp.protocol.session import Dialogue, Group, Phase, Session
 from asmtp.protocol.state import Event, State
 
-from .letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, letter, opened, replies, unsettled
+from .letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unsettled
 from .transcript import Start, play
 
 shapes = pytest.mark.parametrize("shape", SHAPES)
@@ -136,18 +136,21 @@ def test_paused() -> None:
 
 
 def test_a_dialogue_that_fails_before_it_writes_lets_the_next_one_write() -> None:
-    starts = {"one": letter("ü@x"), "noop": NOOP, "two": STARTS["two"]}
+    def failing() -> Dialogue:
+        raise LookupError("no such thing")
+        yield
+
     text = """
         start noop
         C: noop
-        start one
+        start failing
         start two
         S: 250 noop
         C: mail from:<c@x>
         S: 550 no
         """
-    result = play(text, starts, opened())
-    assert result["one"] == "SMTPNotSupportedError SMTPUTF8 not supported by server: the address '\\xfc@x' needs it"
+    result = play(text, STARTS | {"failing": Start(lambda session: failing())}, opened())
+    assert result["failing"] == "LookupError no such thing"
     assert result["two"] == "SMTPSenderRefused 550 no [refused]"
 
 
@@ -353,3 +356,25 @@ def test_protocol_error_is_a_disconnection_and_a_response() -> None:
     assert session.state is State.BROKEN
     written = session.start(raw_write(session, b"noop\r\n"))
     assert isinstance(written.error, SMTPServerDisconnected)
+
+
+def test_nothing_is_written_by_a_dialogue_that_broke_the_session() -> None:
+    def breaking(session: Session) -> Dialogue:
+        yield Group(b"noop\r\n", (Event.other,), last=True)
+        session.fail(SMTPServerDisconnected("I saw something"))
+        yield Group(b"noop\r\n", (Event.other,))
+
+    result = play("start it\nC: noop\nS: 250 ok", {"it": Start(breaking)}, opened())
+    assert result["it"] == "SMTPServerDisconnected I saw something"
+    assert result.state == "BROKEN"
+
+
+def test_lone() -> None:
+    """What is written while nothing else is under way need not wait for company."""
+    session = opened("both")()
+    assert not session.lone
+    session.start(NOOP.make(session))
+    assert session.lone
+    session.output()
+    session.start(STARTS["one"].make(session))
+    assert not session.lone

@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
+from asmtp.errors import SMTPSenderRefused
+from asmtp.protocol.dialogue import hello
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.transaction import Body, Transaction
+
 from .letters import SHAPES, conversation, cut, letter, opened, unsettled
-from .transcript import play
+from .transcript import Start, play
 
 ONE_TO_TWO = {"one": letter(recipients=["b@x", "c@x"])}
 ONE_TO_THREE = {"one": letter(recipients=["b@x", "c@x", "d@x"])}
@@ -391,3 +397,72 @@ def test_eof_behind_recipients_taken_without_a_sender() -> None:
     text = conversation("both", mail="503 nested MAIL")
     assert play(cut(text, 1, "eof"), ONE_TO_TWO, opened("both"))["one"].endswith("[refused]")
     assert play(cut(text, 2, "eof"), ONE_TO_TWO, opened("both"))["one"].endswith("[in_doubt]")
+
+
+# ---- parameters of MAIL ----------------------------------------------------------------------
+
+
+def mail_line(
+    offers: dict[str, str], options: Sequence[str] = (), *, size: int | None = 5, eight_bit: bool = True
+) -> bytes:
+    """What is written first to a server that offers this."""
+    session = opened()()
+    session.extensions = Extensions(offers)
+    body = Body(b"Hi.\r\n", size, eight_bit=eight_bit)
+    session.start(Transaction(session, Envelope("a@x", "b@x", options), body).run())
+    return session.output()
+
+
+@pytest.mark.parametrize(
+    ("offers", "options", "parameters"),
+    [
+        ({}, [], b""),
+        ({"size": ""}, [], b" size=5"),
+        ({"size": "0"}, [], b" size=5"),
+        ({"size": "5"}, [], b" size=5"),
+        ({"8bitmime": ""}, [], b" BODY=8BITMIME"),
+        ({"size": "", "8bitmime": ""}, [], b" size=5 BODY=8BITMIME"),
+        ({"size": "", "8bitmime": ""}, ["SIZE=7"], b" BODY=8BITMIME SIZE=7"),
+        ({"size": "", "8bitmime": ""}, ["body=7BIT", "RET=HDRS"], b" size=5 body=7BIT RET=HDRS"),
+        ({"size": "", "8bitmime": ""}, ["RET=HDRS"], b" size=5 BODY=8BITMIME RET=HDRS"),
+        ({}, ["RET=HDRS"], b" RET=HDRS"),
+    ],
+)
+def test_parameters(offers: dict[str, str], options: Sequence[str], parameters: bytes) -> None:
+    """What the caller gives comes before what the content needs."""
+    assert mail_line(offers, options) == b"mail from:<a@x>" + parameters + b"\r\n"
+
+
+def test_parameters_that_do_not_apply() -> None:
+    assert mail_line({"size": "", "8bitmime": ""}, size=None, eight_bit=False) == b"mail from:<a@x>\r\n"
+
+
+def test_a_message_too_large_is_not_begun() -> None:
+    """RFC 1870 §6.1: it is refused as the server would do it."""
+    with pytest.raises(SMTPSenderRefused) as caught:
+        mail_line({"size": "4"})
+    assert caught.value.smtp_code == 552
+    assert caught.value.smtp_error == b"5.3.4 message of 5 octets is over the server's limit of 4"
+    assert caught.value.sender == "a@x"
+    assert caught.value.state == "refused"
+
+
+def test_what_the_server_offers_when_the_turn_comes_counts() -> None:
+    """EHLO may be said again while a message waits."""
+    text = """
+        start ehlo
+        C: ehlo me.example
+        start one
+        S: 250-there
+        S: 250-PIPELINING
+        S: 250 CHUNKING
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        C: BDAT 5 LAST
+        C: Hi.
+        S: 250 a
+        S: 250 b
+        S: 250 taken
+        """
+    starts = {"one": letter(), "ehlo": Start(lambda session: hello(session, "ehlo", "me.example"), alone=True)}
+    assert play(text, starts, opened())["one"] == "sent {b@x: 250 b}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -115,6 +116,7 @@ class Conversation(Peer):
         super().__init__(())
         self.relay = relay
         self._buffer = b""
+        self._waiting: deque[Callable[[], None]] = deque()
         self._replies: list[str] = []
         self._held: list[str] = []
         self._content: bytearray | None = None  # behind a 354
@@ -136,6 +138,8 @@ class Conversation(Peer):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        if self.relay.stalling:
+            self.transport.set_write_buffer_limits(0)
         self._later(lambda: self._reply(self.relay.greeting))
 
     def data_received(self, data: bytes) -> None:
@@ -152,14 +156,14 @@ class Conversation(Peer):
             self.transport.resume_reading()
 
     def _later(self, work: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
+        self._waiting.append(work)
         if self.relay.latency:
-            loop.call_later(self.relay.latency, self._turn, work)
+            asyncio.get_running_loop().call_later(self.relay.latency, self._turn)
         else:
-            self._turn(work)
+            self._turn()
 
-    def _turn(self, work: Callable[[], None]) -> None:
-        work()
+    def _turn(self) -> None:
+        self._waiting.popleft()()  # in order, however timers are
         self._turns += 1
         if self.relay.hold is not None and self._turns > self.relay.hold:
             self.relay.held.set()
@@ -170,7 +174,13 @@ class Conversation(Peer):
         """Send the replies that are due."""
         if self._replies and not self.transport.is_closing() and not self._busy:
             self.transport.write("".join(line + "\r\n" for line in self._replies).encode())
+            if self._leaving:
+                self.transport.close()
             self._replies.clear()
+
+    @property
+    def _leaving(self) -> bool:
+        return bool(self._replies) and self._replies[-1].startswith("421")
 
     def _reply(self, line: str) -> None:
         self._replies.append(line)
@@ -181,7 +191,7 @@ class Conversation(Peer):
         self._buffer += data
         while self._buffer and not self.transport.is_closing():
             step = self._take_chunk if self._chunk else self._line if self._content is None else self._take_content
-            if not step():
+            if not step() or self._leaving:
                 break
 
     def _line(self) -> bool:
@@ -268,9 +278,6 @@ class Conversation(Peer):
             getattr(self, "_do_" + verb.lower(), self._do_other)(line)
             if special is not None and verb != "BDAT":
                 self._replies[-1] = special
-        if special is not None and special.startswith("421"):
-            self.flush()
-            self.transport.close()
 
     def _do_other(self, line: str) -> None:
         self._reply("500 5.5.2 what?")

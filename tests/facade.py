@@ -1,0 +1,91 @@
+"""What the tests of the blocking facade share: smtplib beside asmtp, and a check that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import smtplib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import asmtp
+from asmtp.sync import SMTP
+
+from .servers.background import in_background
+from .servers.relay import Relay, relaying
+from .servers.script import Scripted, Step, scripted
+
+__all__ = ["BOTH", "SMTPLIB_CLASSES", "connected", "nothing_left", "relay_at", "script_at", "seen", "told"]
+
+BOTH = pytest.mark.parametrize("module", [smtplib, asmtp], ids=["smtplib", "asmtp"])
+"""The test has a parameter `module`, and what it says holds for both."""
+
+SMTPLIB_CLASSES = {value for value in vars(smtplib).values() if isinstance(value, type)}
+
+
+def told(error: BaseException) -> tuple[Any, ...]:
+    """What code written for smtplib sees of an exception: the class that it knows, and the attributes."""
+    kind = next(
+        each for each in type(error).__mro__ if each in SMTPLIB_CLASSES or not each.__module__.startswith("asmtp")
+    )
+    names = ("smtp_code", "smtp_error", "sender", "recipients")
+    return (kind, {name: getattr(error, name) for name in names if hasattr(error, name)})
+
+
+def seen(call: Callable[[], Any]) -> Any:
+    """What becomes of a call: its value, or what is `told` of its exception."""
+    try:
+        return call()
+    except Exception as error:
+        return told(error)
+
+
+@contextlib.contextmanager
+def relay_at(relay: Relay | None = None, **where: Any) -> Iterator[Relay]:
+    """A strict server on a thread of its own."""
+    with in_background(relaying(relay or Relay(), **where)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def script_at(*scripts: list[Step], **where: Any) -> Iterator[Scripted]:
+    """A server on a thread of its own that does what a script says."""
+    with in_background(scripted(*scripts, **where)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def connected(module: Any, relay: Any, **arguments: Any) -> Iterator[Any]:
+    """A client of the server; it is closed without QUIT."""
+    smtp = module.SMTP("127.0.0.1", relay.port, **{"local_hostname": "client.example", **arguments})
+    try:
+        yield smtp
+    finally:
+        smtp.close()
+
+
+@contextlib.contextmanager
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[asyncio.AbstractEventLoop]]:
+    """Afterwards every private loop is closed without a task, no thread goes on, and no resource is dropped open."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    complaints: list[dict[str, Any]] = []
+    original = SMTP._new_loop
+
+    def new_loop() -> asyncio.AbstractEventLoop:
+        loop = original()
+        loop.set_exception_handler(lambda loop, context: complaints.append(context))
+        loops.append(loop)
+        return loop
+
+    monkeypatch.setattr(SMTP, "_new_loop", staticmethod(new_loop))
+    threads = set(threading.enumerate())
+    yield loops
+    gc.collect(1)  # what was dropped open says so now, and fails the test: warnings are errors
+    assert all(loop.is_closed() for loop in loops)
+    assert not [task for loop in loops for task in asyncio.all_tasks(loop)]
+    assert not complaints
+    assert not set(threading.enumerate()) - threads

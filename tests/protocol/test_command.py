@@ -1,0 +1,85 @@
+"""The gate: nothing that a caller gives begins a new command."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asmtp.protocol.command import command, gate, options_text
+
+CONTROLS = [chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_no_control_passes(control: str) -> None:
+    text = f"a{control}b"
+    for call in (
+        lambda: gate(text, "thing"),
+        lambda: command("vrfy", text, argument="thing"),
+        lambda: command(f"vrfy {text}", argument="thing", encoding="utf-8"),
+        lambda: options_text(["SIZE=1", text], "thing"),
+    ):
+        with pytest.raises(ValueError, match=r"^thing: command and arguments contain prohibited (newline|control) "):
+            call()
+
+
+def test_the_error_shows_what_it_was() -> None:
+    with pytest.raises(ValueError, match="prohibited newline characters: a") as caught:
+        gate("a\r\nquit\xe9", "thing")
+    assert str(caught.value).endswith("a\\r\\nquit\\xe9")
+    with pytest.raises(ValueError, match="prohibited control characters"):
+        gate("a\x00", "thing")
+
+
+@pytest.mark.parametrize("verb", ["AUTH PLAIN c2VjcmV0", "auth"])
+def test_a_secret_is_not_shown(verb: str) -> None:
+    with pytest.raises(ValueError, match=r": \(not shown\)$"):
+        command(verb, "c2VjcmV0\n")
+    with pytest.raises(ValueError, match=r": \(not shown\)$"):
+        command("c2VjcmV0\n", secret=True)
+
+
+@pytest.mark.parametrize("thing", [b"bytes", None, 1])
+def test_only_str_passes(thing: object) -> None:
+    with pytest.raises(TypeError, match="^thing must be str, not "):
+        gate(thing, "thing")  # type: ignore[arg-type]
+
+
+def test_command() -> None:
+    assert command("NOOP") == b"NOOP\r\n"
+    assert command("NOOP", "") == b"NOOP\r\n"
+    assert command("vrfy", "me and you") == b"vrfy me and you\r\n"
+    assert command("vrfy", "bj\xf6rn", encoding="utf-8") == b"vrfy bj\xc3\xb6rn\r\n"
+
+
+@pytest.mark.parametrize(("text", "encoding"), [("bj\xf6rn", "ascii"), ("\ud800", "utf-8")])
+def test_what_cannot_be_encoded(text: str, encoding: str) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        command("vrfy", text, encoding=encoding)
+
+
+def test_options() -> None:
+    assert options_text([], "options") == ""
+    assert options_text(["BODY=8BITMIME", "SIZE=1"], "options") == " BODY=8BITMIME SIZE=1"
+    assert options_text(("RET=HDRS",), "options") == " RET=HDRS"
+
+
+def test_options_are_not_one_str() -> None:
+    with pytest.raises(TypeError, match="^options must be a sequence of str, not one str"):
+        options_text("SIZE=1", "options")
+    with pytest.raises(TypeError):
+        options_text([b"SIZE=1"], "options")  # type: ignore[list-item]
+
+
+@given(st.text(), st.text(), st.sampled_from(["ascii", "utf-8"]))
+@settings(deadline=None, max_examples=200)
+def test_one_line_or_an_error(verb: str, args: str, encoding: str) -> None:
+    try:
+        line = command(verb, args, encoding=encoding)
+    except ValueError:
+        return
+    assert line.endswith(b"\r\n")
+    body = line[:-2]
+    assert not [octet for octet in body if octet < 0x20 or octet == 0x7F]
+    assert body.decode(encoding) == (f"{verb} {args}" if args else verb)

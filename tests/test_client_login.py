@@ -1,0 +1,220 @@
+"""Logging in: which mechanism, how often, and what is never shown."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import asmtp
+from asmtp import AsyncSMTP
+
+from .servers.embedded import PASSWORD, USER, Embedded, embedded
+from .servers.script import Step, expect, nothing_more, scripted, send
+
+SECRET = base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
+
+
+def b64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def client(server: Any, **options: Any) -> AsyncSMTP:
+    return AsyncSMTP(server.host, server.port, "me.example", **options)
+
+
+def offering(mechanisms: str, *steps: Step) -> list[Step]:
+    hello = [send("220 hi"), expect("ehlo me.example"), send("250-hi", f"250 AUTH {mechanisms}")]
+    return [*hello, *steps, nothing_more]
+
+
+@pytest.mark.parametrize("initial_response_ok", [True, False])
+@pytest.mark.parametrize("mechanism", ["CRAM-MD5", "PLAIN", "LOGIN"])
+async def test_each_mechanism(mechanism: str, initial_response_ok: bool) -> None:
+    async with embedded(Embedded(mechanisms=(mechanism,))) as server, client(server) as smtp:
+        reply = await smtp.login(USER, PASSWORD, initial_response_ok=initial_response_ok)
+        assert reply.code == 235
+        assert server.logins == [(mechanism, True)]
+        # And again: 503, already authenticated, is as good.
+        assert (await smtp.login(USER, PASSWORD)).code == 503
+
+
+@pytest.mark.parametrize("mechanism", ["CRAM-MD5", "PLAIN", "LOGIN"])
+async def test_a_wrong_password(mechanism: str) -> None:
+    async with embedded(Embedded(mechanisms=(mechanism,))) as server, client(server) as smtp:
+        with pytest.raises(asmtp.SMTPAuthenticationError) as caught:
+            await smtp.login(USER, "wrong")
+        assert caught.value.smtp_code == 535
+        assert not caught.value.transient
+        assert "wrong" not in str(caught.value)
+        assert (await smtp.login(USER, PASSWORD)).code == 235
+
+
+async def test_a_wrong_password_is_tried_once() -> None:
+    """RFC 4954 §6: 535 is about the credentials; accounts are locked over less."""
+    async with embedded(Embedded()) as server, client(server) as smtp:
+        with pytest.raises(asmtp.SMTPAuthenticationError):
+            await smtp.login(USER, "wrong")
+        assert server.logins == [("CRAM-MD5", False)]
+
+
+async def test_another_refusal_is_about_the_mechanism() -> None:
+    script = offering(
+        "CRAM-MD5 PLAIN LOGIN",
+        expect("AUTH CRAM-MD5"), send("504 5.5.4 not that one"),
+        expect(f"AUTH PLAIN {SECRET}"), send("235 welcome"),
+    )  # fmt: skip
+    async with scripted(script) as server:
+        smtp = client(server)
+        await smtp.connect()
+        assert await smtp.login(USER, PASSWORD) == (235, b"welcome")
+        await smtp.close()
+
+
+async def test_every_mechanism_refused() -> None:
+    script = offering(
+        "PLAIN LOGIN",
+        expect(f"AUTH PLAIN {SECRET}"), send("504 no"), expect("AUTH LOGIN"), send("454 nor that"),
+    )  # fmt: skip
+    async with scripted(script) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPAuthenticationError) as caught:
+            await smtp.login(USER, PASSWORD)
+        assert (caught.value.smtp_code, caught.value.transient) == (454, True)
+        await smtp.close()
+
+
+@pytest.mark.parametrize("offer", ["250 hi", "250-hi\r\n250 PIPELINING"])
+async def test_no_auth(offer: str) -> None:
+    async with scripted([send("220 hi"), expect("ehlo me.example"), send(offer), nothing_more]) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="AUTH"):
+            await smtp.login(USER, PASSWORD)
+        await smtp.close()
+
+
+async def test_no_common_mechanism() -> None:
+    async with scripted(offering("GSSAPI NTLM")) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPException, match="No suitable authentication method"):
+            await smtp.login(USER, PASSWORD)
+        await smtp.close()
+
+
+async def test_a_challenge_too_many() -> None:
+    script = offering("PLAIN", expect("AUTH PLAIN"), send("334 "), expect(b64(f"\0{USER}\0{PASSWORD}")), send("334 "))
+    del script[-1]
+    script += [expect("*"), send("501 cancelled"), expect("noop"), send("250 ok"), nothing_more]
+    async with scripted(script) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPAuthenticationError):
+            await smtp.login(USER, PASSWORD, initial_response_ok=False)
+        assert (await smtp.noop()).ok
+        await smtp.close()
+
+
+async def test_an_authobject_of_the_caller_s() -> None:
+    asked: list[bytes | None] = []
+
+    def answer(challenge: bytes | None = None) -> str | None:
+        asked.append(challenge)
+        return None if challenge is None else f"re: {challenge.decode()}"
+
+    script = offering(
+        "X-ASK",
+        expect("AUTH X-ASK"), send("334 " + b64("one")), expect(b64("re: one")), send("334 " + b64("two")),
+        expect(b64("re: two")), send("235 yes"),
+    )  # fmt: skip
+    async with scripted(script) as server:
+        smtp = client(server)
+        await smtp.connect()
+        await smtp.ehlo()
+        assert await smtp.auth("x-ask", answer) == (235, b"yes")
+        assert asked == [None, b"one", b"two"]
+        await smtp.close()
+
+
+async def test_an_authobject_that_asks_and_asks() -> None:
+    steps = [expect("AUTH X-ASK"), send("334 ")]
+    for _ in range(5):
+        steps += [expect(b64("no")), send("334 ")]
+    async with scripted(
+        offering("X-ASK", *steps, expect("*"), send("501 ok"), expect("noop"), send("250 ok"))
+    ) as server:
+        smtp = client(server)
+        await smtp.connect()
+        await smtp.ehlo()
+        with pytest.raises(asmtp.SMTPException, match="infinite loop"):
+            await smtp.auth("X-ASK", lambda challenge=None: None if challenge is None else "no")
+        assert (await smtp.noop()).ok
+        await smtp.close()
+
+
+async def test_an_authobject_that_fails_leaves_the_middle_of_the_exchange() -> None:
+    def answer(challenge: bytes | None = None) -> str | None:
+        if challenge is not None:
+            raise KeyError("no key")
+        return None
+
+    async with scripted(offering("X-ASK", expect("AUTH X-ASK"), send("334 "))) as server:
+        smtp = client(server)
+        await smtp.connect()
+        await smtp.ehlo()
+        with pytest.raises(KeyError):
+            await smtp.auth("X-ASK", answer)
+        assert not smtp.is_connected
+        await smtp.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "kind"),
+    [(5, "x", TypeError), ("x", None, TypeError), ("x", "nul\0", ValueError), ("x\r\n", "y", ValueError)],
+)
+async def test_credentials_that_are_none(user: Any, password: Any, kind: type[Exception]) -> None:
+    async with scripted(offering("PLAIN")) as server:
+        smtp = client(server)
+        await smtp.connect()
+        await smtp.ehlo()
+        with pytest.raises(kind) as caught:
+            await smtp.login(user, password)
+        assert "nul" not in str(caught.value)
+        await smtp.close()
+
+
+@pytest.mark.parametrize("mechanism", ["CRAM-MD5", "PLAIN", "LOGIN"])
+@pytest.mark.parametrize("password", [PASSWORD, "wr0ng-Pa55"])
+async def test_nothing_shows_the_credentials(mechanism: str, password: str, caplog: pytest.LogCaptureFixture) -> None:
+    written: list[bytes] = []
+
+    def trace(direction: str, octets: bytes) -> None:
+        if direction == ">":
+            written.append(octets)
+
+    async with embedded(Embedded(mechanisms=(mechanism,))) as server:
+        smtp = client(server, tls="none", username=USER, password=password)
+        smtp.trace = trace
+        with caplog.at_level(logging.DEBUG, "asmtp"):
+            try:
+                await smtp.connect()
+            except asmtp.SMTPAuthenticationError as error:
+                shown = repr(error) + str(error.args)
+            else:
+                shown = ""
+            shown += repr(smtp) + repr(smtp._session) + "".join(record.getMessage() for record in caplog.records)
+            await smtp.close()
+        shown += b"\n".join(written).decode("latin-1")
+        forms: list[Callable[[str], str]] = [str, b64, lambda text: b64(f"\0{USER}\0{text}")]
+        for form in forms:
+            assert form(password) not in shown
+        assert b64(USER) not in shown
+        # Not even a digest of it.
+        assert not re.search(r"[A-Za-z0-9+/]{40,}", shown)
+        assert b"(not shown)" in written

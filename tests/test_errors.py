@@ -1,0 +1,121 @@
+"""The exceptions: each is caught by the `except` clause of smtplib that its users have written."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import smtplib
+
+import pytest
+
+import asmtp
+from asmtp import errors
+from asmtp.errors import (
+    SMTPAuthenticationError,
+    SMTPConnectError,
+    SMTPDataError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPNotSupportedError,
+    SMTPProtocolError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPSenderRefused,
+    SMTPServerDisconnected,
+    SMTPStateError,
+    SMTPTimeoutError,
+)
+
+EXAMPLES: list[SMTPException] = [
+    SMTPException("something"),
+    SMTPStateError("not now"),
+    SMTPNotSupportedError("not offered"),
+    SMTPServerDisconnected("gone"),
+    SMTPTimeoutError("timed out"),
+    SMTPResponseException(550, b"no"),
+    SMTPProtocolError(-1, b"nonsense"),
+    SMTPSenderRefused(550, b"no", "a@x"),
+    SMTPRecipientsRefused({"b@x": (550, b"no")}),
+    SMTPDataError(554, b"spam"),
+    SMTPConnectError(554, b"no service"),
+    SMTPHeloError(501, b"what"),
+    SMTPAuthenticationError(535, b"no"),
+]
+
+examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+
+
+@examples
+def test_smtplibs_except_clause_catches_it(error: SMTPException) -> None:
+    assert isinstance(error, smtplib.SMTPException)
+    assert isinstance(error, OSError)
+    assert isinstance(error, asmtp.SMTPException)
+    same = getattr(smtplib, type(error).__name__, None)
+    assert same is None or isinstance(error, same)
+
+
+def test_every_exception_of_smtplib_has_its_counterpart() -> None:
+    names = {name for name, thing in vars(smtplib).items() if isinstance(thing, type) and issubclass(thing, Exception)}
+    assert {name for name in names if name.startswith("SMTP")} <= set(errors.__all__)
+    assert {type(error).__name__ for error in EXAMPLES} == set(errors.__all__) - {"DeliveryState"}
+
+
+@pytest.mark.parametrize(
+    ("error", "kinds"),
+    [
+        (SMTPTimeoutError("x"), (smtplib.SMTPServerDisconnected, TimeoutError)),
+        (SMTPProtocolError(-1, b"x"), (smtplib.SMTPServerDisconnected, smtplib.SMTPResponseException)),
+    ],
+)
+def test_what_the_new_ones_are(error: Exception, kinds: tuple[type[Exception], ...]) -> None:
+    for kind in kinds:
+        assert isinstance(error, kind)
+
+
+@examples
+def test_copied_and_pickled(error: SMTPException) -> None:
+    for made in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(made) is type(error)
+        assert made.args == error.args
+        assert str(made) == str(error)
+        assert vars(made) == vars(error)
+
+
+@examples
+def test_the_state_is_unknown_until_it_is_said(error: SMTPException) -> None:
+    assert error.state is None
+    told = copy.copy(error)
+    told.state = "in_doubt"
+    assert copy.copy(told).state == "in_doubt"
+    assert pickle.loads(pickle.dumps(told)).state == "in_doubt"
+    assert error.state is None
+
+
+def test_attributes() -> None:
+    error = SMTPSenderRefused(550, b"no", "a@x")
+    assert (error.smtp_code, error.smtp_error, error.sender) == (550, b"no", "a@x")
+    assert error.args == (550, b"no", "a@x")
+    refused = SMTPRecipientsRefused({"b@x": (550, b"no")})
+    assert refused.recipients == {"b@x": (550, b"no")}
+    assert refused.args == ({"b@x": (550, b"no")},)
+    assert (SMTPProtocolError(500, b"long").smtp_code, SMTPProtocolError(500, b"long").smtp_error) == (500, b"long")
+
+
+@pytest.mark.parametrize(("code", "transient"), [(399, False), (400, True), (499, True), (500, False), (-1, False)])
+def test_transient(code: int, transient: bool) -> None:
+    assert SMTPDataError(code, b"").transient is transient
+
+
+@pytest.mark.parametrize(
+    ("codes", "transient"), [((550,), False), ((450,), True), ((550, 451), True), ((550, 354), False), ((), False)]
+)
+def test_recipients_transient(codes: tuple[int, ...], transient: bool) -> None:
+    refused = {f"{place}@x": (code, b"") for place, code in enumerate(codes)}
+    assert SMTPRecipientsRefused(refused).transient is transient
+
+
+def test_recipients_are_a_copy() -> None:
+    given = {"b@x": (550, b"no")}
+    error = SMTPRecipientsRefused(given)
+    given.clear()
+    assert error.recipients == {"b@x": (550, b"no")}
