@@ -55,7 +55,7 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         is_ascii = not isinstance(content, memoryview) and content.isascii()
         return Body(None, len(content), eight_bit=not is_ascii), _slices(content)
     if isinstance(content, os.PathLike):
-        file = await offload(open, content, "rb")
+        file = await _opened(content, offload)
         return Body(None, _size(file), eight_bit=True), _Reading(file, offload, close=True)
     if hasattr(content, "__aiter__"):
         return Body(None, None, eight_bit=True), _checked(content)
@@ -65,6 +65,26 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         "msg must be str, bytes, an EmailMessage, a path, a binary file or an async iterator of bytes,"
         f" not {type(content).__name__}"
     )
+
+
+async def _opened(path: os.PathLike[str], offload: Offload) -> IO[bytes]:
+    files: list[IO[bytes]] = []
+    given_up = False
+
+    def work() -> None:
+        files.append(open(path, "rb"))  # noqa: SIM115  # closed by who reads it
+        if given_up:
+            files[0].close()
+
+    try:
+        await offload(work)
+    except BaseException:
+        # Cancelled; the thread that opens it goes on.
+        given_up = True
+        for file in files:
+            file.close()
+        raise
+    return files[0]
 
 
 def whole(octets: bytes) -> Body:
@@ -99,12 +119,16 @@ async def _slices(octets: bytes | bytearray | memoryview) -> AsyncGenerator[byte
 
 
 async def _checked(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    async for piece in pieces:
-        if not isinstance(piece, bytes | bytearray | memoryview):
-            raise TypeError(f"msg: an async iterator must yield bytes, not {type(piece).__name__}")
-        view = _octets(memoryview(piece))
-        for start in range(0, len(view), PIECE):
-            yield bytes(view[start : start + PIECE])
+    try:
+        async for piece in pieces:
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise TypeError(f"msg: an async iterator must yield bytes, not {type(piece).__name__}")
+            view = _octets(memoryview(piece))
+            for start in range(0, len(view), PIECE):
+                yield bytes(view[start : start + PIECE])
+    finally:
+        if isinstance(pieces, AsyncGenerator):  # else what it holds is held until it is collected
+            await pieces.aclose()
 
 
 class _Reading:

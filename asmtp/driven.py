@@ -122,16 +122,17 @@ class DrivenSMTP(AsyncSMTP):
 
     async def getreply(self) -> Reply:
         """The oldest reply not fetched yet, awaited if need be."""
-        connection = self._live()
         while self._by_hand:
             exchange = self._by_hand[0]
-            replies: list[Reply] = await connection.finished(exchange)
-            if replies:
-                reply = replies.pop(0)
-                if not replies:
-                    self._by_hand.popleft()
+            if not exchange.done:
+                await self._live().finished(exchange)
+            # What has come is there to be fetched, though the connection may have ended since.
+            if exchange.error is None and exchange.result:
+                reply: Reply = exchange.result.pop(0)
                 return reply
             self._by_hand.popleft()
+            if exchange.error is not None:
+                raise exchange.error
         return await self._run(dialogue.raw_reply())  # type: ignore[no-any-return]
 
     async def respond(self, line: bytes) -> Reply:

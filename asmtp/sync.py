@@ -461,8 +461,10 @@ class SMTP(AuthObjects):
         # Raises what is wrong with them before EHLO is written.
         to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options).recipients
         self.ehlo_or_helo_if_needed()
+        sending = self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
         try:
-            return self._run(self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options))
+            # An async iterator is its author's code, and may need a task to run in.
+            return self._run(sending, task=hasattr(msg, "__aiter__"))
         except SMTPNotSupportedError as error:
             if isinstance(error.__cause__, UnicodeEncodeError):
                 raise error.__cause__ from None

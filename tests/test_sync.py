@@ -228,7 +228,7 @@ def test_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "shown", "limit"), [(17, 17, 17), (asmtp.Timeouts(command=23), 23, 23), (DEFAULT, None, 300)], ids=str
+    ("timeout", "shown", "limit"), [(17, 17, 17), (asmtp.Timeouts(command=23), 23, 23), (DEFAULT, None, 300)], ids=["number", "Timeouts", "default"]
 )
 def test_no_answer_in_time(timeout: Any, shown: float | None, limit: float, virtual_time: Any) -> None:
     script = [send("220 ready"), expect("noop"), silence]

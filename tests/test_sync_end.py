@@ -202,14 +202,25 @@ def test_a_reply_that_nobody_asked_for() -> None:
 # ---- Ctrl-C --------------------------------------------------------------------------------------
 
 
+interruptions: list[int] = []
+
+
 async def press_ctrl_c(peer: Peer) -> None:
     """What the server waits for has come, so the client waits for an answer now."""
-    os.kill(os.getpid(), signal.SIGINT)
+    while not interruptions:  # a signal just before a system call that waits does not end it
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    def interrupt(number: int, frame: Any) -> None:
+        if not interruptions:
+            interruptions.append(number)
+            raise KeyboardInterrupt
+
+    interruptions.clear()
+    before = signal.signal(signal.SIGINT, interrupt)
     yield
     signal.signal(signal.SIGINT, before)
 

@@ -470,7 +470,7 @@ class Session:
         exchange.pulling = False
         if self._turn is exchange:
             self._turn = None
-            if self.state in HELD and not exchange.raw:
+            if self.state in HELD and not exchange.raw and exchange.group is not None:
                 self.fail(SMTPServerDisconnected("a command was left in the middle"))
         if exchange.owed and exchange in self._owed:
             # It ended early (its content failed, say): its replies are read and dropped.

@@ -35,7 +35,7 @@ ALICE, BOB, CAROL, DAVE, NOBODY, TEMPFAIL, FULL, BROKEN = (
 MAILBOXES = ("alice", "bob", "carol", "dave", "nobody", "tempfail", "full", "broken", "utf8")
 
 # The options that make a client take each of the shapes that a transaction has.
-SHAPES: dict[str, dict[str, bool]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "bdat-pipelined": {},
     "data-pipelined": {"chunking": False},
     "bdat": {"pipelining": False},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -103,7 +103,7 @@ async def test_kinds(mail_server: MailServer, kind: str, tmp_path: Path) -> None
     letter = Letter(b"\r\nas a\r\n.\r\n" + kind.encode())
     path = tmp_path / "letter.eml"
     path.write_bytes(letter.content)
-    kinds = {
+    kinds: dict[str, Any] = {
         "str": letter.content.decode("ascii"),
         "bytearray": bytearray(letter.content),
         "memoryview": memoryview(letter.content),

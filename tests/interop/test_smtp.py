@@ -188,9 +188,12 @@ async def test_certificate_is_verified(smtp_server: MailServer, role: str, wrong
     if wrong == "name":
         options |= {"ssl_context": smtp_server.ssl_context(), "server_hostname": "mail.example"}
     client = asmtp.AsyncSMTP(smtp_server.host, smtp_server.ports[role], "client.example", 30, **options)
-    with pytest.raises(ssl.SSLCertVerificationError):
-        await client.connect()
-    assert not client.is_connected
+    try:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await client.connect()
+        assert not client.is_connected
+    finally:
+        await client.close()
 
 
 async def test_opportunistic_tls(smtp_server: MailServer) -> None:
@@ -300,11 +303,13 @@ def with_attachments() -> EmailMessage:
 
 
 def parts(message: EmailMessage) -> list[tuple[str, str | None, bytes]]:
-    return [
-        (part.get_content_type(), part.get_filename(), part.get_payload(decode=True).replace(b"\r\n", b"\n"))
-        for part in message.walk()
-        if not part.is_multipart()
-    ]
+    found = []
+    for part in message.walk():
+        if not part.is_multipart():
+            payload = part.get_payload(decode=True)
+            assert isinstance(payload, bytes)
+            found.append((part.get_content_type(), part.get_filename(), payload.replace(b"\r\n", b"\n")))
+    return found
 
 
 async def test_send_message(smtp_server: MailServer, shape: str) -> None:

@@ -192,6 +192,12 @@ def test_no_initial_response_wanted() -> None:
     assert said(text, starts) == "235 ok"
 
 
+def test_a_response_that_was_held_back_is_sent_once() -> None:
+    starts = attempt("PLAIN", lambda: plain("tim", "tanstaaftanstaaf"), initial_response_ok=False)
+    text = "start login\nC: AUTH PLAIN\nS: 334\nC: AHRpbQB0YW5zdGFhZnRhbnN0YWFm\nS: 334\nC: *\nS: 501 what"
+    assert said(text, starts) == "SMTPAuthenticationError 501 challenge not understood; cancelled: what"
+
+
 # ---- a caller's own mechanism ----------------------------------------------------------------
 
 

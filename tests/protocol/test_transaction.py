@@ -311,6 +311,16 @@ def test_421_instead_of_each_reply(shape: str, lmtp: bool) -> None:
 
 
 @shapes
+@protocols
+def test_nothing_behind_421_counts(shape: str, lmtp: bool) -> None:
+    """Whatever a server says then, it said that it closes."""
+    text = cut(conversation(shape), 0, "S: 421 bye", "S: 250 ok", "S: 250 ok", "S: 354 go", "S: 250 taken")
+    result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
+    assert result["one"] == "SMTPSenderRefused 421 bye [refused]"
+    assert result.state == "CLOSED"
+
+
+@shapes
 def test_421_behind_the_first_of_two_recipients_of_lmtp(shape: str) -> None:
     """One has it.  To send it again might give it to him twice."""
     text = conversation(shape, rcpts=["250 ok"] * 3, finals=["250 taken", "421 bye"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .letters import SHAPES, cut, opened, streamed
-from .transcript import play
+from .transcript import parse, play, played_until
 
 ONE = {"one": streamed(recipients=["b@x", "c@x"])}
 
@@ -255,6 +255,22 @@ def test_cut_off_between_the_pieces(shape: str, end: str) -> None:
         assert result["one"].startswith("SMTPServerDisconnected ")
         assert result["one"].endswith("[not_sent]")
         assert result.state == "BROKEN"
+
+
+@shapes
+def test_nothing_is_pulled_when_it_is_over(shape: str) -> None:
+    """What the producer was asked for may come later; there is nobody to push it to."""
+    for end in ("cancel one", "abort one", "eof", "S: 421 bye"):
+        player = played_until(parse(ENVELOPE[shape]), ONE, opened(shape)())
+        exchange = player.exchanges["one"]
+        assert exchange.pulling
+        for what, name, data in parse(end):
+            if what == "S:":
+                player.session.receive_data(data)
+            else:
+                player.act(what, name, data)
+        assert exchange.done
+        assert not exchange.pulling
 
 
 @shapes

@@ -294,11 +294,11 @@ def _with_surplus(steps: list[Step], starts: Starts, make: Callable[[], Session]
     """A reply that comes in the same octets as the last one owed, or as the one that the next command waits for."""
     place = [number for number, step in enumerate(steps) if step[0] == "S:"][turn]
     data = steps[place][2]
-    plain = _played_until(steps[:place], starts, make())
+    plain = played_until(steps[:place], starts, make())
     plain.session.receive_data(data)
     if plain.session.closed or _still_owed(plain):
         return
-    player = _played_until(steps[:place], starts, make())
+    player = played_until(steps[:place], starts, make())
     session = player.session
     session.receive_data(data + SURPLUS)
     assert session.state is State.BROKEN, f"a reply too much in turn {turn} went unnoticed"
@@ -308,7 +308,8 @@ def _with_surplus(steps: list[Step], starts: Starts, make: Callable[[], Session]
     _check_closed(player)
 
 
-def _played_until(steps: list[Step], starts: Starts, session: Session) -> Player:
+def played_until(steps: list[Step], starts: Starts, session: Session) -> Player:
+    """A session as it is after these steps, what was written taken away."""
     player = Player(session, starts)
     for what, name, data in steps:
         if what == "C:":

@@ -1,0 +1,482 @@
+"""The blocking facade in old code's hands: by hand, subclassed, traced, audited, from threads and from async code."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import logging.handlers
+import pickle
+import re
+import smtplib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+import uvloop
+
+import asmtp
+from asmtp.cli.server import Inbox, serving
+
+from .conftest import Certificates
+from .facade import BOTH, connected, nothing_left, relay_at, script_at, seen, told
+from .servers.background import calling, in_background
+from .servers.embedded import PASSWORD, USER, Embedded, embedded
+from .servers.relay import Relay
+from .servers.script import drip, expect, fin, nothing_more, send
+
+A, B = "a@b.example", "b@b.example"
+
+
+@pytest.fixture(autouse=True)
+def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[asyncio.AbstractEventLoop]]:
+    with nothing_left(monkeypatch) as made:
+        yield made
+
+
+# ---- by hand --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_whole_dialogue_by_hand(module: Any) -> None:
+    with relay_at() as relay, connected(module, relay) as smtp:
+        assert smtp.docmd("EHLO", "me")[0] == 250
+        assert smtp.putcmd("mail", f"from:<{A}>") is None
+        assert smtp.getreply() == (250, b"2.1.0 sender ok")
+        smtp.send(f"rcpt to:<{B}>\r\n")
+        assert smtp.getreply() == (250, b"2.1.5 recipient ok")
+        assert smtp.docmd("data") == (354, b"go ahead")
+        smtp.send("one\r\n")
+        smtp.send(b"..two\r\nth")
+        smtp.send(b"")
+        smtp.send("ree\r\n.\r\n")
+        assert smtp.getreply() == (250, b"2.0.0 taken")
+        assert smtp.docmd("mail", "from:<>")[0] == 250
+        assert smtp.rcpt(B)[0] == 250
+        smtp.putcmd("data")
+        assert smtp.getreply()[0] == 354
+        smtp.send(b"x" * 300_000 + b"\r\n")
+        assert smtp.docmd(".") == (250, b"2.0.0 taken")
+        assert smtp.sendmail(A, B, "after") == {}
+    contents = [letter.content for letter in relay.letters]
+    assert contents == [b"one\r\n.two\r\nthree\r\n", b"x" * 300_000 + b"\r\n", b"after\r\n"]
+
+
+@BOTH
+def test_several_commands_in_one_write(module: Any) -> None:
+    with relay_at(Relay(("PIPELINING",))) as relay, connected(module, relay) as smtp:
+        smtp.send(b"NOOP 1\r\nNOOP 2\r\nHELP\r\n")
+        smtp.send("NOOP 3\r\n")
+        got = [smtp.getreply() for _ in range(4)]
+        assert got == [(250, b"2.0.0 ok 1"), (250, b"2.0.0 ok 2"), (500, b"5.5.2 what?"), (250, b"2.0.0 ok 3")]
+        assert smtp.noop() == (250, b"2.0.0 ok")
+
+
+@BOTH
+def test_replies_in_pieces(module: Any) -> None:
+    replies = [drip("250-one", "250-two", "250 three"), send(b"250 four\n250-five\n250 six\n"), fin]
+    script = [send("220 hi"), expect("noop", "noop", "noop"), *replies]
+    with script_at(script) as server, connected(module, server) as smtp:
+        smtp.send("noop\r\n" * 3)
+        assert smtp.getreply() == (250, b"one\ntwo\nthree")
+        assert smtp.getreply() == (250, b"four")
+        assert smtp.getreply() == (250, b"five\nsix")
+        with pytest.raises(module.SMTPServerDisconnected):
+            smtp.getreply()
+
+
+@BOTH
+def test_getreply_waits_for_what_nobody_asked_for(module: Any) -> None:
+    script = [send("220 hi"), expect("X"), send("250 one"), nothing_more]
+    with script_at(script) as server, connected(module, server) as smtp:
+        assert smtp.docmd("X") == (250, b"one")
+        later = threading.Timer(0, lambda: calling(lambda: server.peer.transport.write(b"299 two\r\n")))
+        later.start()
+        assert smtp.getreply() == (299, b"two")
+        later.join()
+
+
+def test_replies_that_are_not_fetched_do_not_disturb_the_rest() -> None:
+    """smtplib gives them to whoever asks next."""
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        smtp.putcmd("noop", "1")
+        assert smtp.docmd("noop", "2") == (250, b"2.0.0 ok 2")
+        assert smtp.sendmail(A, B, "hi") == {}
+        assert smtp.getreply() == (250, b"2.0.0 ok 1")
+
+
+@BOTH
+def test_putcmd_before_the_last_reply_was_fetched(module: Any) -> None:
+    with relay_at(Relay(("PIPELINING",))) as relay, connected(module, relay) as smtp:
+        for number in range(3):
+            smtp.putcmd("noop", str(number))
+        smtp.putcmd("quit")
+        texts = [b"2.0.0 ok 0", b"2.0.0 ok 1", b"2.0.0 ok 2", b"2.0.0 bye"]
+        assert [smtp.getreply()[1] for _ in texts] == texts
+
+
+def test_content_waits_for_the_reply_to_data() -> None:
+    """smtplib writes it at once, and has broken the protocol."""
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        smtp.mail(A)
+        smtp.rcpt(B)
+        smtp.putcmd("data")
+        smtp.send("early\r\n.\r\n")
+        assert smtp.getreply() == (354, b"go ahead")
+        assert smtp.getreply() == (250, b"2.0.0 taken")
+    assert relay.letters[0].content == b"early\r\n"
+
+
+def test_no_command_within_content() -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        smtp.mail(A)
+        smtp.rcpt(B)
+        assert smtp.docmd("data")[0] == 354
+        with pytest.raises(asmtp.SMTPStateError, match="is not possible now: 354: content comes next"):
+            smtp.noop()
+        smtp.send(".\r\n")
+        assert smtp.getreply()[0] == 250
+        assert smtp.noop()[0] == 250
+    assert relay.letters[0].content == b""
+
+
+def test_an_error_of_what_was_sent_by_hand() -> None:
+    """A write that had to wait, and is not possible when its time has come, says so to who fetches its reply."""
+    script = [send("220 hi"), expect("data"), send("354 go on"), expect("hi", "."), send("250 ok"), nothing_more]
+    with script_at(script) as server, connected(asmtp, server) as smtp:
+        smtp.putcmd("data")
+        with pytest.raises(asmtp.SMTPStateError):
+            smtp.noop()
+        assert smtp.getreply() == (354, b"go on")
+        smtp.send("hi\r\n.\r\n")
+        assert smtp.getreply() == (250, b"ok")
+
+
+# ---- what it writes to stderr ---------------------------------------------------------------------
+
+
+@BOTH
+def test_debuglevel_1(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with relay_at(Relay(("AUTH PLAIN",), common=())) as relay:
+        smtp = module.SMTP(local_hostname="client.example")
+        smtp.set_debuglevel(1)
+        smtp.connect(f"127.0.0.1:{relay.port}", source_address=("127.0.0.1", 0))
+        smtp.ehlo()
+        smtp.docmd("noop", "x")
+        smtp.set_debuglevel(0)
+        smtp.noop()
+        smtp.set_debuglevel(True)
+        assert smtp.debuglevel == 1
+        smtp.quit()
+    assert capsys.readouterr().err.splitlines() == [
+        f"connect: to ('127.0.0.1', {relay.port}) ('127.0.0.1', 0)",
+        r"reply: b'220 relay.example ESMTP\r\n'",
+        "reply: retcode (220); Msg: b'relay.example ESMTP'",
+        "connect: b'relay.example ESMTP'",
+        r"send: 'ehlo client.example\r\n'",
+        r"reply: b'250-relay.example\r\n'",
+        r"reply: b'250 AUTH PLAIN\r\n'",
+        r"reply: retcode (250); Msg: b'relay.example\nAUTH PLAIN'",
+        r"send: 'noop x\r\n'",
+        r"reply: b'250 2.0.0 ok x\r\n'",
+        "reply: retcode (250); Msg: b'2.0.0 ok x'",
+        r"send: 'quit\r\n'",
+        r"reply: b'221 2.0.0 bye\r\n'",
+        "reply: retcode (221); Msg: b'2.0.0 bye'",
+    ]
+
+
+@BOTH
+def test_debuglevel_2_tells_the_time(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with relay_at() as relay, connected(module, relay) as smtp:
+        smtp.set_debuglevel(2)
+        smtp.noop()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{6} send: 'noop\\r\\n'", lines[0])
+
+
+def test_content_is_shown_and_credentials_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = Embedded(offers=("PIPELINING",))
+    with in_background(embedded(handler)), connected(asmtp, handler) as smtp:
+        smtp.set_debuglevel(1)
+        smtp.login(USER, PASSWORD)
+        smtp.docmd("AUTH", "LOGIN")
+        smtp.sendmail(A, B, "é".encode())
+    shown = capsys.readouterr().err
+    assert r"send: b'\xc3\xa9\r\n.\r\n'" in shown
+    assert "send: '(not shown)'" in shown or "send: b'(not shown)'" in shown
+    for secret in (PASSWORD, USER):
+        assert secret not in shown
+
+
+def test_lmtp_on_a_unix_socket_is_traced(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with relay_at(Relay(lmtp=True), path=f"{tmp_path}/lmtp") as relay:
+        lmtp = asmtp.LMTP()
+        lmtp.set_debuglevel(1)
+        lmtp.connect(relay.host)
+        lmtp.quit()
+    assert capsys.readouterr().err.startswith(f"connect: to {tmp_path}/lmtp None\nreply: b'220")
+
+
+# ---- audit events ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def events() -> list[tuple[str, tuple[Any, ...]]]:
+    """The events of smtplib since a list was last cleared; a hook cannot be taken away again."""
+    heard: list[tuple[str, tuple[Any, ...]]] = []
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event.startswith("smtplib."):
+            heard.append((event, args))
+            if isinstance(args[1], bytes) and args[1].startswith((b"forbidden", b"help forbidden")):
+                raise PermissionError("by policy")
+
+    sys.addaudithook(hook)
+    return heard
+
+
+@BOTH
+def test_audit_events(module: Any) -> None:
+    heard = events()
+    with relay_at() as relay:
+        heard.clear()
+        with connected(module, relay) as smtp:
+            smtp.ehlo()
+            smtp.putcmd("noop", "x")
+            smtp.getreply()
+            smtp.sendmail(A, B, "hi\r\n")
+    assert heard.pop(0) == ("smtplib.connect", (smtp, "127.0.0.1", relay.port))
+    assert {event for event, _ in heard} == {"smtplib.send"}
+    assert all(args[0] is smtp for _, args in heard)
+    assert [args[1].lower() for _, args in heard] == [
+        b"ehlo client.example\r\n",
+        b"noop x\r\n",
+        b"mail from:<a@b.example> size=4\r\n",
+        b"rcpt to:<b@b.example>\r\n",
+        b"data\r\n",
+        b"hi\r\n.\r\n",
+    ]
+    heard.clear()
+
+
+@BOTH
+def test_an_audit_hook_that_forbids(module: Any) -> None:
+    events()
+    with relay_at() as relay, connected(module, relay) as smtp:
+        with pytest.raises(PermissionError, match="by policy"):
+            smtp.help("forbidden")
+        assert smtp.noop() == (250, b"2.0.0 ok")
+        smtp.ehlo()
+        smtp.mail(A)
+        smtp.rcpt(B)
+        with pytest.raises(PermissionError, match="by policy"):
+            smtp.data("forbidden")
+        if module is asmtp:  # between 354 and content there is no way back
+            assert smtp.sock is None
+    assert relay.letters == []
+    assert "HELP" not in relay.verbs
+    events().clear()
+
+
+def test_audit_hooks_do_not_see_credentials() -> None:
+    heard = events()
+    heard.clear()
+    handler = Embedded()
+    with in_background(embedded(handler)), connected(asmtp, handler) as smtp:
+        smtp.login(USER, PASSWORD)
+    assert [args[1] for event, args in heard if event == "smtplib.send"][1:] == [b"(not shown)"] * 2
+    heard.clear()
+
+
+# ---- subclasses, handlers ------------------------------------------------------------------------
+
+
+@BOTH
+def test_steps_that_a_subclass_overrides(module: Any) -> None:
+    steps: list[str] = []
+
+    class Own(module.SMTP):  # type: ignore[name-defined, misc]
+        ehlo_msg = "EHLO"
+        debuglevel = 0
+
+        def connect(self, *args: Any, **options: Any) -> Any:
+            steps.append("connect")
+            return super().connect(*args, **options)
+
+        def ehlo(self, name: str = "") -> Any:
+            steps.append("ehlo")
+            return super().ehlo(name)
+
+        def helo(self, name: str = "") -> Any:
+            steps.append("helo")
+            return super().helo("own.example")
+
+        def sendmail(self, *args: Any, **options: Any) -> Any:
+            steps.append("sendmail")
+            return super().sendmail(*args, **options)
+
+        def close(self) -> None:
+            steps.append("close")
+            super().close()
+
+    message = EmailMessage()
+    message["From"], message["To"] = A, B
+    relay = Relay(answer=lambda verb, line: "500 no" if verb == "EHLO" else None)
+    with relay_at(relay), Own("127.0.0.1", relay.port, "client.example") as smtp:
+        assert smtp.send_message(message) == {}
+    assert steps == ["connect", "ehlo", "helo", "sendmail", "close"]
+    assert "helo own.example" in relay.commands
+
+
+def test_logging_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "smtplib", asmtp)
+    inbox = Inbox("PIPELINING", "CHUNKING")
+    with serving(inbox):
+        handler = logging.handlers.SMTPHandler(("127.0.0.1", inbox.port), A, [B, "nobody@b.example"], "It broke")
+        record = logging.makeLogRecord({"msg": "disk full: %s", "args": ("/var",)})
+        monkeypatch.setattr(handler, "handleError", lambda record: pytest.fail("not sent"))
+        handler.handle(record)
+    assert inbox.letters[0].recipients == [B]
+    assert inbox.letters[0].content.endswith(b"\r\n\r\ndisk full: /var\r\n")
+
+
+@BOTH
+def test_exceptions_can_be_pickled(module: Any) -> None:
+    relay = Relay(answer=lambda verb, line: "550 no" if verb in ("RCPT", "VRFY") else None)
+    with relay_at(relay), connected(module, relay) as smtp:
+        errors = [
+            pytest.raises(module.SMTPRecipientsRefused, smtp.sendmail, A, B, "hi").value,
+            pytest.raises(module.SMTPDataError, smtp.data, "hi").value,
+        ]
+    for error in errors:
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert (told(again), again.args) == (told(error), error.args)
+
+
+# ---- threads, async code --------------------------------------------------------------------------
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(seen(call)))
+    thread.start()
+    thread.join()
+    return got[0]
+
+
+@BOTH
+def test_made_in_one_thread_used_in_others(module: Any) -> None:
+    with relay_at(Relay(("PIPELINING",))) as relay:
+        smtp = in_thread(lambda: module.SMTP("127.0.0.1", relay.port, "client.example"))
+        assert smtp.ehlo()[0] == 250
+        assert in_thread(lambda: smtp.sendmail(A, B, "one")) == {}
+        assert smtp.sendmail(A, B, "two") == {}
+        assert in_thread(smtp.quit) == (221, b"2.0.0 bye")
+        assert seen(smtp.noop) == (smtplib.SMTPServerDisconnected, {})
+    assert [letter.content for letter in relay.letters] == [b"one\r\n", b"two\r\n"]
+
+
+@BOTH
+def test_no_thread_is_started(module: Any, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> None:
+    def start(thread: threading.Thread) -> None:
+        pytest.fail(f"{thread} started")
+
+    handler = Embedded()
+    with in_background(embedded(handler, tls=certificates.server)):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        threads = threading.active_count()
+        with module.SMTP("localhost", handler.port, source_address=("localhost", 0)) as smtp:
+            smtp.starttls(context=certificates.trusting)
+            smtp.login(USER, PASSWORD)
+            smtp.sendmail(A, B, "hi")
+            smtp.verify("somebody")
+            assert threading.active_count() == threads
+    assert len(handler.letters) == 1
+
+
+async def from_async_code(module: Any, port: int) -> list[Any]:
+    ran: list[str] = []
+    asyncio.get_running_loop().call_soon(ran.append, "something else")
+    smtp = module.SMTP("127.0.0.1", port, "client.example")
+    results = [smtp.sendmail(A, B, "one"), smtp.noop(), seen(lambda: smtp.sendmail(A, "no@b.example", "two"))]
+    with module.SMTP("127.0.0.1", port, "client.example") as another:
+        results.append(another.docmd("noop", "another"))
+    results.append(smtp.quit())
+    assert smtp.sock is None
+    smtp.connect("127.0.0.1", port)
+    smtp.close()
+    results.append(seen(smtp.noop))
+    assert ran == []  # it blocks, as smtplib does
+    await asyncio.sleep(0)
+    assert ran == ["something else"]
+    return results
+
+
+@BOTH
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_called_from_async_code(module: Any, factory: Any) -> None:
+    relay = Relay(("PIPELINING", "CHUNKING"), answer=lambda verb, line: "550 no" if "no@b" in line else None)
+    with relay_at(relay), asyncio.Runner(loop_factory=factory) as runner:
+        results = runner.run(from_async_code(module, relay.port))
+    assert results == [
+        {},
+        (250, b"2.0.0 ok"),
+        (smtplib.SMTPRecipientsRefused, {"recipients": {"no@b.example": (550, b"no")}}),
+        (250, b"2.0.0 ok another"),
+        (221, b"2.0.0 bye"),
+        (smtplib.SMTPServerDisconnected, {}),
+    ]
+
+
+def test_under_a_policy_with_loops_of_another_kind() -> None:
+    """The private loop is asyncio's, whatever others use."""
+    script = (
+        "import asyncio, asmtp, sys, uvloop, warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
+        "with asmtp.SMTP('127.0.0.1', int(sys.argv[1])) as smtp: print(smtp.sendmail('a@b.c', 'd@e.f', 'hi'))"
+    )
+    with relay_at() as relay:
+        command = [sys.executable, "-W", "error", "-c", script, str(relay.port)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("{}\n", "", 0)
+
+
+# ---- the module ----------------------------------------------------------------------------------
+
+
+def test_import_is_cheap() -> None:
+    """What takes long to import is imported when it is first used."""
+    script = (
+        "import sys, asmtp\n"
+        "print(sorted({'asyncio', 'anyio', 'idna', 'asmtp.client', 'asmtp.sync'} & set(sys.modules)))\n"
+        "asmtp.SMTP; print('asmtp.sync' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\nTrue\n"
+
+
+def test_names() -> None:
+    assert set(smtplib.__all__) <= set(asmtp.__all__) <= set(dir(asmtp))
+    namespace: dict[str, Any] = {}
+    exec("from asmtp import *", namespace)
+    for name in asmtp.__all__:
+        assert namespace[name] is getattr(asmtp, name)
+    assert (asmtp.SMTP_PORT, asmtp.SMTP_SSL_PORT, asmtp.LMTP_PORT) == (25, 465, 2003)
+    assert (asmtp.CRLF, asmtp.bCRLF) == ("\r\n", b"\r\n")
+    for name in ("quoteaddr", "quotedata", "OLDSTYLE_AUTH"):
+        assert getattr(asmtp, name) is getattr(smtplib, name)
+    with pytest.raises(AttributeError, match="module 'asmtp' has no attribute 'SMPT'"):
+        asmtp.SMPT  # noqa: B018
+
+
+def test_the_class_has_the_attributes_of_its_objects() -> None:
+    """So that mocks made from the class have them."""
+    for name in ("helo_resp", "ehlo_resp", "esmtp_features", "does_esmtp", "local_hostname", "file", "debuglevel"):
+        assert not getattr(asmtp.SMTP, name)
