@@ -17,6 +17,7 @@ from smtplib import CRLF, OLDSTYLE_AUTH, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quotea
 from typing import TYPE_CHECKING, Any
 
 from asmtp.errors import (
+    DeliveryState,
     SMTPAuthenticationError,
     SMTPConnectError,
     SMTPDataError,
@@ -56,6 +57,7 @@ __all__ = [
     "AsyncLMTP",
     "AsyncSMTP",
     "AsyncSMTP_SSL",
+    "DeliveryState",
     "Envelope",
     "Extensions",
     "Reply",
@@ -93,14 +95,16 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # a type checker shall find a name that is misspelt
 
-    value = globals()[name] = getattr(importlib.import_module(module), name)
-    return value
+    def __getattr__(name: str) -> Any:
+        module = _LAZY.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = globals()[name] = getattr(importlib.import_module(module), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ from asmtp.errors import (
     SMTPNotSupportedError,
     SMTPResponseException,
     SMTPServerDisconnected,
+    SMTPStateError,
 )
 from asmtp.options import (
     LMTP_PORT,
@@ -103,7 +104,7 @@ class AsyncSMTP(AuthObjects):
         self._password = options.get("password")
         default: TLSMode = "none" if self._username is None else "required"
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
-        self._ssl_context = options.get("ssl_context")
+        self.ssl_context = options.get("ssl_context")
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
         self._window_octets = options.get("window_octets", 1 << 20)
@@ -116,6 +117,8 @@ class AsyncSMTP(AuthObjects):
         self._trace: Callable[[str, bytes], None] | None = None
         self._session = self._new_session()
         self._connection: Connection | None = None
+        self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
+        self._sock_taken = False
         self._greeted = asyncio.Lock()
         self._rcpts = 0  # accepted by hand since MAIL
 
@@ -134,7 +137,7 @@ class AsyncSMTP(AuthObjects):
     @property
     def is_connected(self) -> bool:
         """Whether commands can be sent."""
-        return self._connection is not None and not self._session.closed
+        return self._connection is not None and not self._session.closed and self._preparing is None
 
     @property
     def esmtp_features(self) -> Extensions:
@@ -197,15 +200,18 @@ class AsyncSMTP(AuthObjects):
             ssl.SSLError: the TLS handshake failed, or the certificate does not fit.
             SMTPAuthenticationError: the credentials were refused.
         """
+        if self._preparing is not None:
+            raise SMTPStateError("connect() is under way")
         if self.is_connected:
-            raise SMTPException("already connected: call quit() or close() first")
+            raise SMTPStateError("already connected: call quit() or close() first")
+        self._preparing = asyncio.current_task()
         try:
             reply = await self._open(host, port, source_address)
             if self._welcome(reply):
                 try:
                     await self._prepare(verified=True)
                 except ssl.SSLCertVerificationError as error:
-                    if self._tls != "opportunistic":
+                    if self._tls != "opportunistic" or self._sock_taken:
                         raise
                     await self.close()
                     logger.warning("certificate not verified, going on without: %s", error.verify_message)
@@ -214,6 +220,8 @@ class AsyncSMTP(AuthObjects):
         except BaseException:
             self.close()
             raise
+        finally:
+            self._preparing = None
         return reply
 
     def _welcome(self, greeting: Reply) -> bool:
@@ -240,17 +248,20 @@ class AsyncSMTP(AuthObjects):
         """Connect and read the greeting."""
         if source_address:
             self.source_address = source_address
-        host = host or self._host or "localhost"
+        if not host:
+            if self._sock_taken:
+                raise SMTPStateError("the socket given to the constructor was used: a host is needed to connect again")
+            host, port = self._host or "localhost", port or self._port
         address: Address = host
         if not host.startswith("/"):
             default = SMTP_SSL_PORT if self._tls == "implicit" and not self.lmtp else self.default_port
-            address = host_and_port(host, port or (self._port if host == self._host else 0), default)
+            address = host_and_port(host, port, default)
         self._host, self._port = address if isinstance(address, tuple) else (address, port)
         self._forget()
         self._audit("smtplib.connect", self._host, self._port)
         context = None
         if self._tls == "implicit":
-            context = self._ssl_context or await self._offload(default_context)
+            context = self.ssl_context or await self._offload(default_context)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._session.start(dialogue.greeting())
         self._connection = await open_connection(
@@ -263,6 +274,7 @@ class AsyncSMTP(AuthObjects):
             sock=self._sock,
             resolver=self._resolve,
         )
+        self._sock_taken = self._sock is not None
         self._sock = None
         reply: Reply = await self._connection.finished(greeting)
         return reply
@@ -272,6 +284,7 @@ class AsyncSMTP(AuthObjects):
 
     def _forget(self) -> None:
         self._session = self._new_session()
+        self._greeted = asyncio.Lock()  # a lock belongs to one loop, and the next connection may be on another
         self.helo_resp = self.ehlo_resp = None
         self.command_encoding = "ascii"
 
@@ -326,11 +339,16 @@ class AsyncSMTP(AuthObjects):
 
     def _live(self) -> Connection:
         connection = self._connection
-        if connection is None:
+        if connection is None or (self._preparing is not None and self._preparing is not asyncio.current_task()):
             raise SMTPServerDisconnected("please run connect() first")
         return connection
 
     # ---- commands ---------------------------------------------------------------------------
+
+    @property
+    def in_challenge(self) -> bool:
+        """Whether a SASL response is due next: what is written then is a secret."""
+        return self._session.state is State.CHALLENGE
 
     async def docmd(self, cmd: str, args: str = "") -> Reply:
         """Send any command, and return its reply.
@@ -338,8 +356,7 @@ class AsyncSMTP(AuthObjects):
         Raises:
             ValueError: a control character in the command.
         """
-        secret = self._session.state is State.CHALLENGE
-        line = command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=secret)
+        line = command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=self.in_challenge)
         replies = await self._run(dialogue.raw_write(self._session, line, command=True), raw=True)
         reply: Reply = replies[0]
         return reply
@@ -352,7 +369,6 @@ class AsyncSMTP(AuthObjects):
 
     async def ehlo(self, name: str = "") -> Reply:
         """EHLO, or LHLO for LMTP; what the server offers is in `esmtp_features` then."""
-        self._session.extensions = Extensions()
         verb = self.ehlo_msg
         reply: Reply = await self._run(dialogue.hello(self._session, verb, await self._hello_name(name)), alone=True)
         self.ehlo_resp = reply.message
@@ -385,7 +401,7 @@ class AsyncSMTP(AuthObjects):
     async def rset(self) -> Reply:
         """RSET: whatever transaction is open is given up."""
         self.command_encoding = "ascii"
-        reply: Reply = await self._run(dialogue.rset(self._session))
+        reply: Reply = await self._run(self._session.reset())
         return reply
 
     async def help(self, args: str = "") -> bytes:
@@ -478,16 +494,24 @@ class AsyncSMTP(AuthObjects):
     async def _starttls(self, context: ssl.SSLContext | None, server_hostname: str | None = None) -> Reply:
         if not self.has_extn("starttls"):
             raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
-        chosen = context or self._ssl_context
+        chosen = context or self.ssl_context
         if chosen is None:
             chosen = await self._offload(default_context)
         connection = self._live()
-        reply: Reply = await self._run(dialogue.single(b"STARTTLS\r\n", Event.starttls), alone=True, raw=True)
+        asking = dialogue.starttls(self._session, self.ehlo_msg, await self._name_under_tls())
+        reply: Reply
+        hello: Reply | None
+        hostname = server_hostname or self._server_hostname or self._host
+        reply, hello = await connection.start_tls(asking, chosen, hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
-        await connection.start_tls(chosen, server_hostname or self._server_hostname or self._host)
-        self.helo_resp = self.ehlo_resp = None
+        self.helo_resp = None
+        self.ehlo_resp = hello.message if hello is not None and hello.ok else None
         return reply
+
+    async def _name_under_tls(self) -> str | None:
+        """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
+        return await self._hello_name("")
 
     async def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
         """Log in, with the mechanism that protects the password best among those that both sides know.
@@ -564,18 +588,25 @@ class AsyncSMTP(AuthObjects):
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
         envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options)
+        if isinstance(msg, str):
+            msg = to_octets(msg)
+        try:
+            return (await self._send(envelope, msg)).refused
+        except SMTPException as error:
+            error.state = error.state or "not_sent"
+            raise
+
+    async def _send(self, envelope: Envelope, msg: Content) -> Outcome:
+        if type(msg) is bytes and len(msg) <= WHOLE:
+            return await self._transact(envelope, whole(msg), None)
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
-        if type(msg) is bytes and len(msg) <= WHOLE:
-            outcome = await self._transact(envelope, whole(msg), None)
-        else:
-            body, pieces = await body_of(msg, self._offload, eight_bit=self.has_extn("8bitmime"))
-            try:
-                outcome = await self._transact(envelope, body, pieces)
-            finally:
-                if pieces is not None:  # a file is closed, wherever the reading ended
-                    await pieces.aclose()
-        return outcome.refused
+        body, pieces = await body_of(msg, self._offload, eight_bit=self.has_extn("8bitmime"))
+        try:
+            return await self._transact(envelope, body, pieces)
+        finally:
+            if pieces is not None:  # a file is closed, wherever the reading ended
+                await pieces.aclose()
 
     async def send_message(
         self,
@@ -600,6 +631,8 @@ class AsyncSMTP(AuthObjects):
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options)
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+        if self.helo_resp is None and self.ehlo_resp is None:
+            await self.ehlo_or_helo_if_needed()
         connection = self._live()
         session = self._session
         tries = 0
@@ -632,7 +665,7 @@ class AsyncSMTP(AuthObjects):
         session = connection.session
         if session.idle and not session.settled and not session.closed:
             with contextlib.suppress(SMTPException):
-                reply: Reply = await connection.run(dialogue.rset(session))
+                reply: Reply = await connection.run(session.reset())
                 if not reply.ok and session.idle:
                     # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes.
                     connection.close()

@@ -94,6 +94,9 @@ class DrivenSMTP(AsyncSMTP):
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
+    async def _name_under_tls(self) -> None:
+        return None  # as in smtplib: a facade's `ehlo`, which may be a subclass's, says it when it is needed
+
     async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
         return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 

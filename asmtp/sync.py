@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import selectors
 import socket
 import ssl
 import sys
@@ -42,7 +43,6 @@ from asmtp.options import (
     SMTP_SSL_PORT,
     Options,
     context_from_files,
-    default_context,
     host_and_port,
 )
 from asmtp.protocol import sasl
@@ -134,7 +134,9 @@ class SMTP(AuthObjects):
 
     @staticmethod
     def _new_loop() -> asyncio.AbstractEventLoop:
-        return asyncio.SelectorEventLoop()  # whatever the policy makes for others
+        # Whatever the policy makes for others.  poll, not epoll: that one a child process would share.
+        poll = getattr(selectors, "PollSelector", None)
+        return asyncio.SelectorEventLoop(poll() if poll is not None else None)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
         """Run the private loop until `coroutine` is done; `task`: it needs to be one."""
@@ -312,7 +314,8 @@ class SMTP(AuthObjects):
         Raises:
             ValueError: a control character in the command.
         """
-        self.send(command(cmd, args, argument="cmd", encoding=self.command_encoding))
+        secret = self._client.in_challenge
+        self.send(command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=secret))
 
     def getreply(self) -> Reply:
         """The next reply to what `send` or `putcmd` wrote."""
@@ -557,8 +560,18 @@ class SMTP_SSL(SMTP):
         context = context_from_files(keyfile, certfile, context)
         if context is not None:
             options["ssl_context"] = context
-        self.context = options.get("ssl_context") or default_context()
         super().__init__(host, port, local_hostname, timeout, source_address, **options)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context for TLS.  It is this object's own: to change it changes nobody else's."""
+        if self._client.ssl_context is None:
+            self._client.ssl_context = ssl.create_default_context()
+        return self._client.ssl_context
+
+    @context.setter
+    def context(self, context: ssl.SSLContext) -> None:
+        self._client.ssl_context = context
 
 
 class LMTP(SMTP):

@@ -21,9 +21,8 @@ from typing import Any, cast
 import aiohappyeyeballs
 import anyio
 
-from asmtp.errors import SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
+from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.protocol.session import Dialogue, Exchange, Phase, Session
-from asmtp.protocol.state import State
 
 __all__ = ["Address", "Connection", "SocketView", "Timeouts", "local_hostname", "open_connection", "resolve"]
 
@@ -100,10 +99,11 @@ def _check_seconds(value: float | None, name: str) -> None:
 class SocketView:
     """What there is to see of the connection's socket; reading and writing is the connection's own business."""
 
-    __slots__ = ("_socket", "_timeout")
+    __slots__ = ("_socket", "_ssl", "_timeout")
 
     def __init__(self, transport: asyncio.Transport, timeout: float | None) -> None:
         self._socket = transport.get_extra_info("socket")
+        self._ssl: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         self._timeout = timeout
 
     def settimeout(self, timeout: float | None) -> None:
@@ -129,6 +129,18 @@ class SocketView:
     def getsockopt(self, *args: int) -> int | bytes:
         """An option of the socket."""
         return cast("int | bytes", self._socket.getsockopt(*args))
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The server's certificate, as ssl.SSLSocket has it; None without TLS."""
+        return None if self._ssl is None else self._ssl.getpeercert(binary_form)
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """Name, protocol and secret bits of the cipher; None without TLS."""
+        return None if self._ssl is None else self._ssl.cipher()
+
+    def version(self) -> str | None:
+        """The version of TLS; None without."""
+        return None if self._ssl is None else self._ssl.version()
 
     @property
     def family(self) -> int:
@@ -166,6 +178,7 @@ class Connection(asyncio.BufferedProtocol):
         self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
         self._poll: Callable[[float], bool] | None = None
         self._quickack = False
+        self._feeder: tuple[Exchange, asyncio.Task[Any]] | None = None  # the task that waits for content
         session.on_output = self._on_output
         session.notify = self._on_notify
 
@@ -212,6 +225,8 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         self.session.paused = True
         self._writable.clear()
+        if self._timer is None:
+            self._start_timer()
 
     def resume_writing(self) -> None:
         self.session.paused = False
@@ -252,7 +267,7 @@ class Connection(asyncio.BufferedProtocol):
     # ---- deadlines --------------------------------------------------------------------------
 
     def _start_timer(self) -> None:
-        if self._limits and self.session.head is not None:
+        if self._limits and (self.session.head is not None or self.session.paused):
             self._since = self._loop.time()
             self._seen = self._progress()
             self._timer = self._loop.call_later(self._tick, self._watch)
@@ -265,16 +280,19 @@ class Connection(asyncio.BufferedProtocol):
         self._timer = None
         session = self.session
         head = session.head
-        if head is None or session.closed:
+        if session.closed or (head is None and not session.paused):
             return  # set again when something is written
+        phase = Phase.CONTENT if head is None else head.phase
         now = self._loop.time()
         progress = self._progress()
-        if progress != self._seen:
+        # Where the caller's content is awaited, the server is not to blame.
+        ours = head is not None and head.pulling and not self.transport.get_write_buffer_size()
+        if progress != self._seen or ours:
             self._seen = progress
             self._since = now
-        limit = self._limits.get(head.phase, math.inf)
+        limit = self._limits.get(phase, math.inf)
         if now - self._since >= limit:
-            what = head.phase.value
+            what = phase.value
             session.fail(SMTPTimeoutError(f"timed out: no answer to {what} within {limit:g} seconds"))
             return
         self._timer = self._loop.call_later(min(self._since + limit - now, self._tick), self._watch)
@@ -290,6 +308,8 @@ class Connection(asyncio.BufferedProtocol):
         future: asyncio.Future[None] | None = exchange.owner
         if future is not None and not future.done():
             future.set_result(None)
+            if exchange.done and self._feeder is not None and self._feeder[0] is exchange:
+                self._feeder[1].cancel()
             if self.on_finished is not None:
                 stop, self.on_finished = self.on_finished, None
                 stop()
@@ -343,27 +363,52 @@ class Connection(asyncio.BufferedProtocol):
         await asyncio.sleep(0)
         await self._writable.wait()
 
+    @staticmethod
+    def _ended(exchange: Exchange) -> bool:
+        return exchange.done
+
     async def _feed(self, exchange: Exchange, pieces: AsyncIterator[bytes]) -> None:
         await self._writable.wait()
+        task = asyncio.current_task()
+        self._feeder = None if task is None else (exchange, task)
         try:
             piece = await anext(pieces, None)
+        except asyncio.CancelledError:
+            # The connection ended while the caller's iterator kept us waiting; unless others cancel, too.
+            if not self._ended(exchange) or task is None or task.uncancel():
+                raise
+            return
         except Exception as error:
+            self._feeder = None  # this is no longer what the exchange would have to cut short
             self.session.abort(exchange, error)
             return
+        finally:
+            self._feeder = None
         if exchange.pulling:  # the session may have ended meanwhile
             self.session.push(exchange, piece)
 
     # ---- TLS, the end -----------------------------------------------------------------------
 
-    async def start_tls(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
-        """The handshake behind the 220 to STARTTLS.
+    async def start_tls(self, dialogue: Dialogue, context: ssl.SSLContext, server_hostname: str | None) -> Any:
+        """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.
 
         Raises:
             ssl.SSLError: the handshake failed; the connection is closed.
         """
-        if self.session.state is not State.HANDSHAKE:
-            raise SMTPStateError(f"no TLS handshake now: {self.session.state.value}")
-        # Nothing may be read in plaintext from here on; the transport must not hand over a late segment either.
+        future = self._loop.create_future()
+        exchange = self.session.start(dialogue, future, alone=True)
+        try:
+            if not exchange.done and not exchange.pulling:
+                await future
+            if exchange.pulling:
+                await self._handshake(context, server_hostname)
+                self.session.push(exchange, None)
+        except asyncio.CancelledError:
+            self.session.cancel(exchange)
+            raise
+        return await self.finished(exchange)
+
+    async def _handshake(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
         try:
             transport = await self._loop.start_tls(
                 self.transport,
@@ -372,12 +417,13 @@ class Connection(asyncio.BufferedProtocol):
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=_handshake_limit(self.timeouts),
             )
+            if transport is None or self.session.closed:
+                raise ConnectionError("closed")
         except BaseException as error:
             self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
             self.transport.abort()
+            self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
             raise _tls_error(error, self.timeouts.tls) from error
-        if transport is None or self.session.closed:
-            raise SMTPServerDisconnected("Connection unexpectedly closed in the TLS handshake")
         self.transport = transport
         self._written = 0
         self.session.secured()

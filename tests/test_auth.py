@@ -242,7 +242,7 @@ def test_auth_by_hand(module: Any) -> None:
 
 @BOTH
 def test_a_subclass_with_a_mechanism_of_its_own(module: Any) -> None:
-    class Own(module.SMTP):  # type: ignore[name-defined, misc]
+    class Own(module.SMTP):  # type: ignore[misc]
         def auth_plain(self, challenge: bytes | None = None) -> str:
             return f"authorized\0{self.user}\0{self.password}"
 

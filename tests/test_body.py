@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import io
 import mailbox
@@ -90,6 +91,17 @@ async def test_a_path_is_opened_and_read_elsewhere_and_closed(tmp_path: Path) ->
     assert (body.data, body.size, body.eight_bit) == (None, PIECE + 5, True)
     assert list(map(len, pieces)) == [PIECE, 5]
     assert len(calls) == 4  # to open it, and three reads
+
+
+async def test_a_file_is_closed_if_the_caller_goes_when_it_is_open(tmp_path: Path) -> None:
+    async def interrupted(function: Callable[..., Any], *args: Any) -> Any:
+        await asyncio.to_thread(function, *args)
+        raise asyncio.CancelledError
+
+    (tmp_path / "message").write_bytes(b"hi")
+    with pytest.raises(asyncio.CancelledError):
+        await body_of(tmp_path / "message", interrupted, eight_bit=True)
+    gc.collect()  # a file left open would be a ResourceWarning
 
 
 async def test_any_path_like_object(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def test_there_are_three_uses() -> None:
     assert len(SNIPPETS) == len(PRINTED)
 
 
-@pytest.mark.parametrize(("snippet", "printed"), list(zip(SNIPPETS, PRINTED, strict=False)), ids=["one", "many", "legacy"])
+@pytest.mark.parametrize(
+    ("snippet", "printed"), list(zip(SNIPPETS, PRINTED, strict=False)), ids=["one", "many", "legacy"]
+)
 def test_snippet(snippet: str, printed: str) -> None:
     assert '"localhost", 25' in snippet
     with serving(Inbox("PIPELINING", "CHUNKING")) as inbox, contextlib.redirect_stdout(io.StringIO()) as output:

@@ -228,7 +228,9 @@ def test_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "shown", "limit"), [(17, 17, 17), (asmtp.Timeouts(command=23), 23, 23), (DEFAULT, None, 300)], ids=["number", "Timeouts", "default"]
+    ("timeout", "shown", "limit"),
+    [(17, 17, 17), (asmtp.Timeouts(command=23), 23, 23), (DEFAULT, None, 300)],
+    ids=["number", "Timeouts", "default"],
 )
 def test_no_answer_in_time(timeout: Any, shown: float | None, limit: float, virtual_time: Any) -> None:
     script = [send("220 ready"), expect("noop"), silence]
@@ -298,6 +300,15 @@ def test_helo_where_ehlo_is_refused(module: Any) -> None:
         smtp.ehlo_or_helo_if_needed()
         assert (smtp.does_esmtp, smtp.helo_resp, smtp.ehlo_resp) == (False, b"relay.example", b"no")
     assert relay.commands == ["ehlo client.example", "helo client.example"]
+
+
+@BOTH
+def test_helo_by_hand_is_enough(module: Any) -> None:
+    with relay_at() as relay, connected(module, relay) as smtp:
+        smtp.helo()
+        assert smtp.sendmail("a@b.example", "c@d.example", b"hi", ["X=Y"]) == {}
+    assert relay.verbs == ["HELO", "MAIL", "RCPT", "DATA"]
+    assert relay.letters[0].parameters == ""
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""The blocking facade in old code's hands: by hand, subclassed, traced, audited, from threads and from async code."""
+"""The blocking facade in old code's hands: by hand, subclassed, traced, audited."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ import smtplib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.message import EmailMessage
 from typing import Any
 
 import pytest
-import uvloop
 
 import asmtp
 from asmtp.cli.server import Inbox, serving
 
-from .conftest import Certificates
-from .facade import BOTH, connected, nothing_left, relay_at, script_at, seen, told
+from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
 from .servers.background import calling, in_background
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
 from .servers.relay import Relay
@@ -226,48 +224,56 @@ def test_lmtp_on_a_unix_socket_is_traced(tmp_path: Any, capsys: pytest.CaptureFi
 # ---- audit events ---------------------------------------------------------------------------------
 
 
-@functools.cache
-def events() -> list[tuple[str, tuple[Any, ...]]]:
-    """The events of smtplib since a list was last cleared; a hook cannot be taken away again."""
-    heard: list[tuple[str, tuple[Any, ...]]] = []
+class Ears:
+    """An audit hook, which cannot be taken away again, but told to hear nothing."""
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event.startswith("smtplib."):
-            heard.append((event, args))
-            if isinstance(args[1], bytes) and args[1].startswith((b"forbidden", b"help forbidden")):
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Any, Any]] | None = None
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.heard is not None and event.startswith("smtplib."):
+            self.heard.append((event, args[0], args[1:] if event == "smtplib.connect" else args[1]))
+            if event == "smtplib.send" and b"forbidden" in args[1]:
                 raise PermissionError("by policy")
 
+
+@functools.cache
+def ears() -> Ears:
+    hook = Ears()
     sys.addaudithook(hook)
-    return heard
+    return hook
+
+
+@pytest.fixture
+def heard() -> Iterator[list[tuple[str, Any, Any]]]:
+    """The events of smtplib: name, object, data."""
+    events: list[tuple[str, Any, Any]] = []
+    ears().heard = events
+    yield events
+    ears().heard = None
 
 
 @BOTH
-def test_audit_events(module: Any) -> None:
-    heard = events()
-    with relay_at() as relay:
-        heard.clear()
-        with connected(module, relay) as smtp:
-            smtp.ehlo()
-            smtp.putcmd("noop", "x")
-            smtp.getreply()
-            smtp.sendmail(A, B, "hi\r\n")
-    assert heard.pop(0) == ("smtplib.connect", (smtp, "127.0.0.1", relay.port))
-    assert {event for event, _ in heard} == {"smtplib.send"}
-    assert all(args[0] is smtp for _, args in heard)
-    assert [args[1].lower() for _, args in heard] == [
-        b"ehlo client.example\r\n",
-        b"noop x\r\n",
-        b"mail from:<a@b.example> size=4\r\n",
-        b"rcpt to:<b@b.example>\r\n",
-        b"data\r\n",
-        b"hi\r\n.\r\n",
+def test_audit_events(module: Any, heard: list[tuple[str, Any, Any]]) -> None:
+    with relay_at() as relay, connected(module, relay) as smtp:
+        smtp.ehlo()
+        smtp.putcmd("noop", "x")
+        smtp.getreply()
+        smtp.sendmail(A, B, "hi\r\n")
+    assert heard.pop(0) == ("smtplib.connect", smtp, ("127.0.0.1", relay.port))
+    assert [(event, who, data.lower()) for event, who, data in heard] == [
+        ("smtplib.send", smtp, b"ehlo client.example\r\n"),
+        ("smtplib.send", smtp, b"noop x\r\n"),
+        ("smtplib.send", smtp, b"mail from:<a@b.example> size=4\r\n"),
+        ("smtplib.send", smtp, b"rcpt to:<b@b.example>\r\n"),
+        ("smtplib.send", smtp, b"data\r\n"),
+        ("smtplib.send", smtp, b"hi\r\n.\r\n"),
     ]
-    heard.clear()
 
 
 @BOTH
+@pytest.mark.usefixtures("heard")
 def test_an_audit_hook_that_forbids(module: Any) -> None:
-    events()
     with relay_at() as relay, connected(module, relay) as smtp:
         with pytest.raises(PermissionError, match="by policy"):
             smtp.help("forbidden")
@@ -281,17 +287,56 @@ def test_an_audit_hook_that_forbids(module: Any) -> None:
             assert smtp.sock is None
     assert relay.letters == []
     assert "HELP" not in relay.verbs
-    events().clear()
 
 
-def test_audit_hooks_do_not_see_credentials() -> None:
-    heard = events()
-    heard.clear()
+def test_audit_hooks_do_not_see_credentials(heard: list[tuple[str, Any, Any]]) -> None:
     handler = Embedded()
     with in_background(embedded(handler)), connected(asmtp, handler) as smtp:
         smtp.login(USER, PASSWORD)
-    assert [args[1] for event, args in heard if event == "smtplib.send"][1:] == [b"(not shown)"] * 2
-    heard.clear()
+    assert [data for event, _, data in heard if event == "smtplib.send"][1:] == [b"(not shown)"] * 2
+
+
+def test_the_async_client_is_the_object_of_its_own_events(heard: list[tuple[str, Any, Any]]) -> None:
+    async def main(port: int) -> asmtp.AsyncSMTP:
+        async with asmtp.AsyncSMTP("127.0.0.1", port) as smtp:
+            return smtp
+
+    with relay_at() as relay:
+        smtp = asyncio.run(main(relay.port))
+    assert heard == [("smtplib.connect", smtp, ("127.0.0.1", relay.port))]
+
+
+# ---- logging in: see test_auth -------------------------------------------------------------------
+
+
+@BOTH
+def test_login(module: Any) -> None:
+    handler = Embedded(mechanisms=("PLAIN",))
+    with in_background(embedded(handler)), connected(module, handler) as smtp:
+        with pytest.raises(module.SMTPAuthenticationError):
+            smtp.login(USER, "wrong")
+        assert smtp.login(USER, PASSWORD)[0] == 235
+        smtp.esmtp_features["auth"] = "NTLM"
+        with pytest.raises(module.SMTPException, match="No suitable authentication method"):
+            smtp.login(USER, PASSWORD)
+        del smtp.esmtp_features["auth"]
+        with pytest.raises(module.SMTPNotSupportedError):
+            smtp.login(USER, PASSWORD)
+    assert handler.logins == [("PLAIN", False), ("PLAIN", True)]
+
+
+def test_an_authobject_that_fails() -> None:
+    def authobject(challenge: bytes | None = None) -> str:
+        raise LookupError(challenge)
+
+    script = [send("220 hi"), expect("AUTH X"), send("334 "), nothing_more]
+    with script_at(script) as server, connected(asmtp, server) as smtp:
+        with pytest.raises(LookupError, match="None"):
+            smtp.auth("X", authobject)
+        assert smtp.sock is not None
+        with pytest.raises(LookupError, match="b''"):
+            smtp.auth("X", authobject, initial_response_ok=False)
+        assert smtp.sock is None
 
 
 # ---- subclasses, handlers ------------------------------------------------------------------------
@@ -301,7 +346,7 @@ def test_audit_hooks_do_not_see_credentials() -> None:
 def test_steps_that_a_subclass_overrides(module: Any) -> None:
     steps: list[str] = []
 
-    class Own(module.SMTP):  # type: ignore[name-defined, misc]
+    class Own(module.SMTP):  # type: ignore[misc]
         ehlo_msg = "EHLO"
         debuglevel = 0
 
@@ -360,94 +405,6 @@ def test_exceptions_can_be_pickled(module: Any) -> None:
         assert (told(again), again.args) == (told(error), error.args)
 
 
-# ---- threads, async code --------------------------------------------------------------------------
-
-
-def in_thread(call: Callable[[], Any]) -> Any:
-    got: list[Any] = []
-    thread = threading.Thread(target=lambda: got.append(seen(call)))
-    thread.start()
-    thread.join()
-    return got[0]
-
-
-@BOTH
-def test_made_in_one_thread_used_in_others(module: Any) -> None:
-    with relay_at(Relay(("PIPELINING",))) as relay:
-        smtp = in_thread(lambda: module.SMTP("127.0.0.1", relay.port, "client.example"))
-        assert smtp.ehlo()[0] == 250
-        assert in_thread(lambda: smtp.sendmail(A, B, "one")) == {}
-        assert smtp.sendmail(A, B, "two") == {}
-        assert in_thread(smtp.quit) == (221, b"2.0.0 bye")
-        assert seen(smtp.noop) == (smtplib.SMTPServerDisconnected, {})
-    assert [letter.content for letter in relay.letters] == [b"one\r\n", b"two\r\n"]
-
-
-@BOTH
-def test_no_thread_is_started(module: Any, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> None:
-    def start(thread: threading.Thread) -> None:
-        pytest.fail(f"{thread} started")
-
-    handler = Embedded()
-    with in_background(embedded(handler, tls=certificates.server)):
-        monkeypatch.setattr(threading.Thread, "start", start)
-        threads = threading.active_count()
-        with module.SMTP("localhost", handler.port, source_address=("localhost", 0)) as smtp:
-            smtp.starttls(context=certificates.trusting)
-            smtp.login(USER, PASSWORD)
-            smtp.sendmail(A, B, "hi")
-            smtp.verify("somebody")
-            assert threading.active_count() == threads
-    assert len(handler.letters) == 1
-
-
-async def from_async_code(module: Any, port: int) -> list[Any]:
-    ran: list[str] = []
-    asyncio.get_running_loop().call_soon(ran.append, "something else")
-    smtp = module.SMTP("127.0.0.1", port, "client.example")
-    results = [smtp.sendmail(A, B, "one"), smtp.noop(), seen(lambda: smtp.sendmail(A, "no@b.example", "two"))]
-    with module.SMTP("127.0.0.1", port, "client.example") as another:
-        results.append(another.docmd("noop", "another"))
-    results.append(smtp.quit())
-    assert smtp.sock is None
-    smtp.connect("127.0.0.1", port)
-    smtp.close()
-    results.append(seen(smtp.noop))
-    assert ran == []  # it blocks, as smtplib does
-    await asyncio.sleep(0)
-    assert ran == ["something else"]
-    return results
-
-
-@BOTH
-@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_called_from_async_code(module: Any, factory: Any) -> None:
-    relay = Relay(("PIPELINING", "CHUNKING"), answer=lambda verb, line: "550 no" if "no@b" in line else None)
-    with relay_at(relay), asyncio.Runner(loop_factory=factory) as runner:
-        results = runner.run(from_async_code(module, relay.port))
-    assert results == [
-        {},
-        (250, b"2.0.0 ok"),
-        (smtplib.SMTPRecipientsRefused, {"recipients": {"no@b.example": (550, b"no")}}),
-        (250, b"2.0.0 ok another"),
-        (221, b"2.0.0 bye"),
-        (smtplib.SMTPServerDisconnected, {}),
-    ]
-
-
-def test_under_a_policy_with_loops_of_another_kind() -> None:
-    """The private loop is asyncio's, whatever others use."""
-    script = (
-        "import asyncio, asmtp, sys, uvloop, warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
-        "asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
-        "with asmtp.SMTP('127.0.0.1', int(sys.argv[1])) as smtp: print(smtp.sendmail('a@b.c', 'd@e.f', 'hi'))"
-    )
-    with relay_at() as relay:
-        command = [sys.executable, "-W", "error", "-c", script, str(relay.port)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.stdout, done.stderr, done.returncode) == ("{}\n", "", 0)
-
-
 # ---- the module ----------------------------------------------------------------------------------
 
 
@@ -473,7 +430,7 @@ def test_names() -> None:
     for name in ("quoteaddr", "quotedata", "OLDSTYLE_AUTH"):
         assert getattr(asmtp, name) is getattr(smtplib, name)
     with pytest.raises(AttributeError, match="module 'asmtp' has no attribute 'SMPT'"):
-        asmtp.SMPT  # noqa: B018
+        asmtp.SMPT  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_class_has_the_attributes_of_its_objects() -> None:

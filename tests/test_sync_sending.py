@@ -7,6 +7,7 @@ import contextlib
 import io
 import pathlib
 import smtplib
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.message import EmailMessage, Message
 from email.mime.text import MIMEText
@@ -370,9 +371,7 @@ def test_an_email_message_is_content_too() -> None:
 @shapes
 def test_lmtp(offers: tuple[str, ...], unix: bool, tmp_path: pathlib.Path) -> None:
     """smtplib reads one reply for all recipients, and the others as replies to what comes next."""
-    relay = Relay(
-        offers, lmtp=True, answer=refusing({"." + C: "552 full", "d@b": "550 who?"})
-    )
+    relay = Relay(offers, lmtp=True, answer=refusing({"." + C: "552 full", "d@b": "550 who?"}))
     with relay_at(relay, **({"path": f"{tmp_path}/lmtp"} if unix else {})):
         where = (relay.host,) if unix else (f"{relay.host}:{relay.port}",)
         with asmtp.LMTP(*where, local_hostname="client.example") as lmtp:
@@ -387,7 +386,8 @@ def test_lmtp(offers: tuple[str, ...], unix: bool, tmp_path: pathlib.Path) -> No
             lmtp.rcpt(C)
             assert lmtp.data("by hand") == (552, b"full")
             assert lmtp.noop() == (250, b"2.0.0 ok")
-            assert lmtp.sock.family == (1 if unix else 2)
+            assert lmtp.sock is not None
+            assert lmtp.sock.family == (socket.AF_UNIX if unix else socket.AF_INET)
     assert [letter.recipients for letter in relay.letters] == [[B], [B]]
     assert relay.commands[0] == "lhlo client.example"
 

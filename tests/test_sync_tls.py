@@ -64,7 +64,7 @@ def test_smtp_ssl(module: Any, verified: bool, certificates: Certificates) -> No
             assert smtp.sendmail(A, B, "hi") == {}
             assert smtp.sock.getpeername() == ("127.0.0.1", relay.port)
             assert smtp.context is context
-            assert (smtp.default_port, smtp.keyfile, smtp.certfile) == (465, None, None)
+            assert smtp.default_port == 465
         assert smtp.sock is None
         smtp.connect("127.0.0.1", relay.port)
         assert smtp.sendmail(A, B, "again") == {}
@@ -102,9 +102,20 @@ def test_a_certificate_for_another_host(module: Any, certificates: Certificates)
     with in_background(embedded(handler, tls=certificates.server_for("other.example"), implicit=True)):
         with mismatch:
             module.SMTP_SSL("127.0.0.1", handler.port, context=certificates.trusting, local_hostname="me")
-        options = {"server_hostname": "other.example", "context": certificates.trusting}
+        options: Any = {"server_hostname": "other.example", "context": certificates.trusting}
         if module is asmtp:
             asmtp.SMTP_SSL("127.0.0.1", handler.port, **options).quit()
+
+
+@BOTH
+def test_a_context_set_later(module: Any, certificates: Certificates) -> None:
+    with relay_at(tls=certificates.server) as relay:
+        smtp = module.SMTP_SSL(local_hostname="client.example")
+        smtp._host = "127.0.0.1"  # which smtplib takes from the constructor only
+        smtp.context = certificates.trusting
+        assert smtp.context is certificates.trusting
+        assert smtp.connect("127.0.0.1", relay.port)[0] == 220
+        assert smtp.quit() == (221, b"2.0.0 bye")
 
 
 @pytest.mark.usefixtures("trusted_by_default")

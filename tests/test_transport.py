@@ -13,9 +13,8 @@ import pytest
 
 from asmtp import AsyncSMTP, Timeouts
 from asmtp import transport as transport_module
-from asmtp.errors import SMTPServerDisconnected, SMTPStateError
-from asmtp.protocol.session import Session
-from asmtp.transport import local_hostname, open_connection, resolve
+from asmtp.errors import SMTPServerDisconnected
+from asmtp.transport import local_hostname, resolve
 
 from .servers.relay import Relay, relaying
 from .servers.script import deaf, expect, fin, nothing_more, rst, scripted, send, until
@@ -231,16 +230,6 @@ async def test_the_server_goes_while_a_reply_is_owed(end: Any) -> None:
         assert (caught.value.__cause__ is not None) == (end is rst)
         assert not smtp.is_connected
         await smtp.close()
-
-
-async def test_the_handshake_needs_its_place() -> None:
-    async with scripted([send("220 hi"), nothing_more]) as server:
-        session = Session()
-        connection = await open_connection(server.address, session, Timeouts())
-        with pytest.raises(SMTPStateError, match="no TLS handshake now"):
-            await connection.start_tls(None, None)  # type: ignore[arg-type]  # not looked at
-        connection.close()
-        await connection.wait_closed()
 
 
 # ---- the name of this machine -----------------------------------------------------------------

@@ -42,6 +42,9 @@ def options_text(options: Sequence[str], argument: str) -> str:
     """
     if isinstance(options, str):
         raise TypeError(f"{argument} must be a sequence of str, not one str")
+    for option in options:
+        if not isinstance(option, str):
+            raise TypeError(f"{argument} must be a sequence of str; one is {type(option).__name__}")
     text = "".join([" " + option for option in options])
     gate(text, argument)
     return text
@@ -63,4 +66,10 @@ def command(
     """
     line = f"{verb} {args}" if args else verb
     secret = secret or verb[:4].upper() == "AUTH"
-    return gate(line, argument, secret=secret).encode(encoding) + b"\r\n"
+    gate(line, argument, secret=secret)
+    try:
+        return line.encode(encoding) + b"\r\n"
+    except UnicodeEncodeError:
+        if not secret:
+            raise
+        raise ValueError(f"{argument}: command and arguments contain characters that are not ASCII") from None

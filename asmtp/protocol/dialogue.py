@@ -9,10 +9,10 @@ from asmtp.protocol.command import command, gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Dialogue, Group, Phase, Session
+from asmtp.protocol.session import PULL, Dialogue, Group, Phase, Session
 from asmtp.protocol.state import Event, State
 
-__all__ = ["authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "rset", "single", "verb_event"]
+__all__ = ["authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single", "starttls", "verb_event"]
 
 _VERBS = {
     "EHLO": Event.hello, "HELO": Event.hello, "LHLO": Event.hello, "STARTTLS": Event.starttls,
@@ -49,6 +49,8 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
     gate(f"{verb} {name}", "local_hostname")
     line = command(verb, ascii_domain(name, "local_hostname"))
     group = Group(line, (Event.hello,))
+    if verb.lower() != "helo":
+        session.extensions = Extensions()
     replies = yield group
     reply: Reply = replies[0]
     if reply.ok:
@@ -60,13 +62,24 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
     return reply
 
 
-def rset(session: Session) -> Dialogue:
-    """RSET, and its reply."""
-    group = Group(b"rset\r\n", (Event.rset,))
-    replies = yield group
-    if replies[0].ok:
-        session.settle(group)
-    return replies[0]
+def starttls(session: Session, verb: str, name: str | None) -> Dialogue:
+    """STARTTLS; yields PULL for the handshake, and keeps the turn meanwhile.
+
+    Where others have queued something by then, EHLO comes before it, in the same turn.
+
+    Args:
+        verb, name: for EHLO; not said where `name` is None.
+
+    Returns:
+        The reply to STARTTLS, and the reply to EHLO or None.
+    """
+    replies = yield Group(b"STARTTLS\r\n", (Event.starttls,))
+    if replies[0].code != 220:
+        return replies[0], None
+    yield PULL
+    if name is None or not session.queued:
+        return replies[0], None
+    return replies[0], (yield from hello(session, verb, name))
 
 
 def quit_() -> Dialogue:

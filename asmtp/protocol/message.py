@@ -131,10 +131,10 @@ def addresses_from_headers(
             field = message[prefix + "From"]
         if field is None:
             raise ValueError(f"from_addr: not given, and the message has no {prefix}From or {prefix}Sender")
-        found = email.utils.getaddresses([str(field)])
+        found = [address for _, address in email.utils.getaddresses([str(field)]) if address]
         if not found:
             raise ValueError(f"from_addr: not given, and there is no address in {prefix}From or {prefix}Sender")
-        sender = found[0][1]
+        sender = found[0]
     if recipients is None:
         # Repeated fields are not legal, but a recipient of a second To is one that the author wants.
         fields = [str(f) for name in ("To", "Bcc", "Cc") for f in message.get_all(prefix + name, [])]

@@ -125,7 +125,9 @@ class ReplyReader:
         if not self._lines:
             if mark != b"-":
                 reply = Reply(code, text)
-                if len(line) < 80 and len(self._seen) < 1000:
+                if len(line) < 80:
+                    if len(self._seen) >= 1000:
+                        self._seen.clear()
                     self._seen[line] = reply
                 return reply
             self._code = code

@@ -77,10 +77,18 @@ def choose(offered: list[str], username: str, password: str) -> list[str]:
         raise TypeError(f"password must be str, not {type(password).__name__}")
     if "\0" in password:
         raise ValueError("password: contains a NUL character")
-    names = [name for name in MECHANISMS if name in offered]
+    names = [name for name in MECHANISMS if name in offered and (name != "CRAM-MD5" or _md5_allowed())]
     if not names:
         raise SMTPException("No suitable authentication method found.")
     return names
+
+
+def _md5_allowed() -> bool:
+    try:
+        hmac.new(b"", b"", "md5")
+    except ValueError:  # FIPS
+        return False
+    return True
 
 
 def from_authobject(
@@ -126,7 +134,7 @@ def authenticate(
             yield b"*"
             raise SMTPException(f"Server AUTH mechanism infinite loop. Last response: {tuple(reply)!r}")
         try:
-            response = held if held is not None else mechanism.send(base64.b64decode(reply.message, validate=True))
+            response = held if held is not None else mechanism.send(_challenge(name, reply.message))
         except (binascii.Error, StopIteration):
             # RFC 4954 §4: "*" cancels.
             reply = yield b"*"
@@ -138,6 +146,12 @@ def authenticate(
     if reply.code in (235, 503):
         return reply
     raise SMTPAuthenticationError(*reply)
+
+
+def _challenge(name: str, text: bytes) -> bytes:
+    if name.upper() in ("LOGIN", "PLAIN"):
+        return text  # a prompt, which does not matter: some servers do not even encode it
+    return base64.b64decode(text, validate=True)
 
 
 def _encode(response: bytes) -> bytes:

@@ -161,6 +161,7 @@ class Session:
         self._unanswered = 0  # octets
         self._serial = 0  # counts the commands that may leave a transaction open
         self._settled = 0  # the last of them that is known to have left none
+        self._chunks_left = False  # a dialogue ended between BDAT and BDAT LAST
         self._delivery = 0
         self._receiving = 0
 
@@ -180,6 +181,11 @@ class Session:
     def lone(self) -> bool:
         """Whether what there is to write is all that is under way."""
         return len(self._owed) <= 1 and len(self._output) == 1
+
+    @property
+    def queued(self) -> bool:
+        """Whether somebody awaits the turn."""
+        return bool(self._queue)
 
     @property
     def idle(self) -> bool:
@@ -246,9 +252,11 @@ class Session:
             return
         if exchange is not self._turn:
             return  # written as a whole: its replies are read, and nobody is told
-        if self.state in HELD or self.state is State.GREETING:
+        others_first = self.state is State.DATA and self.head is not exchange
+        if (self.state in HELD or self.state is State.GREETING) and not others_first:
             self.fail(SMTPServerDisconnected("cancelled in the middle of a command"))
             return
+        # A 354 that cannot be answered ends the connection, but not before others have the replies ahead of it.
         # Between commands: what is owed is read and dropped, and nothing more is written.
         exchange.abandoned = True
         exchange.pulling = False
@@ -260,6 +268,7 @@ class Session:
     def secured(self) -> None:
         """TLS is up: everything learnt before it is forgotten (RFC 3207 §4.2)."""
         self._apply(Event.SECURED)
+        self._reader = ReplyReader()
         self.extensions = Extensions()
         self.esmtp = False
 
@@ -305,7 +314,7 @@ class Session:
 
     def close(self) -> None:
         """Our side closed."""
-        self._end(Event.END, SMTPServerDisconnected("please run connect() first"))
+        self._end(Event.END, SMTPServerDisconnected("connection closed on our side"))
 
     def output(self) -> bytes:
         """Take what is to be written."""
@@ -317,7 +326,18 @@ class Session:
     def pump(self) -> None:
         """Let dialogues write, as long as the turn is free and the window open."""
         while self._queue and self._turn is None and self._may_start(self._queue[0]):
+            if self._chunks_left and self.state is State.CHUNKS:
+                # RFC 3030 §3: nothing else is possible before it.
+                self._queue.appendleft(Exchange(self.reset(), None, alone=False, raw=False))
             self._resume(self._queue.popleft(), None)
+
+    def reset(self) -> Dialogue:
+        """RSET, and its reply."""
+        group = Group(b"rset\r\n", (Event.rset,))
+        replies = yield group
+        if replies[0].ok:
+            self.settle(group)
+        return replies[0]
 
     # ---- inside -----------------------------------------------------------------------------
 
@@ -365,6 +385,9 @@ class Session:
     def _write(self, exchange: Exchange, group: Group) -> None:
         if self.error is not None:
             raise self._disconnected()
+        data = group.data
+        if data and self.trace is not None:
+            self.trace(">", b"(not shown)" if group.secret else data)
         state = self.state
         for event in group.events:
             after = TRANSITIONS.get((state, event))
@@ -384,13 +407,10 @@ class Session:
             exchange.owed += group.owed
         if group.last:
             self._turn = None
-        data = group.data
         if data:
             exchange.size += len(data)
             self._unanswered += len(data)
             self._output.append(data)
-            if self.trace is not None:
-                self.trace(">", b"(not shown)" if group.secret else data)
             self.on_output()
 
     def _plaintext_over(self) -> bool:
@@ -470,6 +490,7 @@ class Session:
         exchange.pulling = False
         if self._turn is exchange:
             self._turn = None
+            self._chunks_left = not exchange.raw
             if self.state in HELD and not exchange.raw and exchange.group is not None:
                 self.fail(SMTPServerDisconnected("a command was left in the middle"))
         if exchange.owed and exchange in self._owed:
@@ -494,8 +515,7 @@ class Session:
         self._finish(exchange)
 
     def _disconnected(self) -> SMTPServerDisconnected:
-        if self.error is None:
-            return SMTPServerDisconnected("please run connect() first")
+        assert self.error is not None
         error = copy.copy(self.error)
         error.__traceback__ = None
         error.__cause__ = self.error.__cause__  # which a copy does not have

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, rset, single
+from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.sasl import authenticate, plain
 from asmtp.protocol.session import Dialogue, Session
@@ -25,7 +25,7 @@ CONTENT = b"Hi.\r\n"
 
 NOOP = Start(lambda session: single(b"noop\r\n"))
 QUIT = Start(lambda session: quit_(), alone=True)
-RSET = Start(rset)
+RSET = Start(Session.reset)
 LOGIN = Start(lambda session: authentication(authenticate("PLAIN", plain("me", "secret"))), alone=True)
 
 

@@ -51,7 +51,7 @@ def test_path(address: str, quoted: str) -> None:
         r"a\b@x",
         "a@x>",
         '"a> SIZE=1@x',
-        "<(a@x",
+        "<, (a@x",
     ],
 )
 def test_what_is_no_address(address: str) -> None:

@@ -69,7 +69,7 @@ def test_addresses_that_are_given() -> None:
     assert addresses_from_headers(message, "", []) == ("", [])
 
 
-@pytest.mark.parametrize("fields", ["To: b@x", "From:\nTo: b@x"])
+@pytest.mark.parametrize("fields", ["To: b@x", "From:\nTo: b@x", "From: nobody:;\nTo: b@x", "From: <>\nTo: b@x"])
 def test_no_sender(fields: str) -> None:
     with pytest.raises(ValueError, match="^from_addr: not given, and "):
         addresses_from_headers(email.message_from_string(fields + "\n\nHi.\n"))

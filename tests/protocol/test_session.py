@@ -77,7 +77,7 @@ def test_some_things_are_done_alone(which: str) -> None:
     result = play(text + ("C: noop\nS: 250 noop" if which == "login" else ""), STARTS, opened("both"))
     assert result["one"] == "sent {b@x: 250 b}"
     assert result[which] == reply
-    gone = "SMTPServerDisconnected please run connect() first [not_sent]"
+    gone = "SMTPServerDisconnected connection closed on our side [not_sent]"
     assert result["noop"] == (gone if which == "quit" else "250 noop")
 
 

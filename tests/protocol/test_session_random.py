@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected
-from asmtp.protocol.dialogue import quit_, rset, single
+from asmtp.protocol.dialogue import quit_, single
 from asmtp.protocol.session import Exchange
 from asmtp.protocol.state import State
 from asmtp.protocol.transaction import NotBegun, Outcome
@@ -77,7 +77,7 @@ class World:
             place = len(self.noops)
             self.noops[place] = session.start(single(b"noop %d\r\n" % place), "noop")
         elif what == "reset":
-            session.start(rset(session), "rset")
+            session.start(session.reset(), "rset")
         elif what == "flush":
             self.flush()
         elif what == "drain":

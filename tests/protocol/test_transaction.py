@@ -270,7 +270,7 @@ def test_cut_off_after_each_reply(shape: str, lmtp: bool, end: str) -> None:
     said = {
         "eof": "Connection unexpectedly closed",
         "fail": "the test's own failure",
-        "close": "please run connect() first",
+        "close": "connection closed on our side",
     }
     finals = ["250 taken"] * (1 + lmtp)
     text = conversation(shape, finals=finals)

@@ -79,8 +79,12 @@ class Peer(asyncio.Protocol):
         self.closed.set()
 
     async def _play(self) -> None:
-        for step in self.steps:
-            await step(self)
+        try:
+            for step in self.steps:
+                await step(self)
+        except AssertionError:
+            self.kill()  # so that the client does not wait for what will not come
+            raise
 
     async def more(self) -> None:
         """Until there is something new."""
@@ -94,6 +98,11 @@ class Peer(asyncio.Protocol):
         taken = bytes(self.received[self.consumed : self.consumed + count])
         self.consumed += len(taken)
         return taken
+
+    @property
+    def coming(self) -> int:
+        """How many octets no step has asked for."""
+        return len(self.received) - self.consumed
 
     @property
     def surplus(self) -> bytes:
@@ -142,7 +151,10 @@ def expect(*lines: str | bytes, reads: int | None = None) -> Step:
 
     async def step(peer: Peer) -> None:
         before = peer.consumed
-        got = await peer.take(len(wanted))
+        # As soon as it is something else, there is nothing to wait for.
+        while peer.coming < len(wanted) and not peer.eof and (peer.coming > 1000 or wanted.startswith(peer.surplus)):
+            await peer.more()
+        got = await peer.take(min(len(wanted), peer.coming))
         assert got == wanted, f"expected {wanted!r}, received {got!r} and then {peer.surplus!r}"
         if reads is not None:
             ends = list(itertools.accumulate(map(len, peer.reads)))
@@ -250,7 +262,7 @@ class Scripted:
             peer.over.set()
             if not check:
                 peer.task.cancel()
-            with contextlib.suppress(*() if check else (asyncio.CancelledError, AssertionError)):
+            with contextlib.suppress(*() if check else (asyncio.CancelledError,)):
                 await asyncio.wait_for(peer.task, 5)
             peer.kill()
             await peer.closed.wait()
@@ -292,7 +304,10 @@ async def scripted(*scripts: Sequence[Step], **where: Any) -> AsyncIterator[Scri
     async with listening(server.accept, **where) as server.address:
         try:
             yield server
-        except BaseException:
-            await server.finish(check=False)
+        except BaseException as error:
+            try:
+                await server.finish(check=False)
+            except AssertionError as unexpected:
+                raise unexpected from error
             raise
         await server.finish(check=True)

@@ -1,0 +1,113 @@
+"""What a facade needs of a connection: to look, to read and to cut without a pass of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asmtp import SMTPServerDisconnected, Timeouts
+from asmtp import transport as transport_module
+from asmtp.protocol import dialogue
+from asmtp.protocol.session import Exchange, Session
+from asmtp.transport import Connection, open_connection
+
+from .conftest import Certificates
+from .servers.script import Peer, Step, expect, fin, nothing_more, rst, scripted, send, until
+
+# The loop that a facade makes.
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
+@asynccontextmanager
+async def waiting_for(*steps: Step) -> AsyncIterator[tuple[Connection, Exchange, Peer]]:
+    """A connection that is owed the reply to NOOP, and leaves it to the test to read it."""
+    async with scripted([send("220 hi"), expect("noop"), *steps]) as server:
+        session = Session()
+        greeting = session.start(dialogue.greeting())
+        connection = await open_connection(server.address, session, Timeouts())
+        await connection.finished(greeting)
+        exchange = session.start(dialogue.single(b"noop\r\n"))
+        connection.transport.pause_reading()
+        await until(lambda: b"noop" in server.received)
+        for _ in range(20):  # so that the reply is under way
+            await asyncio.sleep(0)
+        yield connection, exchange, server.peer
+        connection.close()
+        await connection.wait_closed()
+
+
+@pytest.mark.parametrize("polled", [True, False])
+async def test_a_reply_is_read(polled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not polled:
+        monkeypatch.delattr(select, "poll")  # Windows
+    async with waiting_for(send("250 ok"), nothing_more) as (connection, exchange, _):
+        assert connection.readable()
+        assert connection.read()
+        assert exchange.result == (250, b"ok")
+        assert not connection.readable()
+
+
+async def test_no_reply_is_there() -> None:
+    async with waiting_for(nothing_more) as (connection, exchange, _):
+        connection._tick = 0  # so as not to wait for it
+        assert not connection.readable()
+        assert not connection.read()
+        assert not exchange.done
+
+
+@pytest.mark.parametrize("end", [fin, rst])
+async def test_the_end_is_left_to_the_loop(end: Step) -> None:
+    async with waiting_for(end) as (connection, exchange, _):
+        assert connection.readable()
+        assert not connection.read()
+        assert not exchange.done
+        connection.transport.resume_reading()
+        with pytest.raises(SMTPServerDisconnected):
+            await connection.finished(exchange)
+
+
+async def test_what_is_encrypted_is_left_to_the_loop(certificates: Certificates) -> None:
+    async with scripted([send("220 hi"), nothing_more], tls=certificates.server) as server:
+        session = Session()
+        greeting = session.start(dialogue.greeting())
+        connection = await open_connection(
+            server.address, session, Timeouts(), ssl_context=certificates.trusting, server_hostname="127.0.0.1"
+        )
+        await connection.finished(greeting)
+        connection._tick = 0
+        assert not connection.read()
+        connection.close()
+        await connection.wait_closed()
+
+
+async def test_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "_READV", False)  # Windows
+    async with waiting_for(send("250 ok"), nothing_more) as (connection, exchange, _):
+        assert not connection.read()
+        connection.transport.resume_reading()
+        assert await connection.finished(exchange) == (250, b"ok")
+
+
+async def test_whoever_waits_can_be_told_otherwise() -> None:
+    told: list[None] = []
+    async with waiting_for(send("250 ok"), nothing_more) as (connection, exchange, _):
+        connection.on_finished = lambda: told.append(None)
+        connection.transport.resume_reading()
+        assert await connection.finished(exchange) == (250, b"ok")
+        assert told == [None]
+        assert connection.on_finished is None
+
+
+async def test_cut() -> None:
+    async with waiting_for(nothing_more) as (connection, exchange, peer):
+        connection.cut()
+        await peer.closed.wait()
+        connection.transport.resume_reading()
+        with pytest.raises(SMTPServerDisconnected):
+            await connection.finished(exchange)
+        await connection.wait_closed()
+        connection.cut()  # twice is no harm
