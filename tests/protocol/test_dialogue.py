@@ -229,7 +229,7 @@ def test_verb_event(line: bytes, event: Event) -> None:
 
 
 def test_lines_by_hand() -> None:
-    starts = {"two": by_hand(b"MAIL FROM:<a@x>\r\nNOOP\r\n"), "Session.reset": Start(Session.reset)}
+    starts = {"two": by_hand(b"MAIL FROM:<a@x>\r\nNOOP\r\n"), "rset": Start(Session.reset)}
     text = """
         start two
         C: MAIL FROM:<a@x>
