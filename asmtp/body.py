@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -53,7 +54,7 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         if len(content) <= WHOLE:
             return whole(to_octets(content)), None
         is_ascii = not isinstance(content, memoryview) and content.isascii()
-        return Body(None, len(content), eight_bit=not is_ascii), _slices(content)
+        return Body(None, await _wire_size(content), eight_bit=not is_ascii), _slices(content)
     if isinstance(content, os.PathLike):
         file = await _opened(content, offload)
         return Body(None, _size(file), eight_bit=True), _Reading(file, offload, close=True)
@@ -110,6 +111,22 @@ def _size(file: IO[bytes]) -> int | None:
         with contextlib.suppress(OSError):  # a pipe, say
             return max(0, os.fstat(raw.fileno()).st_size - file.tell()) or None
     return None
+
+
+async def _wire_size(octets: bytes | bytearray | memoryview) -> int:
+    """Octets with CRLF line ends, found without holding the loop up.
+
+    Content whose beginning has no other line ends is taken to have none: to count takes as long as to send.
+    """
+    size = 0
+    last = b""
+    async for piece in _slices(octets):
+        if not size and wire_size(piece) == len(piece):
+            return len(octets)
+        size += wire_size(piece) - 2 * (last == b"\r" and piece[:1] == b"\n")
+        last = piece[-1:]
+        await asyncio.sleep(0)
+    return size
 
 
 async def _slices(octets: bytes | bytearray | memoryview) -> AsyncGenerator[bytes, None]:

@@ -211,3 +211,13 @@ async def test_secrets_are_not_in_errors_about_control_characters() -> None:
             await smtp.docmd("aHVudGVyMg==\n")
         assert "aHVudGVyMg" not in str(caught.value)
         await smtp.close()
+
+
+async def test_size_counts_the_line_ends_as_they_are_sent() -> None:
+    async with relaying(Relay(("SIZE 300000", *SHAPES["both"]))) as relay:
+        smtp = await ready(client(relay))
+        with pytest.raises(asmtp.SMTPSenderRefused, match="300002 octets is over the server's limit of 300000"):
+            await smtp.sendmail(SENDER, WHO, b"x\n" * 100_000 + b"\r\n")
+        assert await smtp.sendmail(SENDER, WHO, b"x\n" * 99_000) == {}
+        await smtp.quit()
+    assert relay.letters[0].parameters.split()[0] == "size=297000"

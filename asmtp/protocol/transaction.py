@@ -46,7 +46,7 @@ class Body:
 
     Args:
         data: all of it, or None: it is streamed, and pulled in pieces.
-        size: its octets with CRLF line ends, or None if that is not known.
+        size: its octets with CRLF line ends (at least; a file's are not counted), or None if that is not known.
         eight_bit: whether it has octets over 127.
     """
 
