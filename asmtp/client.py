@@ -264,7 +264,7 @@ class AsyncSMTP(AuthObjects):
             context = self.ssl_context or await self._offload(default_context)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._session.start(dialogue.greeting())
-        self._connection = await open_connection(
+        connection = await open_connection(
             address,
             self._session,
             self.timeouts,
@@ -273,11 +273,15 @@ class AsyncSMTP(AuthObjects):
             server_hostname=self._server_hostname or self._host,
             sock=self._sock,
             resolver=self._resolve,
+            made=self._made,
         )
         self._sock_taken = self._sock is not None
         self._sock = None
-        reply: Reply = await self._connection.finished(greeting)
+        reply: Reply = await connection.finished(greeting)
         return reply
+
+    def _made(self, connection: Connection) -> None:
+        self._connection = connection
 
     def _audit(self, event: str, *args: Any) -> None:
         sys.audit(event, self, *args)

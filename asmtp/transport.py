@@ -159,7 +159,8 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, session: Session, timeouts: Timeouts) -> None:
         self.session = session
         self.timeouts = timeouts
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it has begun
+        self._begun = False
         self._loop = asyncio.get_running_loop()
         # A buffer of its own: a transport that has to make one makes it of 256 KiB, for every reply.
         self._incoming = memoryview(bytearray(INCOMING))
@@ -186,6 +187,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self._begun = True
+        if self.session.closed:  # by us, while we connected
+            self.transport.abort()
         sock = transport.get_extra_info("socket")
         self._quickack = _QUICKACK is not None and sock.family in (socket.AF_INET, socket.AF_INET6)
 
@@ -256,6 +260,8 @@ class Connection(asyncio.BufferedProtocol):
         if data and not self._lost.is_set():
             self._written += len(data)
             self.transport.write(data)
+        if not self._begun:
+            return
         if session.closed:
             self._stop_timer()
             # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
@@ -454,9 +460,13 @@ class Connection(asyncio.BufferedProtocol):
         """Close at once; who still waits is told."""
         self.session.close()
         self._flush()
+        if not self._begun:
+            self._lost.set()
 
     def cut(self) -> None:
         """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
+        if not self._begun:
+            return
         with contextlib.suppress(OSError):  # it has ended
             self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
@@ -515,32 +525,22 @@ async def open_connection(
     server_hostname: str | None = None,
     sock: socket.socket | None = None,
     resolver: Resolver = resolve,
+    made: Callable[[Connection], None] = lambda connection: None,
 ) -> Connection:
     """Connect, over TCP (happy eyeballs, RFC 8305), a Unix socket, or a socket that is connected already.
 
     Args:
         ssl_context: TLS from the first octet.
         server_hostname: the name that the certificate has to be for.
+        made: is given the connection before there is one, so that it can be closed at any moment.
 
     Raises:
         OSError: no connection; as the system says it.
         SMTPTimeoutError: no connection within `timeouts.connect` seconds.
         ssl.SSLError: the TLS handshake failed.
     """
-    loop = asyncio.get_running_loop()
-    if sock is None:
-        try:
-            with anyio.fail_after(timeouts.connect):
-                sock = await _connect(address, source_address, resolver)
-        except TimeoutError as error:
-            if isinstance(error, SMTPTimeoutError) or timeouts.connect is None or error.errno is not None:
-                raise
-            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-            raise SMTPTimeoutError(f"timed out: no connection to {where} within {timeouts.connect:g} seconds") from None
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setblocking(False)
     connection = Connection(session, timeouts)
+    made(connection)
     tls: dict[str, Any] = {}
     if ssl_context is not None:
         tls = {
@@ -549,10 +549,23 @@ async def open_connection(
             "ssl_handshake_timeout": _handshake_limit(timeouts),
         }
     try:
-        await loop.create_connection(lambda: connection, sock=sock, **tls)
+        if sock is None:
+            with anyio.fail_after(timeouts.connect):
+                sock = await _connect(address, source_address, resolver)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock, **tls)
     except BaseException as error:
-        sock.close()
-        raise _tls_error(error, timeouts.tls) from error
+        connection.connection_lost(None)
+        if sock is not None:
+            sock.close()
+            raise _tls_error(error, timeouts.tls) from error
+        if type(error) is TimeoutError and error.errno is None and timeouts.connect is not None:
+            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            limit = f"{timeouts.connect:g} seconds"
+            raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit}") from None
+        raise
     return connection
 
 

@@ -64,6 +64,24 @@ async def test_connecting_twice() -> None:
         assert (await smtp.noop()).ok
 
 
+async def test_while_another_task_connects() -> None:
+    """Half a connection (without TLS, or a login) is nobody's."""
+    async with relaying(Relay(hold=0)) as relay:
+        smtp = client(relay)
+        connecting = asyncio.create_task(smtp.connect())
+        await relay.held.wait()
+        assert not smtp.is_connected
+        with pytest.raises(asmtp.SMTPStateError, match="under way"):
+            await smtp.connect()
+        with pytest.raises(asmtp.SMTPServerDisconnected):
+            await smtp.sendmail("a@x.example", "b@y.example", b"hi")
+        relay.release()
+        assert (await connecting).code == 220
+        assert (await smtp.noop()).ok
+        assert relay.commands == ["noop"]
+        await smtp.quit()
+
+
 async def test_entering_a_context_with_a_connection_keeps_it() -> None:
     async with relaying(Relay()) as relay:
         smtp = client(relay)

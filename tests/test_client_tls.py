@@ -76,6 +76,20 @@ async def test_implicit_tls_and_login(implicit: Embedded, certificates: Certific
     assert implicit.letters[1].content == b"x" * 1_000_000 + b"\r\n"
 
 
+async def test_what_there_is_to_see_of_tls(starttls: Embedded, certificates: Certificates) -> None:
+    async with client(starttls) as smtp:
+        sock = smtp.sock
+        assert sock is not None
+        assert (sock.getpeercert(), sock.cipher(), sock.version()) == (None, None, None)
+        await smtp.starttls(context=certificates.trusting)
+        sock = smtp.sock
+        assert sock is not None
+        assert ("IP Address", "127.0.0.1") in sock.getpeercert()["subjectAltName"]
+        assert sock.getpeercert(True)[:1] == b"\x30"
+        assert str(sock.version()).startswith("TLSv1")
+        assert len(sock.cipher() or ()) == 3
+
+
 async def test_no_tls_unless_asked_for(starttls: Embedded) -> None:
     async with client(starttls) as smtp:
         await smtp.sendmail(SENDER, WHO, b"hi")

@@ -208,6 +208,32 @@ async def test_content_refused_before_its_end() -> None:
         await broken(smtp)
 
 
+@pytest.mark.parametrize("end", [fin, rst, send("421 closing")])
+async def test_the_connection_ends_while_the_caller_s_content_is_awaited(end: Step) -> None:
+    """Who sends is told at once, and not when there is more to send; the generator is closed."""
+    closed = asyncio.Event()
+
+    async def body() -> Any:
+        try:
+            yield b"begun\r\n"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    script = [*PIPELINING, ENVELOPE, send("250 ok", "250 ok", "354 go"), expect("begun"), end, read_all]
+    async with scripted(script) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPException) as caught:
+            await smtp.sendmail(SENDER, WHO, body())
+        assert caught.value.state in ("not_sent", "refused")
+        assert closed.is_set()
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling()
+        await broken(smtp)
+
+
 async def test_content_accepted_before_its_end_is_a_lie() -> None:
     more = asyncio.Event()
 

@@ -13,7 +13,7 @@ import pytest
 
 from asmtp import AsyncSMTP, Timeouts
 from asmtp import transport as transport_module
-from asmtp.errors import SMTPServerDisconnected
+from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.transport import local_hostname, resolve
 
 from .servers.relay import Relay, relaying
@@ -126,6 +126,20 @@ async def test_a_socket_that_is_connected() -> None:
         smtp = await noop_at("somewhere.example", sock=sock)
         await smtp.close()
         assert sock.fileno() == -1
+
+
+async def test_a_socket_is_used_once() -> None:
+    async with relaying(Relay()) as relay:
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (relay.host, relay.port))
+        smtp = AsyncSMTP(sock=sock)
+        await smtp.connect()
+        await smtp.quit()
+        with pytest.raises(SMTPStateError, match="the socket given to the constructor was used"):
+            await smtp.connect()
+        await smtp.connect(relay.host, relay.port)
+        await smtp.quit()
 
 
 async def test_source_address() -> None:

@@ -111,11 +111,11 @@ async def test_a_phase_without_an_answer(phase: str, tmp_path: Path) -> None:
         await smtp.close()
 
 
-@pytest.mark.parametrize("phase", sorted(PHASES.keys() - {"content"}))
-async def test_no_limit_is_no_limit(phase: str) -> None:
+@pytest.mark.parametrize("phase", sorted(PHASES))
+async def test_no_limit_is_no_limit(phase: str, tmp_path: Path) -> None:
     _, _, steps, call = PHASES[phase]
-    async with scripted([*steps, silence]) as server:
-        smtp = AsyncSMTP("127.0.0.1", server.port, "me.example", None)
+    async with scripted([*steps, silence], path=str(tmp_path / "s")) as server:
+        smtp = AsyncSMTP(server.host, 0, "me.example", None)
         task = asyncio.ensure_future(call(smtp))
         await asyncio.sleep(FOREVER)
         assert not task.done()
@@ -296,6 +296,20 @@ async def test_a_slow_upload_that_goes_on_is_no_time_out(tmp_path: Path) -> None
         assert await smtp.sendmail("a@x.example", "b@y.example", body()) == {}
         assert now() > 60
         await smtp.close()
+
+
+async def test_content_that_the_caller_is_slow_to_give_is_no_time_out_of_the_server_s() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(30)
+            yield b"late\r\n"
+
+    async with (
+        relaying(Relay(("PIPELINING",))) as relay,
+        AsyncSMTP(relay.host, relay.port, "me.example", LIMITS) as smtp,
+    ):
+        assert await smtp.sendmail("a@x.example", "b@y.example", body()) == {}
+        assert relay.letters[0].content == b"late\r\n" * 3
 
 
 async def test_an_upload_that_stops_half_way(tmp_path: Path) -> None:

@@ -55,5 +55,12 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._worked)
         return future
 
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        self.working += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self.working -= 1
+
     def _worked(self, _future: asyncio.Future[Any]) -> None:
         self.working -= 1
