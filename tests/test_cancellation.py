@@ -405,6 +405,18 @@ async def test_a_handshake_is_given_up(implicit: bool, certificates: Certificate
         assert not smtp.is_connected
 
 
+async def test_starttls_by_hand_in_the_handshake(certificates: Certificates) -> None:
+    hello = [send("220 hi"), expect("ehlo me.example"), send("250-hi", "250 STARTTLS")]
+    async with scripted([*hello, expect("STARTTLS"), send("220 go"), read_all]) as server:
+        smtp = client(server)
+        await smtp.connect()
+        securing = asyncio.create_task(smtp.starttls(context=certificates.trusting))
+        await until(lambda: b"\x16\x03" in server.peer.received)
+        assert await cancelled(securing)
+        assert not smtp.is_connected
+        await asyncio.wait_for(smtp.close(), 5)
+
+
 async def test_a_deadline_of_the_caller_s() -> None:
     """`asyncio.timeout` is a cancellation too."""
     async with relaying(Relay(SHAPES["both"])) as relay:

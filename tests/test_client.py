@@ -395,6 +395,14 @@ async def test_the_context_is_left_quietly_whatever_quit_is_answered(refusal: st
         pass
 
 
+async def test_the_context_is_left_in_the_middle_of_a_login_by_hand() -> None:
+    """QUIT would be taken for a response: there is nothing to do but close."""
+    async with scripted([send("220 hi"), expect("auth login"), send("334 "), nothing_more]) as server:
+        async with client(server) as smtp:
+            assert (await smtp.docmd("auth", "login")).code == 334
+        assert not smtp.is_connected
+
+
 # ---- what the server says unasked -------------------------------------------------------------
 
 

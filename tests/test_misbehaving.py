@@ -129,6 +129,18 @@ async def test_two_replies_for_one_command() -> None:
         await broken(smtp)
 
 
+async def test_a_reply_to_a_command_that_was_not_written_yet() -> None:
+    """The second reply came with the first: it cannot answer what the first let us write."""
+    script = [*HELLO, send("250 hi"), expect("mail from:<a@x.example>"), send("250 ok", "250 too early"), read_all]
+    async with scripted(script) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPProtocolError, match="no command is owed") as caught:
+            await smtp.sendmail(SENDER, WHO, b"hi")
+        assert caught.value.state == "not_sent"
+        await broken(smtp)
+
+
 async def test_a_reply_behind_the_last_never_counts_for_the_next_command() -> None:
     """Content that contains what looks like commands must not shift the replies (SMTP smuggling, seen from here)."""
     script = [

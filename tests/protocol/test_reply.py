@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asmtp.errors import SMTPProtocolError
-from asmtp.protocol.reply import MAX_LINE, MAX_REPLY, Reply, ReplyReader, printable
+from asmtp.protocol.reply import _SEEN, MAX_LINE, MAX_REPLY, Reply, ReplyReader, printable
 
 
 def read(data: bytes, **limits: int) -> tuple[list[Reply], SMTPProtocolError | None]:
@@ -264,3 +264,11 @@ def test_printable() -> None:
     assert printable(b"x" * 120) == "'" + "x" * 120 + "'"
     assert printable(b"x" * 121) == "'" + "x" * 120 + "'... (121 octets)"
     assert printable(b"abcdef", 3) == "'abc'... (6 octets)"
+
+
+def test_lines_that_never_come_again_are_not_kept_for_ever() -> None:
+    reader = ReplyReader()
+    for number in range(3000):
+        assert reader.feed(b"250 queued as %d\r\n" % number) == [Reply(250, b"queued as %d" % number)]
+    assert len(_SEEN) <= 1000
+    assert reader.feed(b"250 ok\r\n250 ok\r\n") == [Reply(250, b"ok")] * 2

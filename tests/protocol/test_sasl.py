@@ -280,3 +280,11 @@ def test_a_wrong_password_is_not_shown() -> None:
         choose(["PLAIN"], "me", b"secret")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="^user must be str, not NoneType$"):
         choose(["PLAIN"], None, "secret")  # type: ignore[arg-type]
+
+
+def test_where_md5_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: object) -> None:
+        raise ValueError("[digital envelope routines] unsupported")
+
+    monkeypatch.setattr(sasl.hmac, "new", forbidden)
+    assert sasl.choose(["CRAM-MD5", "PLAIN"], "me", "secret") == ["PLAIN"]
