@@ -89,7 +89,7 @@ def test_the_default_context_verifies() -> None:
 
 
 def test_the_unverified_context_does_not() -> None:
-    context = unverified_context()
+    context = unverified_context.__wrapped__()
     assert context.verify_mode == ssl.CERT_NONE
     assert not context.check_hostname
     assert context is not default_context()
