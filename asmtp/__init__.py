@@ -35,11 +35,15 @@ from asmtp.errors import (
 
 if TYPE_CHECKING:
     from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
+    from asmtp.delivery import Delivery, Receipt
+    from asmtp.mailer import AsyncMailer
+    from asmtp.policy import Rate, Retry
     from asmtp.protocol.envelope import Envelope
     from asmtp.protocol.extensions import Extensions
     from asmtp.protocol.reply import Reply
     from asmtp.sync import LMTP, SMTP, SMTP_SSL
     from asmtp.transport import Timeouts
+    from asmtp.url import Relay
 
 __version__ = "0.1.0"
 
@@ -55,12 +59,18 @@ __all__ = [
     "SMTP_SSL",
     "SMTP_SSL_PORT",
     "AsyncLMTP",
+    "AsyncMailer",
     "AsyncSMTP",
     "AsyncSMTP_SSL",
+    "Delivery",
     "DeliveryState",
     "Envelope",
     "Extensions",
+    "Rate",
+    "Receipt",
+    "Relay",
     "Reply",
+    "Retry",
     "SMTPAuthenticationError",
     "SMTPConnectError",
     "SMTPDataError",
@@ -83,12 +93,18 @@ __all__ = [
 # asyncio takes longer to import than smtplib, so what needs it is imported when it is first used.
 _LAZY = {
     "AsyncLMTP": "asmtp.client",
+    "AsyncMailer": "asmtp.mailer",
     "AsyncSMTP": "asmtp.client",
     "AsyncSMTP_SSL": "asmtp.client",
+    "Delivery": "asmtp.delivery",
     "Envelope": "asmtp.protocol.envelope",
     "Extensions": "asmtp.protocol.extensions",
     "LMTP": "asmtp.sync",
+    "Rate": "asmtp.policy",
+    "Receipt": "asmtp.delivery",
+    "Relay": "asmtp.url",
     "Reply": "asmtp.protocol.reply",
+    "Retry": "asmtp.policy",
     "SMTP": "asmtp.sync",
     "SMTP_SSL": "asmtp.sync",
     "Timeouts": "asmtp.transport",

@@ -14,7 +14,7 @@ from asmtp.protocol.content import to_octets, wire_size
 from asmtp.protocol.message import flatten, weight
 from asmtp.protocol.transaction import Body
 
-__all__ = ["PIECE", "WHOLE", "Content", "Pieces", "body_of", "whole"]
+__all__ = ["PIECE", "WHOLE", "Content", "Pieces", "body_of", "check_content", "whole"]
 
 Content: TypeAlias = (
     "str | bytes | bytearray | memoryview | Message[Any, Any] | os.PathLike[str] | IO[bytes] | AsyncIterable[bytes]"
@@ -62,7 +62,23 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         return Body(None, None, eight_bit=True), _checked(content)
     if hasattr(content, "read") and not hasattr(content, "encoding"):
         return Body(None, _size(content), eight_bit=True), _Reading(content, offload, close=False)
-    raise TypeError(
+    raise _not_content(content)
+
+
+def check_content(content: object) -> None:
+    """Raise what `body_of` would say to a thing that cannot be sent.
+
+    Raises:
+        TypeError: it is one.
+    """
+    kinds = (str, bytes, bytearray, memoryview, Message, os.PathLike)
+    streamed = hasattr(content, "__aiter__") or (hasattr(content, "read") and not hasattr(content, "encoding"))
+    if not streamed and not isinstance(content, kinds):
+        raise _not_content(content)
+
+
+def _not_content(content: object) -> TypeError:
+    return TypeError(
         "msg must be str, bytes, an EmailMessage, a path, a binary file or an async iterator of bytes,"
         f" not {type(content).__name__}"
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import functools
+import inspect
 import logging
 import ssl
 import sys
@@ -35,6 +36,7 @@ from asmtp.options import (
     SMTP_SSL_PORT,
     Options,
     TLSMode,
+    Token,
     check,
     context_from_files,
     default_context,
@@ -102,6 +104,7 @@ class AsyncSMTP(AuthObjects):
         check(options, type(self).__name__)
         self._username = options.get("username")
         self._password = options.get("password")
+        self._token = options.get("token")
         default: TLSMode = "none" if self._username is None else "required"
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
         self.ssl_context = options.get("ssl_context")
@@ -198,7 +201,8 @@ class AsyncSMTP(AuthObjects):
             SMTPTimeoutError, SMTPServerDisconnected: as everywhere.
             SMTPNotSupportedError: TLS is required, or a login asked for, and not offered.
             ssl.SSLError: the TLS handshake failed, or the certificate does not fit.
-            SMTPAuthenticationError: the credentials were refused.
+            SMTPAuthenticationError: the credentials were refused; for a token: a fresh one too.
+            Exception: what the function given as `token` raises.
         """
         if self._preparing is not None:
             raise SMTPStateError("connect() is under way")
@@ -238,11 +242,13 @@ class AsyncSMTP(AuthObjects):
             if self._tls == "required" or self.has_extn("starttls"):
                 await self._starttls(None if verified else unverified_context())
                 trusted = trusted or verified
-        if self._username is not None and self._password is not None:
-            if trusted:
-                await self.login(self._username, self._password)
-            else:
+        if self._username is not None:
+            if not trusted:
                 logger.warning("not logging in: the connection is not protected by verified TLS")
+            elif self._token is not None:
+                await self._login_by_token(self._username, self._token)
+            elif self._password is not None:
+                await self.login(self._username, self._password)
 
     async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
         """Connect and read the greeting."""
@@ -530,11 +536,54 @@ class AsyncSMTP(AuthObjects):
         if not self.has_extn("auth"):
             raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
         self.user, self.password = user, password
-        refusal: SMTPException = SMTPException("No suitable authentication method found.")
-        for name in sasl.choose(self.esmtp_features.auth, user, password):
-            lines = sasl.authenticate(
-                name, sasl.MECHANISMS[name](user, password), initial_response_ok=initial_response_ok
-            )
+        names = sasl.choose(self.esmtp_features.auth, user, password)
+        mechanisms = [(name, sasl.MECHANISMS[name](user, password)) for name in names]
+        return await self._first_accepted(mechanisms, initial_response_ok=initial_response_ok)
+
+    async def _login_by_token(self, user: str, source: Token) -> None:
+        """Log in with an access token; if the server rejects it, once more with a fresh one."""
+        await self.ehlo_or_helo_if_needed()
+        if not self.has_extn("auth"):
+            raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
+        token = await self._get_token(source, force=False)
+        try:
+            await self._present(user, token)
+        except SMTPAuthenticationError as error:
+            rejected = 500 <= error.smtp_code <= 599
+            fresh = await self._get_token(source, force=True) if rejected else token
+            if fresh == token:  # accounts are locked over less
+                raise
+            await self._present(user, fresh)
+
+    async def _get_token(self, source: Any, *, force: bool) -> str:
+        if inspect.iscoroutinefunction(source) or inspect.iscoroutinefunction(type(source).__call__):
+            token = source(force)
+        else:
+            token = await self._call_out(source, force)
+        if inspect.isawaitable(token):
+            token = await token
+        if not isinstance(token, str):
+            raise TypeError(f"token must return a str, not {type(token).__name__}")
+        return token
+
+    async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the caller's that may block, in a thread; who is cancelled does not wait for it."""
+        return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+
+    async def _present(self, user: str, token: str) -> Reply:
+        # Of a socket that was given, and of a Unix socket, there is no host to name.
+        named = not self._sock_taken and not self._host.startswith("/")
+        host, port = (self._host, self._port) if named else ("", 0)
+        names = sasl.choose_token(self.esmtp_features.auth, user, token)
+        mechanisms = [(name, sasl.TOKEN_MECHANISMS[name](user, token, host, port)) for name in names]
+        return await self._first_accepted(mechanisms)
+
+    async def _first_accepted(
+        self, mechanisms: Iterable[tuple[str, sasl.Mechanism]], *, initial_response_ok: bool = True
+    ) -> Reply:
+        refusal = SMTPException("No suitable authentication method found.")
+        for name, mechanism in mechanisms:
+            lines = sasl.authenticate(name, mechanism, initial_response_ok=initial_response_ok)
             try:
                 reply: Reply = await self._run(dialogue.authentication(lines), alone=True)
                 return reply

@@ -94,6 +94,15 @@ class DrivenSMTP(AsyncSMTP):
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
+    async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
+        # As if no loop ran here: nobody who wrote blocking code expects one, and it may be asyncio.run that he calls.
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            return function(*args)
+        finally:
+            asyncio._set_running_loop(loop)
+
     async def _name_under_tls(self) -> None:
         return None  # as in smtplib: a facade's `ehlo`, which may be a subclass's, says it when it is needed
 

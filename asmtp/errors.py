@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import smtplib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "DeliveryState",
@@ -43,9 +43,11 @@ class SMTPException(smtplib.SMTPException):
             ``"refused"``: the server said no.  ``"not_sent"``: the server cannot have it, it may be
             sent again.  ``"in_doubt"``: the end of the content was written and the final reply never
             came, so the server may or may not have it; sending again may deliver it twice.
+        receipt: where a mailer sent it to some of the recipients all the same: to whom.
     """
 
     state: DeliveryState | None = None
+    receipt: Any = None  # a Receipt, which is of a floor above
 
 
 class SMTPStateError(SMTPException):

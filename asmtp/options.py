@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import ssl
 import warnings
-from typing import Any, Literal, TypedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from asmtp.protocol.command import gate
 
@@ -15,6 +16,7 @@ __all__ = [
     "SMTP_SSL_PORT",
     "Options",
     "TLSMode",
+    "Token",
     "check",
     "context_from_files",
     "default_context",
@@ -28,17 +30,25 @@ LMTP_PORT = 2003
 
 TLSMode = Literal["none", "opportunistic", "required", "implicit"]
 
+Token: TypeAlias = Callable[[bool], str | Awaitable[str]]
+"""What gives OAuth 2.0 access tokens; see `Options`."""
+
 
 class Options(TypedDict, total=False):
     """What people set once, for a connection; keyword arguments of every client class.
 
     tls: ``"implicit"``: TLS from the first octet.  ``"required"``: STARTTLS or an error.
         ``"opportunistic"``: STARTTLS if it is offered (RFC 7435); a certificate that cannot be verified does not
-        stop the mail, but then no password is sent.  ``"none"``: no TLS unless `starttls` is called.
+        stop the mail, but then no password and no token is sent.  ``"none"``: no TLS unless `starttls` is called.
         The default is "required" where a user name is given, else "none".
     ssl_context: for TLS; by default certificates and host names are verified, TLS 1.2 at least.
     server_hostname: the name the certificate has to be for, if it is not `host`.
     username, password: log in on connecting.
+    token: instead of a password, a function that gives OAuth 2.0 access tokens (OAUTHBEARER, RFC 7628; XOAUTH2).
+        Called with False for a token on connecting, and once more with True (a fresh one, whatever is cached) if
+        the server rejects that.  It may be async; one that is not is called in a thread, as it may block.
+        SMTP, SMTP_SSL and LMTP call it in the calling thread, and run an async one on a loop of their own.
+        It has to have a time-out of its own: `timeout` is about the server.
     window: how many messages and commands may be unanswered on the connection.
     window_octets: how many octets may be.
     pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
@@ -50,6 +60,7 @@ class Options(TypedDict, total=False):
     server_hostname: str | None
     username: str | None
     password: str | None
+    token: Token | None
     window: int
     window_octets: int
     pipelining: bool
@@ -68,7 +79,15 @@ def check(options: Options, owner: str) -> None:
     if unknown:
         raise TypeError(f"{owner}() got an unexpected keyword argument {min(unknown)!r}")
     username = options.get("username")
-    if (username is None) != (options.get("password") is None):
+    token = options.get("token")
+    if token is not None:
+        if not callable(token):
+            raise TypeError(f"token must be a function that returns a token, not {type(token).__name__}")
+        if options.get("password") is not None:
+            raise ValueError("password and token: only one of them can be given")
+        if username is None:
+            raise ValueError("username is needed with token")
+    elif (username is None) != (options.get("password") is None):
         raise ValueError("username and password go together")
     if username is not None:
         gate(username, "username")

@@ -16,7 +16,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import aiohappyeyeballs
 import anyio
@@ -24,7 +24,7 @@ import anyio
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.protocol.session import Dialogue, Exchange, Phase, Session
 
-__all__ = ["Address", "Connection", "SocketView", "Timeouts", "local_hostname", "open_connection", "resolve"]
+__all__ = ["Address", "Connection", "Owner", "SocketView", "Timeouts", "local_hostname", "open_connection", "resolve"]
 
 Address = tuple[str, int] | str
 """(host, port), or the path of a Unix socket."""
@@ -94,6 +94,16 @@ def _check_seconds(value: float | None, name: str) -> None:
         raise ValueError(f"{name}: Non-blocking socket (timeout=0) is not supported")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a number of seconds above 0 or None, not {value!r}")
+
+
+class Owner(Protocol):
+    """Who is told that an exchange is over or pulls content: a future, or what has these of its methods."""
+
+    def done(self) -> bool:
+        """Whether it was told."""
+
+    def set_result(self, result: None, /) -> None:
+        """Tell it."""
 
 
 class SocketView:
@@ -179,6 +189,7 @@ class Connection(asyncio.BufferedProtocol):
         self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
         self._poll: Callable[[float], bool] | None = None
         self._quickack = False
+        self.on_lost: Callable[[], None] | None = None  # called once, when there is no connection any more
         self._feeder: tuple[Exchange, asyncio.Task[Any]] | None = None  # the task that waits for content
         session.on_output = self._on_output
         session.notify = self._on_notify
@@ -225,6 +236,9 @@ class Connection(asyncio.BufferedProtocol):
         self._lost.set()
         self._writable.set()
         self._stop_timer()
+        told, self.on_lost = self.on_lost, None
+        if told is not None:
+            told()
 
     def pause_writing(self) -> None:
         self.session.paused = True
@@ -311,9 +325,9 @@ class Connection(asyncio.BufferedProtocol):
     # ---- dialogues --------------------------------------------------------------------------
 
     def _on_notify(self, exchange: Exchange) -> None:
-        future: asyncio.Future[None] | None = exchange.owner
-        if future is not None and not future.done():
-            future.set_result(None)
+        owner: Owner | None = exchange.owner
+        if owner is not None and not owner.done():
+            owner.set_result(None)
             if exchange.done and self._feeder is not None and self._feeder[0] is exchange:
                 self._feeder[1].cancel()
             if self.on_finished is not None:

@@ -74,7 +74,8 @@ async def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
     if isinstance(loop, VirtualClockLoop):
         # So that the clock stands still meanwhile.
-        monkeypatch.setattr(anyio.to_thread, "run_sync", functools.partial(loop.run_in_executor, None))
+        run_sync = lambda function, *args, **_: loop.run_in_executor(None, function, *args)  # noqa: E731
+        monkeypatch.setattr(anyio.to_thread, "run_sync", run_sync)
     yield
     for _ in range(3):
         await asyncio.sleep(0)

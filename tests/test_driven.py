@@ -313,6 +313,8 @@ def test_cut(facade: Facade) -> None:
 def test_blocking_work_is_done_here(facade: Facade, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread"))
     assert facade(facade.client._offload(divmod, 7, 2)) == (3, 1)
+    assert facade(facade.client._call_out(divmod, 7, 2)) == (3, 1)
+    assert facade(facade.client._call_out(asyncio._get_running_loop)) is None
     asked = SimpleNamespace(arguments=())
 
     def getaddrinfo(*args: Any, **options: Any) -> Generator[Any, None, None]:

@@ -27,6 +27,8 @@ def test_everything_that_is_an_option() -> None:
         },
         "AsyncSMTP",
     )  # fmt: skip
+    check({"username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
+    check({"username": "me", "password": "secret", "token": None}, "AsyncSMTP")
 
 
 @pytest.mark.parametrize("kind", [AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP])
@@ -40,6 +42,30 @@ def test_half_of_the_credentials(options: Any) -> None:
     with pytest.raises(ValueError, match="username and password go together") as caught:
         AsyncSMTP(**options)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"token": str}, ValueError, "username is needed with token"),
+        ({"token": str, "password": "s3cret"}, ValueError, "password and token: only one of them can be given"),
+        (
+            {"token": str, "username": "me", "password": "s3cret"},
+            ValueError,
+            "password and token: only one of them can be given",
+        ),
+        (
+            {"token": "s3cret", "username": "me"},
+            TypeError,
+            "token must be a function that returns a token, not str",
+        ),
+        ({"token": str, "username": "me\n"}, ValueError, "username: .*newline"),
+    ],
+)
+def test_a_token_is_a_function_and_goes_with_a_username(options: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=f"^{words}") as caught:
+        AsyncSMTP(**options)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_username_that_is_no_str() -> None:

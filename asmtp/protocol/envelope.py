@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import email.utils
 import re
 from collections.abc import Iterable, Sequence
+from email.message import Message
 from smtplib import quoteaddr
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.command import gate, options_text
@@ -14,7 +16,7 @@ from asmtp.protocol.command import gate, options_text
 if TYPE_CHECKING:
     from asmtp.protocol.extensions import Extensions
 
-__all__ = ["Envelope", "ascii_domain", "path"]
+__all__ = ["Envelope", "addresses_from_headers", "ascii_domain", "path"]
 
 # What nearly every address is made of: nothing here needs quoting, parsing or a look at controls.
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]*")
@@ -68,6 +70,38 @@ def _ascii_path(quoted: str, argument: str) -> str:
     return f"<{local}@{ascii_domain(domain, argument)}>"
 
 
+def addresses_from_headers(
+    message: Message[Any, Any], sender: str | None = None, recipients: str | Iterable[str] | None = None
+) -> tuple[str, list[str]]:
+    """Sender and recipients as smtplib's `send_message` finds them (RFC 5322 §3.6).
+
+    Where the message has one Resent-Date, the Resent- fields count.  The sender is that of Sender, else
+    of From; the recipients are those of To, Bcc and Cc.  What is given is not looked for.
+
+    Raises:
+        ValueError: more than one block of Resent- fields; or no sender.
+    """
+    resent = message.get_all("Resent-Date")
+    if resent is not None and len(resent) > 1:
+        raise ValueError("message has more than one 'Resent-' header block")
+    prefix = "Resent-" if resent else ""
+    if sender is None:
+        field = message[prefix + "Sender"]
+        if field is None:
+            field = message[prefix + "From"]
+        if field is None:
+            raise ValueError(f"from_addr: not given, and the message has no {prefix}From or {prefix}Sender")
+        found = [address for _, address in email.utils.getaddresses([str(field)]) if address]
+        if not found:
+            raise ValueError(f"from_addr: not given, and there is no address in {prefix}From or {prefix}Sender")
+        sender = found[0]
+    if recipients is None:
+        # Repeated fields are not legal, but a recipient of a second To is one that the author wants.
+        fields = [str(f) for name in ("To", "Bcc", "Cc") for f in message.get_all(prefix + name, [])]
+        recipients = [address for _, address in email.utils.getaddresses(fields) if address]
+    return sender, [recipients] if isinstance(recipients, str) else list(recipients)
+
+
 class Envelope:
     """A sender, its recipients, and their ESMTP parameters.
 
@@ -76,6 +110,7 @@ class Envelope:
         recipients: one address, or several.
         mail_options: ESMTP parameters for MAIL, such as ``"BODY=8BITMIME"``.
         rcpt_options: ESMTP parameters for every RCPT, such as ``"NOTIFY=NEVER"``.
+        content: the message itself, for who takes an envelope with its letter in it.
 
     Raises:
         TypeError: an address or option is not a str.
@@ -83,7 +118,10 @@ class Envelope:
             that the error names.
     """
 
-    __slots__ = ("_mail_text", "_paths", "_rcpt_text", "mail_options", "rcpt_options", "recipients", "sender")
+    __slots__ = (
+        "__weakref__", "_mail_text", "_paths", "_rcpt_text", "content", "mail_options", "rcpt_options", "recipients",
+        "sender",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -91,8 +129,11 @@ class Envelope:
         recipients: str | Iterable[str],
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
+        *,
+        content: Any = None,
     ) -> None:
         self.sender = sender
+        self.content = content
         if isinstance(recipients, bytes) or not hasattr(recipients, "__iter__"):  # type: ignore[unreachable]
             raise TypeError(f"to_addrs must be str or an iterable of str, not {type(recipients).__name__}")
         self.recipients: Sequence[str] = (recipients,) if isinstance(recipients, str) else tuple(recipients)
@@ -105,8 +146,40 @@ class Envelope:
         self._paths = [path(sender, "from_addr")]
         self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
 
+    @classmethod
+    def from_message(
+        cls,
+        message: Message[Any, Any],
+        sender: str | None = None,
+        recipients: str | Iterable[str] | None = None,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> Envelope:
+        """A message in an envelope; what is not given is taken from its headers (RFC 5322 §3.6).
+
+        Raises:
+            ValueError: no sender, no recipients, or more than one block of Resent- fields.
+        """
+        sender, recipients = addresses_from_headers(message, sender, recipients)
+        return cls(sender, recipients, mail_options, rcpt_options, content=message)
+
     def __repr__(self) -> str:
         return f"Envelope({self.sender!r}, {list(self.recipients)!r})"
+
+    def only(self, places: Iterable[int]) -> Envelope:
+        """The same for some of the recipients: those at `places`."""
+        chosen = tuple(places)
+        part = copy.copy(self)
+        part.recipients = tuple(self.recipients[place] for place in chosen)
+        part._paths = [self._paths[0], *(self._paths[place + 1] for place in chosen)]
+        return part
+
+    @property
+    def international(self) -> bool:
+        """Whether an address has a local part that is not ASCII, and so needs SMTPUTF8 (RFC 6531 §3.2)."""
+        unusual = [quoted[1:-1] for quoted in self._paths if not quoted.isascii()]
+        local_parts = [address.rpartition("@")[0] or address for address in unusual]
+        return not "".join(local_parts).isascii()
 
     def commands(self, extensions: Extensions, parameters: str, *, esmtp: bool) -> list[bytes]:
         """MAIL and every RCPT as command lines.

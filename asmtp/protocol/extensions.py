@@ -7,6 +7,7 @@ import re
 __all__ = ["Extensions"]
 
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_LIMIT = re.compile("[1-9][0-9]{0,5}")  # RFC 9422 §4: at most six digits
 # Before RFC 4954, some servers wrote "AUTH=LOGIN PLAIN".
 _OLD_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
 
@@ -39,6 +40,16 @@ class Extensions(dict[str, str]):
         """The largest message accepted, in octets; None where no limit is declared (RFC 1870 §3)."""
         value = self.get("size", "")
         return (int(value) or None) if value.isascii() and value.isdigit() and len(value) <= 20 else None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits declared, such as RCPTMAX and MAILMAX (RFC 9422 §2); what is not a number above 0 is left out."""
+        found = {}
+        for word in self.get("limits", "").upper().split():
+            name, _, value = word.partition("=")
+            if _LIMIT.fullmatch(value):
+                found[name] = int(value)
+        return found
 
     @property
     def auth(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import email.utils
 import io
 from collections.abc import Callable, Iterable, Sequence
 from email.generator import BytesGenerator
@@ -12,9 +11,9 @@ from email.message import Message
 from typing import Any, cast
 
 from asmtp.errors import SMTPNotSupportedError
-from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.envelope import addresses_from_headers, ascii_domain
 
-__all__ = ["addresses_from_headers", "compose", "flatten", "weight"]
+__all__ = ["compose", "flatten", "render", "weight"]
 
 _ADDRESS_FIELDS = frozenset(
     prefix + name for prefix in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc")
@@ -51,10 +50,17 @@ def compose(
         )
     if international:
         mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-    octets = flatten(message, utf8=international)
+    return sender, recipients, render(message, has_extn, utf8=international, downgrade=downgrade), mail_options
+
+
+def render(
+    message: Message[Any, Any], has_extn: Callable[[str], bool], *, utf8: bool = False, downgrade: bool = True
+) -> bytes:
+    """A message as octets that the server takes.  Args: as for `compose` and `flatten`."""
+    octets = flatten(message, utf8=utf8)
     if downgrade and not octets.isascii() and not has_extn("8bitmime"):
-        octets = flatten(message, utf8=international, seven_bit=True)
-    return sender, recipients, octets, mail_options
+        octets = flatten(message, utf8=utf8, seven_bit=True)
+    return octets
 
 
 def weight(message: Message[Any, Any]) -> int:
@@ -108,35 +114,3 @@ def _ascii_address(address: Address, field: str) -> Address:
     if address.domain.isascii() or not address.username.isascii():
         return address
     return Address(address.display_name, address.username, ascii_domain(address.domain, field))
-
-
-def addresses_from_headers(
-    message: Message[Any, Any], sender: str | None = None, recipients: str | Iterable[str] | None = None
-) -> tuple[str, list[str]]:
-    """Sender and recipients as smtplib's `send_message` finds them (RFC 5322 §3.6).
-
-    Where the message has one Resent-Date, the Resent- fields count.  The sender is that of Sender, else
-    of From; the recipients are those of To, Bcc and Cc.  What is given is not looked for.
-
-    Raises:
-        ValueError: more than one block of Resent- fields; or no sender.
-    """
-    resent = message.get_all("Resent-Date")
-    if resent is not None and len(resent) > 1:
-        raise ValueError("message has more than one 'Resent-' header block")
-    prefix = "Resent-" if resent else ""
-    if sender is None:
-        field = message[prefix + "Sender"]
-        if field is None:
-            field = message[prefix + "From"]
-        if field is None:
-            raise ValueError(f"from_addr: not given, and the message has no {prefix}From or {prefix}Sender")
-        found = [address for _, address in email.utils.getaddresses([str(field)]) if address]
-        if not found:
-            raise ValueError(f"from_addr: not given, and there is no address in {prefix}From or {prefix}Sender")
-        sender = found[0]
-    if recipients is None:
-        # Repeated fields are not legal, but a recipient of a second To is one that the author wants.
-        fields = [str(f) for name in ("To", "Bcc", "Cc") for f in message.get_all(prefix + name, [])]
-        recipients = [address for _, address in email.utils.getaddresses(fields) if address]
-    return sender, [recipients] if isinstance(recipients, str) else list(recipients)

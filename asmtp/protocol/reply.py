@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from asmtp.errors import SMTPProtocolError
@@ -17,6 +18,9 @@ MAX_REPLY = 65536
 # RFC 5321 §4.2: three digits.  Which class a reply has is judged by who awaits it, not here.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 
+# RFC 3463 §2.  Where a reply has several lines, some servers put it on the last one only.
+_ENHANCED = re.compile(rb"^([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![^ \t])", re.MULTILINE)
+
 _SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; bounded by who fills it
 
 
@@ -31,6 +35,13 @@ class Reply(NamedTuple):
     def ok(self) -> bool:
         """Whether the reply is positive (2yz)."""
         return 200 <= self.code <= 299
+
+    @property
+    def enhanced(self) -> str:
+        """The enhanced status code (RFC 3463), ``"5.1.1"``; empty where there is none, or one of another class."""
+        found = _ENHANCED.search(self.message)
+        code = found[1].decode() if found else ""
+        return code if code[:1] == str(self.code)[:1] else ""
 
     @property
     def text(self) -> str:

@@ -188,6 +188,12 @@ class Session:
         return bool(self._queue)
 
     @property
+    def load(self) -> int:
+        """How many dialogues are under way, or await the turn."""
+        waiting = self._turn is not None and not self._turn.owed
+        return len(self._owed) + len(self._queue) + waiting
+
+    @property
     def idle(self) -> bool:
         """Whether nobody is owed a reply, and nobody holds or awaits the turn."""
         return not self._owed and self._turn is None and not self._queue

@@ -92,19 +92,24 @@ class Transaction:
 
     Args:
         chunking: use BDAT where the server offers it.
+        apart: do not write the content before the envelope is accepted, though it could go with it.  Where the
+            connection turns out to be dead, it is known then that the server does not have the message.
     """
 
     __slots__ = (
-        "_base", "_bdat", "_chunking", "_commands", "_content", "_ended", "_extensions", "_group", "body", "envelope",
-        "replies", "session",
+        "_apart", "_base", "_bdat", "_chunking", "_commands", "_content", "_ended", "_extensions", "_group", "body",
+        "envelope", "replies", "session",
     )  # fmt: skip
 
-    def __init__(self, session: Session, envelope: Envelope, body: Body, *, chunking: bool = True) -> None:
+    def __init__(
+        self, session: Session, envelope: Envelope, body: Body, *, chunking: bool = True, apart: bool = False
+    ) -> None:
         self.session = session
         self.envelope = envelope
         self.body = body
         self.replies: list[Reply] = []
         self._chunking = chunking
+        self._apart = apart or body.data is None
         self._base = 0  # the place of MAIL's reply
         self._ended = False  # the end of the content was written
         self._group: Group | None = None
@@ -136,7 +141,7 @@ class Transaction:
         try:
             if not session.pipelining:
                 yield from self._lockstep(commands)
-            elif bdat and self.body.data is not None:
+            elif bdat and not self._apart:
                 yield self._last_chunk(self._content, commands, events)
                 return self._verdict()
             else:

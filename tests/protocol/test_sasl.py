@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 
-from asmtp.errors import SMTPException
+from asmtp.errors import SMTPAuthenticationError, SMTPException
 from asmtp.protocol import sasl
 from asmtp.protocol.dialogue import authentication
-from asmtp.protocol.sasl import authenticate, choose, cram_md5, from_authobject, login, plain
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import (
+    authenticate,
+    choose,
+    choose_token,
+    cram_md5,
+    from_authobject,
+    login,
+    oauthbearer,
+    plain,
+    xoauth2,
+)
 
 from .letters import NOOP, opened
 from .transcript import Start, play
@@ -86,6 +97,166 @@ def test_cram_md5_where_md5_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> Non
     result = play("start login", CRAM, opened())
     assert result["login"] == "ValueError unsupported hash type md5"
     assert result.state == "READY"
+
+
+# ---- mechanisms with a token -----------------------------------------------------------------
+
+TOKEN = "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg=="
+BEARER = attempt("OAUTHBEARER", lambda: oauthbearer("user@example.com", TOKEN, "server.example.com", 143))
+BEARER_LINE = (
+    "bixhPXVzZXJAZXhhbXBsZS5jb20sAWhvc3Q9c2VydmVyLmV4YW1wbGUuY29tAXBvcnQ9MTQzAWF1dGg9QmVhcmVyI"
+    "HZGOWRmdDRxbVRjMk52YjNSbGNrQmhiSFJoZG1semRHRXVZMjl0Q2c9PQEB"
+)
+GOOGLE_TOKEN = "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg"
+XOAUTH2 = attempt("XOAUTH2", lambda: xoauth2("someuser@example.com", GOOGLE_TOKEN))
+XOAUTH2_LINE = (
+    "dXNlcj1zb21ldXNlckBleGFtcGxlLmNvbQFhdXRoPUJlYXJlciB5YTI5LnZGOWRmdDRxbVRjMk52YjNSbGNrQmhkSFJo"
+    "ZG1semRHRXVZMjl0Q2cBAQ=="
+)
+
+
+def test_oauthbearer() -> None:
+    """RFC 7628 §4.1."""
+    assert said(f"start login\nC: AUTH OAUTHBEARER {BEARER_LINE}\nS: 235 2.7.0 ok", BEARER) == "235 2.7.0 ok"
+
+
+def test_oauthbearer_refused() -> None:
+    """RFC 7628 §4.4."""
+    error = (
+        "eyJzdGF0dXMiOiJpbnZhbGlkX3Rva2VuIiwic2NoZW1lcyI6ImJlYXJlciBtYWMi"
+        "LCJzY29wZSI6Imh0dHBzOi8vbWFpbC5leGFtcGxlLmNvbS8ifQ=="
+    )
+    text = f"""
+        start login
+        C: AUTH OAUTHBEARER {BEARER_LINE}
+        S: 334 {error}
+        C: AQ==
+        S: 535-5.7.1 Username and Password not accepted. Learn more at
+        S: 535 5.7.1 support.example.com/support.
+        """
+    told = said(text, BEARER)
+    assert told.startswith("SMTPAuthenticationError 535 5.7.1 Username and Password not accepted. ")
+    assert told.endswith("support. (status: invalid_token, scope: https://mail.example.com/)")
+
+
+def test_xoauth2() -> None:
+    """Google's example."""
+    assert said(f"start login\nC: AUTH XOAUTH2 {XOAUTH2_LINE}\nS: 235 2.7.0 Accepted", XOAUTH2) == "235 2.7.0 Accepted"
+
+
+def test_xoauth2_refused() -> None:
+    """Google's example: the answer to the error is an empty line."""
+    text = f"""
+        start login
+        C: AUTH XOAUTH2 {XOAUTH2_LINE}
+        S: 334 eyJzdGF0dXMiOiI0MDEiLCJzY2hlbWVzIjoiYmVhcmVyIG1hYyIsInNjb3BlIjoiaHR0cHM6Ly9tYWlsLmdvb2dsZS5jb20vIn0K
+        C:\x20
+        S: 535 5.7.1 Username and Password not accepted.
+        start noop
+        C: noop
+        S: 250 ok
+        """
+    result = play(text, XOAUTH2, opened())
+    refused = "SMTPAuthenticationError 535 5.7.1 Username and Password not accepted."
+    assert result["login"] == f"{refused} (status: 401, scope: https://mail.google.com/)"
+    assert result["noop"] == "250 ok"
+
+
+@pytest.mark.parametrize("starts", [BEARER, XOAUTH2])
+def test_a_token_refused_at_once(starts: Any) -> None:
+    """Microsoft's way."""
+    name, line = ("OAUTHBEARER", BEARER_LINE) if starts is BEARER else ("XOAUTH2", XOAUTH2_LINE)
+    text = f"start login\nC: AUTH {name} {line}\nS: 535 5.7.3 Authentication unsuccessful"
+    assert said(text, starts) == "SMTPAuthenticationError 535 5.7.3 Authentication unsuccessful"
+
+
+@pytest.mark.parametrize(
+    ("username", "field"),
+    [
+        ("user@example.com", b"user@example.com"),
+        ("a=b,c", b"a=3Db=2Cc"),
+        ("=2C", b"=3D2C"),
+        ("j\u00f6rg", b"j\xc3\xb6rg"),
+    ],
+)
+def test_the_user_name_of_oauthbearer(username: str, field: bytes) -> None:
+    """RFC 5801 §4."""
+    assert next(oauthbearer(username, "t0k")) == b"n,a=%b,\1auth=Bearer t0k\1\1" % field
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "fields"),
+    [
+        ("mx.example", 0, b"\1host=mx.example"),
+        ("", 587, b"\1port=587"),
+        ("::1", 25, b"\1host=::1\1port=25"),
+        ("b\u00fccher.example", 587, b"\1host=xn--bcher-kva.example\1port=587"),
+    ],
+)
+def test_the_host_of_oauthbearer(host: str, port: int, fields: bytes) -> None:
+    assert next(oauthbearer("me", "t0k", host, port)) == b"n,a=me,%b\1auth=Bearer t0k\1\1" % fields
+
+
+def test_xoauth2_takes_names_as_they_are() -> None:
+    assert next(xoauth2("a=b,c\u00f6", "t0k", "mx.example", 25)) == b"user=a=b,c\xc3\xb6\1auth=Bearer t0k\1\1"
+
+
+@pytest.mark.parametrize("name", ["OAUTHBEARER", "XOAUTH2"])
+@pytest.mark.parametrize("empty", ["334", "334 "])
+def test_a_long_token(name: str, empty: str) -> None:
+    """It waits to be asked for, and the challenge that asks for it is not taken for an error."""
+    long = TOKEN * 50
+    mechanism = sasl.TOKEN_MECHANISMS[name]
+    starts = attempt(name, lambda: mechanism("me", long, "mx.example", 587))
+    response = next(mechanism("me", long, "mx.example", 587))
+    assert response is not None
+    begun = f"start login\nC: AUTH {name}\nS: {empty}\nC: {b64(response)}\n"
+    assert said(begun + "S: 235 ok", starts) == "235 ok"
+    assert said(begun + "S: 535 no", starts) == "SMTPAuthenticationError 535 no"
+    last = "AQ==" if name == "OAUTHBEARER" else ""
+    error = b64('{"status":"400"}')
+    text = f"{begun}S: 334 {error}\nC: {last}\nS: 535 no"
+    assert said(text, starts) == "SMTPAuthenticationError 535 no (status: 400)"
+
+
+def test_an_error_and_then_another() -> None:
+    text = f"start login\nC: AUTH OAUTHBEARER {BEARER_LINE}\nS: 334 e30=\nC: AQ==\nS: 334 e30=\nC: *\nS: 501 what"
+    assert said(text, BEARER) == "SMTPAuthenticationError 501 challenge not understood; cancelled: what"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ('{"status":"invalid_token"}', " (status: invalid_token)"),
+        ('{"status":401,"scope":null}', " (status: 401)"),
+        ('{"scope":"a b","openid-configuration":"https://x/","more":[]}', " (scope: a b)"),
+        ('{"status":"a\\r\\nb\\u00e9\\ud800"}', r" (status: a\r\nb\xe9\ud800)"),
+        ('{"schemes":"bearer"}', ""),
+        ('["status"]', ""),
+        ('"status"', ""),
+        ("status", ""),
+        ("", ""),
+        (b"\xff\xfe\xfd", ""),
+        ("[" * 100_000, ""),
+        ("1" * 5000, ""),
+    ],
+)
+def test_what_is_told_of_an_error(error: str | bytes, shown: str) -> None:
+    lines = authenticate("xoauth2", xoauth2("me", "t0k"))
+    next(lines)
+    assert lines.send(Reply(334, b64(error).encode())) == b""
+    with pytest.raises(SMTPAuthenticationError) as caught:
+        lines.send(Reply(535, b"5.7.8 no"))
+    assert (caught.value.smtp_code, caught.value.smtp_error) == (535, b"5.7.8 no" + shown.encode())
+
+
+def test_nothing_is_told_of_other_challenges() -> None:
+    lines = authenticate("CRAM-MD5", cram_md5("me", "secret"))
+    next(lines)
+    lines.send(Reply(334, b64('{"status":"400"}').encode()))
+    with pytest.raises(SMTPAuthenticationError) as caught:
+        lines.send(Reply(535, b"no"))
+    assert caught.value.smtp_error == b"no"
 
 
 # ---- what servers say ------------------------------------------------------------------------
@@ -288,3 +459,58 @@ def test_where_md5_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sasl.hmac, "new", forbidden)
     assert sasl.choose(["CRAM-MD5", "PLAIN"], "me", "secret") == ["PLAIN"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "names"),
+    [
+        (["XOAUTH2", "PLAIN", "OAUTHBEARER"], ["OAUTHBEARER", "XOAUTH2"]),
+        (["LOGIN", "XOAUTH2"], ["XOAUTH2"]),
+        (["OAUTHBEARER"], ["OAUTHBEARER"]),
+    ],
+)
+def test_choose_token(offered: list[str], names: list[str]) -> None:
+    assert choose_token(offered, "me", TOKEN) == names
+
+
+@pytest.mark.parametrize("offered", [[], ["PLAIN", "LOGIN"]])
+def test_no_token_mechanism_to_choose(offered: list[str]) -> None:
+    with pytest.raises(SMTPException, match=r"^No suitable authentication method found\.$"):
+        choose_token(offered, "me", TOKEN)
+
+
+@pytest.mark.parametrize("control", ["\1", "\r", "\n", "\0", "\x7f", "\x85"])
+def test_no_control_beside_a_token(control: str) -> None:
+    with pytest.raises(ValueError, match="^username: "):
+        choose_token(["XOAUTH2"], f"me{control}", TOKEN)
+    with pytest.raises(ValueError, match="^token: ") as caught:
+        choose_token(["XOAUTH2"], "me", f"s3cret{control}")
+    assert "s3cret" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "s3cret ", " s3cret", "s3 cret", "s3cret\u00fc", "s3cret\ud800"])
+def test_a_token_that_is_none(token: str) -> None:
+    with pytest.raises(ValueError, match="^token: ") as caught:
+        choose_token(["XOAUTH2"], "me", token)
+    assert "cret" not in repr(caught.value)
+
+
+def test_credentials_that_are_no_str() -> None:
+    with pytest.raises(TypeError, match="^token must be str, not bytes$"):
+        choose_token(["XOAUTH2"], "me", b"secret")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^username must be str, not NoneType$"):
+        choose_token(["XOAUTH2"], None, "secret")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mechanism", [oauthbearer, xoauth2])
+def test_an_error_in_the_user_name_does_not_show_the_token(mechanism: Any) -> None:
+    """A UnicodeEncodeError holds all of what could not be encoded."""
+    with pytest.raises(UnicodeEncodeError) as caught:
+        next(mechanism("me\ud800", "s3cret"))
+    assert "s3cret" not in repr(caught.value)
+
+
+def test_a_password_that_cannot_be_encoded_is_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"^password: not characters \(a lone surrogate\)$") as caught:
+        sasl.choose(["PLAIN"], "user", "secret\udc80")
+    assert "secret" not in repr(caught.value)

@@ -1,0 +1,212 @@
+"""What became of a message: Receipt and Delivery, and the account that leads to them.
+
+A message is usually one transaction, but it may take several: a server takes only so many recipients at a time,
+some of them are refused for now and tried again later, a connection breaks.  :class:`Shipment` keeps the
+account of each recipient over all of them.  No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import TYPE_CHECKING, Any
+
+from asmtp.body import WHOLE, check_content
+from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused
+from asmtp.protocol.content import to_octets
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.reply import Reply
+
+if TYPE_CHECKING:
+    from asmtp.protocol.transaction import Outcome
+
+__all__ = ["Delivery", "Receipt", "Shipment", "envelope_of", "refusals", "state_of"]
+
+
+@dataclass(slots=True)
+class Receipt:
+    """A server has taken a message, for one recipient at least.
+
+    Attributes:
+        accepted: the recipients it was taken for, and the replies that said so.  A reply is (code, text), with
+            ``enhanced``, the enhanced status code.
+        refused: the recipients it was not taken for, and the replies that said so.
+        failed: the recipients of whom neither is known, with the exception whose `state` tells what is.  Empty unless
+            the message took several transactions and one of them came to nothing.
+        reply: the server's reply to the end of the content; of the last transaction, if it took several.
+        relay: who took it, ``"host:port"``.
+        attempts: how often it was tried, 1 where nothing went wrong.
+        started, finished: when it was given to the mailer, and when the last reply was in; seconds, as `time.time()`.
+    """
+
+    accepted: dict[str, Reply]
+    refused: dict[str, Reply]
+    failed: dict[str, Exception]
+    reply: Reply
+    relay: str
+    attempts: int
+    started: float
+    finished: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was taken for every recipient."""
+        return not self.refused and not self.failed
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What became of one message of :meth:`~asmtp.AsyncMailer.send_all`.
+
+    Attributes:
+        item: what the iterable gave.
+        envelope: sender and recipients; None where the item could not be read as a message.
+        state: ``"sent"``, ``"refused"``, ``"not_sent"`` or ``"in_doubt"``, as :attr:`asmtp.SMTPException.state`.
+        receipt: where the server took it, for one recipient at least.
+        error: why it was not sent, or is in doubt.
+    """
+
+    item: Any
+    envelope: Envelope | None
+    state: DeliveryState
+    receipt: Receipt | None = field(default=None)
+    error: Exception | None = field(default=None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was sent; `receipt.refused` tells for whom it was not."""
+        return self.state == "sent"
+
+
+def state_of(error: BaseException | None) -> DeliveryState:
+    """What is known of a message that met `error`."""
+    return "sent" if error is None else getattr(error, "state", None) or "not_sent"
+
+
+def refusals(error: SMTPRecipientsRefused) -> dict[str, Reply]:
+    """Who was refused, and the replies that did it."""
+    return {who: Reply(*reply) for who, reply in error.recipients.items()}
+
+
+def envelope_of(item: Any) -> Envelope:
+    """What `send_all` takes, as an envelope with its content.
+
+    Raises:
+        TypeError: it is nothing that can be sent.
+        ValueError: an address is wrong, or missing.
+    """
+    if type(item) is tuple and len(item) == 3:
+        return Envelope(item[0], item[1], content=item[2])
+    if isinstance(item, Envelope):
+        return item
+    if isinstance(item, Message):
+        return Envelope.from_message(item)
+    raise TypeError(
+        f"a message must be an EmailMessage, an Envelope or (sender, recipients, content), not {type(item).__name__}"
+    )
+
+
+class Shipment:
+    """One message on its way, and what is known of each of its recipients.
+
+    Args:
+        item: what the caller gave.
+        envelope: sender, recipients, and the content.
+        arrived: is called once, with this, when all is known.
+        now: the loop's time, in seconds.
+        time: the same as `time.time()`.
+
+    Raises:
+        TypeError: the content is nothing that can be sent.
+        UnicodeEncodeError: a str that is not ASCII.
+    """
+
+    __slots__ = (
+        "accepted", "arrived", "attempts", "began", "content", "envelope", "failed", "item", "once", "open", "parts",
+        "refused", "relay", "rendered", "reply", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self, item: Any, envelope: Envelope, arrived: Callable[[Shipment], None], now: float, time: float
+    ) -> None:
+        content = envelope.content
+        self.once = False
+        if type(content) is not bytes:
+            check_content(content)
+            # A file object or an iterator has been read when it was sent: there is no second time.
+            self.once = hasattr(content, "read") or hasattr(content, "__aiter__")
+            if isinstance(content, str | bytearray | memoryview) and len(content) <= WHOLE:
+                content = to_octets(content)
+        self.item = item
+        self.envelope = envelope
+        self.content: Any = content
+        self.rendered: tuple[tuple[bool, bool], bytes] | None = None  # a Message as octets, and for what kind of server
+        self.arrived = arrived
+        self.began = now
+        self.started = time
+        self.parts: list[Any] = []  # its transactions
+        self.open = 0  # how many of them are under way
+        self.attempts = 0
+        self.accepted: dict[str, Reply] = {}
+        self.refused: dict[str, Reply] = {}
+        self.failed: dict[str, Exception] = {}
+        self.reply: Reply | None = None
+        self.relay = ""
+
+    @property
+    def octets(self) -> int:
+        """About how much memory its content takes."""
+        content = self.content
+        return len(content) if isinstance(content, bytes | str | bytearray | memoryview) else 0
+
+    def took(self, outcome: Outcome, relay: str) -> None:
+        """A server took it for some of the recipients."""
+        if self.accepted:
+            self.accepted.update(outcome.accepted)
+        else:
+            self.accepted = outcome.accepted
+        self.reply = outcome.reply
+        self.relay = relay
+
+    def failed_for(self, recipients: Iterable[str], error: Exception) -> None:
+        """It came to nothing for these."""
+        if isinstance(error, SMTPRecipientsRefused):
+            self.refused.update(refusals(error))
+        else:
+            self.failed.update(dict.fromkeys(recipients, error))
+
+    def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
+        """All is known: the receipt, or why there is none.  Both, where it was sent to some and others are in doubt.
+
+        Args:
+            time: as `time.time()`.
+        """
+        receipt = None
+        if self.accepted:
+            assert self.reply is not None
+            receipt = Receipt(
+                self.accepted, self.refused, self.failed, self.reply, self.relay, self.attempts, self.started, time
+            )
+            if not self.failed:
+                return receipt, None
+        error: Exception | None = None
+        for candidate in self.failed.values():
+            if error is None or state_of(candidate) == "in_doubt":
+                error = candidate
+        if receipt is not None and state_of(error) != "in_doubt":
+            return receipt, None
+        if error is None:
+            error = SMTPRecipientsRefused(self.refused)
+            error.state = "refused"
+        elif isinstance(error, SMTPException) and (receipt is not None or self.refused):
+            error = copy.copy(error)  # each caller's own, to be raised
+        if isinstance(error, SMTPException):
+            error.receipt = receipt
+        return receipt, error
+
+    def delivery(self, time: float) -> Delivery:
+        """All is known: what `send_all` tells of it."""
+        receipt, error = self.verdict(time)
+        return Delivery(self.item, self.envelope, state_of(error), receipt, error)

@@ -1,0 +1,351 @@
+"""One connection of a pool: an AsyncSMTP that keeps many messages under way, without a task for each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from email.message import Message
+from typing import Any
+
+from asmtp.body import PIECE, WHOLE, whole
+from asmtp.client import AsyncLMTP, AsyncSMTP
+from asmtp.delivery import Shipment
+from asmtp.errors import SMTPException
+from asmtp.policy import Rest
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.message import render, weight
+from asmtp.protocol.session import Exchange, Session
+from asmtp.protocol.transaction import Outcome, Transaction
+from asmtp.transport import Connection, Timeouts
+from asmtp.url import Relay
+
+__all__ = ["LMTPLane", "Lane", "Part", "Source"]
+
+SHRUNK = 60.0
+"""Seconds in which no more connections are opened than a server said it takes."""
+
+STALE = 1.0
+"""Seconds without traffic after which a connection may be dead without our knowing.
+
+The next message's content waits for the reply to its envelope then: one round trip more, but if there is none, it is
+known that the server does not have the message.
+"""
+
+DATA_DEPTH = 4
+LOCKSTEP_DEPTH = 2
+"""Messages given to a connection at a time where they go one by one: enough that none is waited for."""
+
+
+class Source:
+    """A relay, and what was learnt of it.
+
+    Attributes:
+        rest: whether it is to be left alone.
+        connect, service: seconds it takes to connect, and for a message, as last seen.
+        overlap: it takes a transaction behind an unanswered message.
+        most_recipients: the most it takes in one transaction (452), or None.
+        cap: the most connections it takes until `cap_until`.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.name = relay.name
+        self.rest = Rest()
+        self.connect = 0.05
+        self.service = 0.001
+        self.overlap = True
+        self.most_recipients: int | None = None
+        self.cap = 0
+        self.cap_until = 0.0
+
+    def most_connections(self, limit: int, now: float) -> int:
+        """How many connections it may have."""
+        return min(limit, self.cap) if now < self.cap_until else limit
+
+    def shrink(self, connections: int, now: float) -> None:
+        """It does not take more connections than these."""
+        self.cap = max(1, connections)
+        self.cap_until = now + SHRUNK
+
+
+class Part:
+    """One transaction of a message: some of its recipients, or as a rule all.
+
+    Attributes:
+        attempts: how often it was tried, the present time included.
+        lane: the connection it is on.
+        reused: that connection had answered a message before this one was begun.
+        over: it has come to an end, and was not handed back yet.
+        withdrawn: nobody wants it any more.
+        outcome, error: how the last try ended.
+    """
+
+    __slots__ = (
+        "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "reused", "shipment",
+        "task", "withdrawn",
+    )  # fmt: skip
+
+    def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
+        shipment.open += 1
+        shipment.parts.append(self)
+        self.shipment = shipment
+        self.envelope = envelope
+        self.attempts = attempts
+        self.lane: Lane | None = None
+        self.exchange: Exchange | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.reused = False
+        self.not_begun = 0
+        self.over = False
+        self.withdrawn = False
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        """As a transport.Owner: it is told once."""
+        return False
+
+    def set_result(self, result: None, /) -> None:
+        """As a transport.Owner: the exchange is over."""
+        lane, exchange = self.lane, self.exchange
+        assert lane is not None
+        assert exchange is not None
+        self.outcome, self.error = exchange.result, exchange.error
+        lane.over(self)
+
+
+class Lane(AsyncSMTP):
+    """A connection and what it is good for.
+
+    Args:
+        relay: where to.
+        timeouts: where the relay has none of its own.
+        over: is called with each part that has come to an end here.
+        lost: is called when the connection is gone.
+
+    Attributes:
+        begun, answered: how many messages.
+        limit: how many it may take, or None.
+        until: the loop's time at which it is replaced, or None.
+        busy_since: the loop's time at which the last replies came, or it became busy.
+        idle_since: the loop's time at which it became idle.
+        retiring: it is given no more messages.
+        service: seconds between the replies to two messages while it is busy, on average.
+    """
+
+    left = 0.0  # seconds until it is open: see pool.plan()
+
+    def __init__(
+        self,
+        source: Source,
+        relay: Relay,
+        timeouts: Timeouts,
+        over: Callable[[Part], None],
+        lost: Callable[[Lane], None],
+    ) -> None:
+        options: dict[str, Any] = {
+            name: value
+            for name in (
+                "tls", "ssl_context", "server_hostname", "username", "password", "token", "window", "window_octets",
+                "pipelining", "chunking",
+            )
+            if (value := getattr(relay, name)) is not None
+        }  # fmt: skip
+        super().__init__(
+            relay.host, relay.port, relay.local_hostname, relay.timeouts or timeouts, relay.source_address, **options
+        )
+        self.source = source
+        self.over = over
+        self._on_lost = lost
+        self.begun = 0
+        self.answered = 0
+        self.limit: int | None = None
+        self.until: float | None = None
+        self.busy_since = 0.0
+        self.idle_since = 0.0
+        self.service = source.service
+        self.retiring = False
+        self._depth = 1
+        self._recipients: int | None = None
+        self._carried = 0
+
+    def _made(self, connection: Connection) -> None:
+        super()._made(connection)
+        connection.on_lost = lambda: self._on_lost(self)
+
+    @property
+    def session(self) -> Session:
+        """The protocol state."""
+        return self._session
+
+    async def open(self) -> None:
+        """Connect, greet, and see what the server offers.  Raises what `connect` does."""
+        await self.connect()
+        await self.ehlo_or_helo_if_needed()
+        session = self._session
+        session.overlap = self.source.overlap
+        if not session.pipelining or not session.overlap:
+            self._depth = LOCKSTEP_DEPTH
+        elif self.chunking and "chunking" in session.extensions:
+            self._depth = session.window
+        else:
+            self._depth = DATA_DEPTH
+        limits = session.extensions.limits
+        self._recipients = limits.get("RCPTMAX")
+        if "MAILMAX" in limits:
+            self.limit = min(limits["MAILMAX"], self.limit or limits["MAILMAX"])
+
+    # ---- what a pool wants to know ----------------------------------------------------------
+
+    @property
+    def load(self) -> int:
+        """How many messages are under way on it."""
+        return self._session.load + self._carried
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be given a message."""
+        return not self.retiring and self.is_connected and (self.limit is None or self.begun < self.limit)
+
+    @property
+    def room(self) -> int:
+        """How many more messages it can be given now."""
+        if not self.usable:
+            return 0
+        room = self._depth - self.load
+        return room if self.limit is None else min(room, self.limit - self.begun)
+
+    @property
+    def most_recipients(self) -> int | None:
+        """How many recipients a transaction may have (RFC 9422 §3, RFC 5321 §4.5.3.1.10), as far as it is known."""
+        known, learnt = self._recipients, self.source.most_recipients
+        return min(known, learnt) if known and learnt else known or learnt
+
+    # ---- messages ---------------------------------------------------------------------------
+
+    def begin(self, part: Part, now: float) -> None:
+        """Start a message; `over` is called when it has come to an end."""
+        idle = not self.load
+        apart = idle and now - self.idle_since > STALE
+        if idle:
+            self.busy_since = now
+        part.lane = self
+        part.outcome = part.error = None
+        part.reused = self.answered > 0
+        self.begun += 1
+        try:
+            octets = self._octets(part.shipment)
+            if octets is None:
+                self._carried += 1
+                part.task = asyncio.get_running_loop().create_task(self._carry(part))
+                return
+            transaction = Transaction(self._session, part.envelope, whole(octets), chunking=self.chunking, apart=apart)
+        except Exception as error:  # whatever it is, it is this message's
+            part.error = error
+            self.over(part)
+            return
+        # It is told by way of `set_result`, which may be before `start` returns.
+        part.exchange = exchange = self._session.start(transaction.run())
+        if exchange.done:
+            part.set_result(None)
+        else:
+            exchange.owner = part
+
+    def withdraw(self, part: Part) -> None:
+        """Stop a message if it can be stopped; `over` is called in any case."""
+        if part.task is not None:
+            part.task.cancel()
+            return
+        exchange = part.exchange
+        assert exchange is not None
+        self._session.cancel(exchange)
+        if exchange.done:
+            part.set_result(None)
+        else:
+            exchange.owner = part
+
+    def _octets(self, shipment: Shipment) -> bytes | None:
+        """The content, where it is small enough to be worked on at once."""
+        content = shipment.content
+        if isinstance(content, Message):
+            if weight(content) > WHOLE:
+                return None
+            content = self._rendered(shipment)
+        if type(content) is bytes and len(content) <= WHOLE:
+            return content
+        return None
+
+    def _rendered(self, shipment: Shipment) -> bytes:
+        """An email.message.Message as octets, once for each kind of server."""
+        kind = shipment.envelope.international, self.has_extn("8bitmime")
+        if shipment.rendered is None or shipment.rendered[0] != kind:
+            shipment.rendered = kind, render(shipment.content, self.has_extn, utf8=kind[0])
+        return shipment.rendered[1]
+
+    async def _carry(self, part: Part) -> None:
+        """Send a message that is large, or has to be read first."""
+        try:
+            content = part.shipment.content
+            if isinstance(content, Message):
+                large = weight(content) > PIECE
+                content = await self._offload(self._rendered, part.shipment) if large else self._rendered(part.shipment)
+            part.outcome = await self._send(part.envelope, content)
+        except BaseException as error:
+            part.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            part.task = None
+            self._carried -= 1
+            self.over(part)
+
+    # ---- between messages -------------------------------------------------------------------
+
+    def measure(self, now: float, answered: int) -> None:
+        """So many messages were answered since it was asked last, or became busy."""
+        self.answered += answered
+        each = (now - self.busy_since) / answered
+        self.busy_since = now
+        weight = min(1.0, 0.1 * answered)
+        self.service += weight * (each - self.service)
+        self.source.service = self.service
+
+    def tidy(self) -> None:
+        """Where a refused message may have left a transaction open on an idle connection: RSET.
+
+        A server that says no to it is out of step (Exim takes the rest of a chunk that was too large for commands).
+        """
+        session = self._session
+        if session.idle and not session.settled and not session.closed:
+            exchange = session.start(session.reset())
+            exchange.owner = _Tidied(self, exchange)
+
+    async def retire(self) -> None:
+        """QUIT, and close.  Does not raise."""
+        try:
+            if self.is_connected:
+                with contextlib.suppress(SMTPException):
+                    await self.quit()
+        finally:
+            await self.close()
+
+
+class LMTPLane(Lane, AsyncLMTP):
+    """The same for LMTP."""
+
+
+class _Tidied:
+    """Looks at the reply to a RSET that nobody awaits."""
+
+    def __init__(self, lane: Lane, exchange: Exchange) -> None:
+        self._lane = lane
+        self._exchange = exchange
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: None, /) -> None:
+        reply = self._exchange.result
+        if reply is not None and not reply.ok and self._lane.session.idle:
+            self._lane.close()

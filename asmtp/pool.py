@@ -1,0 +1,498 @@
+"""Which connection serves which message: :func:`plan`, which decides, and :class:`Pool`, which does as it says.
+
+Messages wait in one line.  A connection is opened where that is worth its while, given messages as long as it has
+room for them, left alone where it is silent, and replaced in time.  What becomes of a message is for who owns the
+pool to judge: a part that has come to an end is handed back, with its outcome or its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import heapq
+import math
+import random
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError
+from asmtp.lane import Lane, LMTPLane, Part, Source
+from asmtp.policy import Pace, Rest
+from asmtp.protocol.transaction import NotBegun
+from asmtp.transport import Timeouts
+from asmtp.url import Relay
+
+__all__ = ["Candidate", "Pool", "plan"]
+
+
+class Candidate(Protocol):
+    """A connection as `plan` sees it, open or being opened."""
+
+    @property
+    def load(self) -> int:
+        """How many messages are under way."""
+
+    @property
+    def room(self) -> int:
+        """How many more it takes now; 0 while it is being opened."""
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is open, as far as can be told."""
+
+    @property
+    def service(self) -> float:
+        """Seconds from one answer to the next while it is busy."""
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def plan(candidates: Sequence[C], waiting: int, spare: int, connect: float, service: float) -> tuple[list[C], int]:
+    """Which connection each message that waits is given to, and how many to open.
+
+    A message goes where it will be answered first.  That may be a connection that has no room for it now, or is not
+    open yet: then it waits.  A new connection costs both sides something: it has to be worth twice the time it takes.
+
+    Args:
+        candidates: the connections, open or being opened.
+        waiting: how many messages wait.
+        spare: how many more connections may be opened.
+        connect: seconds that it takes to open one.
+        service: seconds a message takes on a new one.
+
+    Returns:
+        The connections to be given the first messages of the line, in order; how many to open.
+    """
+    chosen: list[C] = []
+    opened = 0
+    rooms = [candidate.room for candidate in candidates]
+    free = sum(rooms)
+    line = [(c.left + (c.load + 1) * c.service, place, c.service) for place, c in enumerate(candidates)]
+    heapq.heapify(line)
+    new = 2 * connect + service
+    while waiting and (free or spare):
+        waiting -= 1
+        if spare and (not line or line[0][0] > new):
+            heapq.heappush(line, (connect + 2 * service, len(rooms), service))
+            rooms.append(0)
+            spare -= 1
+            opened += 1
+            continue
+        eta, place, each = line[0]
+        heapq.heapreplace(line, (eta + each, place, each))
+        if rooms[place]:
+            rooms[place] -= 1
+            free -= 1
+            chosen.append(candidates[place])
+    return chosen, opened
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A connection that is being opened."""
+
+    source: Source
+    begun: float
+    now: float = 0.0
+    load: int = 0
+    room: int = 0
+
+    @property
+    def left(self) -> float:
+        elapsed = self.now - self.begun
+        # What is overdue may take as long again.
+        return self.source.connect - elapsed if elapsed < self.source.connect else elapsed
+
+    @property
+    def service(self) -> float:
+        return self.source.service
+
+
+class Pool:
+    """Connections to one relay, or to several of which the first that can be reached is used.
+
+    Args:
+        relays: in the order of preference.
+        connections: how many may be open.
+        timeouts: where a relay has none of its own.
+        idle: seconds after which an unused connection is closed, or None.
+        max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
+        pace: how fast messages may go, or None.
+        ended: is called with each part that has come to an end, and the relay.
+        settled: is called when a batch of them has been.
+    """
+
+    def __init__(
+        self,
+        relays: Sequence[Relay],
+        connections: int,
+        timeouts: Timeouts,
+        *,
+        idle: float | None,
+        max_messages: int | None,
+        max_age: float | None,
+        pace: Pace | None,
+        ended: Callable[[Part, Source], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.sources = [Source(relay) for relay in relays]
+        self.connections = connections
+        self.timeouts = timeouts
+        self.idle = idle
+        self.max_messages = max_messages
+        self.max_age = max_age
+        self.pace = pace
+        self.lanes: list[Lane] = []
+        self.waiting: deque[Part] = deque()
+        self._ended = ended
+        self._settled = settled
+        self._opening: dict[asyncio.Task[None], _Opening] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._over: list[Part] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._closed = False
+
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened."""
+        return len(self._opening)
+
+    # ---- what the owner does ----------------------------------------------------------------
+
+    def submit(self, part: Part) -> None:
+        """Put a part in line.  `dispatch` is to be called then."""
+        part.attempts += 1
+        self.waiting.append(part)
+
+    def withdraw(self, part: Part) -> None:
+        """Nobody wants it any more: it is stopped if it can be stopped, and handed back in any case."""
+        part.withdrawn = True
+        if part.over:
+            return
+        if part.lane is not None:
+            part.lane.withdraw(part)
+        elif part in self.waiting:
+            self.waiting.remove(part)
+            self._finish(part)
+
+    def dispatch(self) -> None:
+        """Give the messages that wait to connections, and open some if need be."""
+        if not self.waiting or self._closed:
+            return
+        now = self.loop.time()
+        allowed = len(self.waiting)
+        if self.pace is not None:
+            allowed = self._allowed(self.pace, now)
+            if not allowed:
+                return
+        source = self._source(now)
+        candidates, spare = self._candidates(source, now)
+        chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
+        for lane in chosen:
+            part = self.waiting.popleft()
+            most = lane.most_recipients
+            if most is not None and len(part.envelope.recipients) > most and not part.shipment.once:
+                self._split(part, most)
+            if self.pace is not None:
+                self.pace = self.pace.sent(now, len(part.envelope.recipients))
+            lane.begin(part, now)
+        for _ in range(opened):
+            self._open(source, now)
+
+    def _allowed(self, pace: Pace, now: float) -> int:
+        """How many messages may go by the rate; sees to the others' time."""
+        count = 0
+        for part in self.waiting:
+            wait = pace.wait(now)
+            if wait > 0:
+                self._wake(now + wait)
+                break
+            pace = pace.sent(now, len(part.envelope.recipients))
+            count += 1
+        return count
+
+    def _source(self, now: float) -> Source:
+        """The relay to use: the first that need not rest, or else the first whose rest is over."""
+        for source in self.sources:
+            if source.rest.over(now):
+                return source
+        return min(self.sources, key=lambda source: source.rest.until)
+
+    def _candidates(self, source: Source, now: float) -> tuple[list[Any], int]:
+        """Connections that may be given messages, and how many more may be opened."""
+        mine = [lane for lane in self.lanes if lane.source is source and lane.usable]
+        # Until there is one to the relay that is preferred, the others serve.
+        candidates: list[Any] = mine or [lane for lane in self.lanes if lane.usable]
+        open_here = sum(lane.source is source for lane in self.lanes)
+        for opening in self._opening.values():
+            if opening.source is source:
+                opening.now = now
+                candidates.append(opening)
+                open_here += 1
+        total = self.connections - len(self.lanes) - len(self._opening)
+        spare = min(total, source.most_connections(self.connections, now) - open_here)
+        if spare <= 0 and not open_here and not self._opening:
+            self._make_room(source)
+        if candidates and not mine and open_here:
+            spare = 0  # one tries whether the preferred relay is back
+        return candidates, max(0, spare)
+
+    def _make_room(self, source: Source) -> None:
+        """All connections are to other relays than the one that is preferred: one of them has to go."""
+        others = [lane for lane in self.lanes if lane.source is not source]
+        if others and not any(lane.retiring for lane in others):
+            self._retire(min(others, key=lambda lane: lane.load))
+
+    def _split(self, part: Part, most: int) -> None:
+        """More recipients than the server takes in a transaction (RFC 9422 §3.2): the others get one of their own."""
+        envelope = part.envelope
+        places = list({who: place for place, who in enumerate(envelope.recipients)}.values())
+        part.envelope = envelope.only(places[:most])
+        starts = range(most, len(places), most)
+        others = [Part(part.shipment, envelope.only(places[at : at + most]), part.attempts) for at in starts]
+        self.waiting.extendleft(reversed(others))
+
+    # ---- connections ------------------------------------------------------------------------
+
+    def _open(self, source: Source, now: float) -> None:
+        kind = LMTPLane if source.relay.lmtp else Lane
+        lane = kind(source, source.relay, self.timeouts, self._finish, self._lost)
+        if self.max_messages is not None:
+            lane.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
+        task = self.loop.create_task(self._bring_up(lane))
+        self._opening[task] = _Opening(source, now)
+        task.add_done_callback(self._opened)
+
+    async def _bring_up(self, lane: Lane) -> None:
+        source = lane.source
+        begun = self.loop.time()
+        try:
+            await lane.open()
+        except Exception as error:
+            await lane.close()
+            self._forget_opening()
+            self._not_opened(source, error)
+            return
+        except BaseException:
+            lane.close()
+            raise
+        now = self.loop.time()
+        source.rest = Rest()
+        source.connect += (now - begun - source.connect) / 2
+        lane.idle_since = now
+        if self.max_age is not None:
+            lane.until = now + self.max_age * random.uniform(0.9, 1)
+        self._forget_opening()
+        if not lane.is_connected:  # it was closed in the same breath
+            return
+        self.lanes.append(lane)
+        if source is self._source(now):
+            for other in self.lanes:  # that helped out
+                if other.source is not source:
+                    self._retire(other)
+        self.dispatch()
+        self._care(lane)
+
+    def _forget_opening(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        del self._opening[task]
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a mistake of ours: for the loop's exception handler
+
+    def _not_opened(self, source: Source, error: Exception) -> None:
+        """A connection could not be opened."""
+        now = self.loop.time()
+        here = sum(lane.source is source and not lane.retiring for lane in self.lanes)
+        if here:
+            # There are others: so many it takes.
+            source.shrink(here, now)
+        else:
+            source.rest = source.rest.failed(now, random.random())
+        trying = any(opening.source is source for opening in self._opening.values())
+        helping = any(lane.usable for lane in self.lanes)
+        elsewhere = any(other.rest.over(now) for other in self.sources)
+        if not (here or trying or helping or elsewhere):
+            waiting, self.waiting = self.waiting, deque()
+            for part in waiting:
+                part.error = _no_connection(source, error)
+                self._finish(part)
+        self.dispatch()
+
+    def _lost(self, lane: Lane) -> None:
+        """A connection is gone."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+            now = self.loop.time()
+            why = lane.session.error
+            if why is not None and "too many" in str(why).lower() and not lane.retiring:
+                here = sum(other.source is lane.source for other in self.lanes)
+                lane.source.shrink(here, now)
+        if not self._closed:
+            self._sweep_soon()
+
+    def _retire(self, lane: Lane) -> None:
+        """Give it no more messages, and close it when it has none left."""
+        lane.retiring = True
+        if not lane.load and not self._closed:
+            task = self.loop.create_task(lane.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    def _care(self, lane: Lane) -> None:
+        """See to a connection that has nothing to do."""
+        if lane.load or lane not in self.lanes:
+            return
+        lane.idle_since = now = self.loop.time()
+        if lane.retiring or (lane.limit is not None and lane.begun >= lane.limit):
+            self._retire(lane)
+            return
+        lane.tidy()
+        due = min(math.inf if self.idle is None else now + self.idle, math.inf if lane.until is None else lane.until)
+        if due < math.inf:
+            self._wake(due)
+
+    def _wake(self, when: float) -> None:
+        """Look again at `when`."""
+        if self._closed or self._timer_at <= when:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self.loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """It is time for something."""
+        self._timer = None
+        self._timer_at = math.inf
+        now = self.loop.time()
+        for lane in list(self.lanes):
+            if lane.retiring:
+                continue
+            idle = math.inf if self.idle is None or lane.load else lane.idle_since + self.idle
+            due = min(idle, math.inf if lane.until is None else lane.until)
+            if now >= due:
+                self._retire(lane)
+            elif due < math.inf:
+                self._wake(due)
+        self.dispatch()
+
+    # ---- messages that have come to an end --------------------------------------------------
+
+    def _finish(self, part: Part) -> None:
+        """A part is done with; it is looked at together with others, behind what is being read."""
+        part.over = True
+        self._over.append(part)
+        if len(self._over) == 1:
+            self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        self.loop.call_soon(self._sweep)
+
+    def _sweep(self) -> None:
+        """Hand back what is done with, and let others go."""
+        over, self._over = self._over, []
+        now = self.loop.time()
+        again: list[Part] = []
+        answered: dict[Lane, int] = {}
+        for part in over:
+            lane, error = part.lane, part.error
+            part.lane = part.exchange = None
+            part.over = False
+            if lane is None:  # it did not come to any
+                self._ended(part, self.sources[0])
+                continue
+            counted = error is None or getattr(error, "state", None) == "refused"
+            answered[lane] = answered.get(lane, 0) + counted
+            if error is not None and not part.withdrawn and self._silently(part, lane, error):
+                again.append(part)
+            else:
+                self._ended(part, lane.source)
+        self.waiting.extendleft(reversed(again))
+        for lane, count in answered.items():
+            if count:
+                lane.measure(now, count)
+        self.dispatch()
+        for lane in answered:
+            self._care(lane)
+        self._settled()
+
+    def _silently(self, part: Part, lane: Lane, error: BaseException) -> bool:
+        """Whether a message goes back into the line without anyone's knowing."""
+        if isinstance(error, NotBegun):
+            # A server that does not take a RSET behind an unanswered message (Haraka: 503).
+            lane.session.overlap = lane.source.overlap = False
+            part.not_begun += 1
+            if part.not_begun < 2:
+                return True
+            part.error = SMTPResponseException(*error.reply)
+            part.error.state = "not_sent"
+            return False
+        # A connection that had served others went stale; what this message would have met there is not known.
+        return (
+            part.reused
+            and isinstance(error, SMTPServerDisconnected)
+            and error.state == "not_sent"
+            and not part.shipment.once
+        )
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Say QUIT on every connection, and close it.  Nothing should be under way any more."""
+        for lane in self.lanes:
+            if not lane.retiring:
+                self._retire(lane)
+        try:
+            for task in [*self._retiring, *self._opening]:
+                if task in self._opening:
+                    task.cancel()
+                await asyncio.wait([task])
+        finally:
+            self.abort()
+
+    async def wait_closed(self) -> None:
+        """Until nothing of ours goes on any more."""
+        tasks = {*self._opening, *self._retiring}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def abort(self) -> None:
+        """Close everything at once; what is under way is handed back with what is known of it."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in [*self._opening, *self._retiring]:
+            task.cancel()
+        for lane in list(self.lanes):
+            lane.close()
+        waiting, self.waiting = self.waiting, deque()
+        for part in waiting:
+            part.error = SMTPStateError("the mailer was closed")
+            part.error.state = "not_sent"
+            self._finish(part)
+
+
+def _no_connection(source: Source, error: Exception) -> SMTPException:
+    """What a message is told that there was no connection for: an exception of its own."""
+    if isinstance(error, SMTPException):
+        told = copy.copy(error)
+        told.__traceback__ = None
+        told.__cause__ = error.__cause__
+        told.state = error.state or "not_sent"
+        return told
+    # A certificate that does not fit, or a token that cannot be had: it will not be better in a second.
+    lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError)
+    told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {source.name}: {error}")
+    told.__cause__ = error
+    told.state = "not_sent"
+    return told

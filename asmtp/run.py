@@ -1,0 +1,277 @@
+"""One `send_all`: what is in flight of it, and what is known and was not told yet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import Any, Protocol
+
+from asmtp.delivery import Delivery, Shipment, envelope_of, state_of
+
+__all__ = ["Carrier", "Deliveries", "Run"]
+
+SLICE = 0.005
+"""Seconds after which an iterable that is asked in the loop lets others have their turn."""
+
+
+class Carrier(Protocol):
+    """What a run needs of its mailer."""
+
+    def take(self, shipment: Shipment) -> None:
+        """Put a message in line."""
+
+    def dispatch(self) -> None:
+        """Send what is in line."""
+
+    def give_up(self, run: Run) -> None:
+        """End what is in line and on no connection."""
+
+    def count(self, state: str) -> None:
+        """A message has this state in the end."""
+
+    def left(self, run: Run, deliveries: Iterable[Delivery]) -> None:
+        """The run is over; nobody has taken these."""
+
+
+class Run:
+    """The account of one `send_all`.
+
+    Args:
+        mailer: who sends.
+        limit: the most messages that may be in flight, or known and not told.
+        octets: about the most octets of content that may be in flight, where that is more than `least` messages.
+        least: see `octets`.
+        in_order: tell of them in their order.
+
+    Attributes:
+        ready: what can be told.
+        stopped: no more is taken.
+    """
+
+    def __init__(self, mailer: Carrier, limit: int, octets: int, least: int, *, in_order: bool) -> None:
+        self._mailer = mailer
+        self._limit = limit
+        self._most_octets = octets
+        self._least = least
+        self._in_order = in_order
+        self.ready: deque[Delivery] = deque()
+        self.stopped = False
+        self.error: BaseException | None = None
+        self._order: deque[Shipment | Delivery] = deque()
+        self._flying = 0
+        self._octets = 0
+        self._news: asyncio.Future[None] | None = None  # for who awaits what can be told
+        self._room: asyncio.Future[None] | None = None  # for who awaits room
+        self._pulling: asyncio.Task[None] | None = None
+        self._abandoned = False
+        self.arrived = self._arrived  # one object, to be compared with
+
+    # ---- taking -----------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be put."""
+        if self._octets >= self._most_octets and self._flying >= self._least:
+            return True
+        return self._flying + len(self.ready) >= self._limit
+
+    def put(self, item: Any) -> None:
+        """Send an item; what is wrong with it is told like everything else."""
+        envelope = None
+        try:
+            envelope = envelope_of(item)
+            shipment = Shipment(item, envelope, self.arrived, asyncio.get_running_loop().time(), time.time())
+            self._mailer.take(shipment)
+        except Exception as error:
+            self._tell_of(Delivery(item, envelope, state_of(error), None, error))
+            return
+        self._flying += 1
+        self._octets += shipment.octets
+        if self._in_order:
+            self._order.append(shipment)
+
+    def _tell_of(self, delivery: Delivery) -> None:
+        """Something that did not come to be sent."""
+        self._mailer.count(delivery.state)
+        (self._order if self._in_order else self.ready).append(delivery)
+        if self._in_order:
+            self._line_up()
+        self.settled()
+
+    async def pull(self, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
+        """Take messages as there is room for them."""
+        try:
+            if hasattr(messages, "__aiter__"):
+                async for item in messages:
+                    self.put(item)
+                    self._mailer.dispatch()
+                    await self.room()
+            else:
+                await self._pull_iterable(messages)
+        except Exception as error:
+            self.error = error
+        finally:
+            self._mailer.dispatch()
+            self.stopped = True
+            self.settled()
+
+    async def _pull_iterable(self, messages: Iterable[Any]) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for item in messages:
+            self.put(item)
+            if self.full:
+                self._mailer.dispatch()
+                await self.room()
+                begun = loop.time()
+            elif loop.time() - begun > SLICE:
+                self._mailer.dispatch()
+                await asyncio.sleep(0)
+                begun = loop.time()
+
+    async def room(self) -> None:
+        """Until there is room for another."""
+        while self.full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        self._room = None
+
+    # ---- telling ----------------------------------------------------------------------------
+
+    def _arrived(self, shipment: Shipment) -> None:
+        self._flying -= 1
+        self._octets -= shipment.octets
+        if not self._in_order:
+            self._tell(shipment)
+        else:
+            self._line_up()
+
+    def _tell(self, shipment: Shipment) -> None:
+        delivery = shipment.delivery(time.time())
+        self._mailer.count(delivery.state)
+        self.ready.append(delivery)
+
+    def _line_up(self) -> None:
+        """What can be told now, in order."""
+        order = self._order
+        while order:
+            first = order[0]
+            if isinstance(first, Delivery):
+                self.ready.append(first)
+            elif first.open:
+                break
+            else:
+                self._tell(first)
+            order.popleft()
+
+    def settled(self) -> None:
+        """Something has changed: wake who awaits it."""
+        if self._news is not None and (self.ready or self.over) and not self._news.done():
+            self._news.set_result(None)
+        if self._room is not None and not self._room.done() and not self.full:
+            self._room.set_result(None)
+        if self._abandoned and self.over:
+            self._mailer.left(self, self.ready)
+            self.ready = deque()
+
+    @property
+    def over(self) -> bool:
+        """Whether everything is known."""
+        return self.stopped and not self._flying
+
+    async def next(self, messages: Iterable[Any] | AsyncIterable[Any] | None) -> Delivery:
+        """What became of another message.
+
+        Raises:
+            StopAsyncIteration: there is none.
+        """
+        if self._pulling is None and messages is not None and not self.stopped:
+            self._pulling = asyncio.get_running_loop().create_task(self.pull(messages))
+        while not self.ready:
+            if self.over:
+                await self._end()
+                raise StopAsyncIteration
+            await self.news()
+        return self.pop()
+
+    def pop(self) -> Delivery:
+        """Tell of one, which makes room for another."""
+        delivery = self.ready.popleft()
+        if self._room is not None and 2 * len(self.ready) < self._limit:
+            self.settled()
+        return delivery
+
+    async def news(self) -> None:
+        """Until there is something to tell, or all is over."""
+        if not self.ready and not self.over:
+            if self._news is None or self._news.done():
+                self._news = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._news)
+
+    async def _end(self) -> None:
+        self._mailer.left(self, ())
+        if self._pulling is not None:
+            await asyncio.wait([self._pulling])
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Take no more, and do not begin what was not begun."""
+        if self._pulling is not None and not self._pulling.done():
+            self._pulling.cancel()
+        self.stopped = True
+        self._mailer.give_up(self)
+        self.settled()
+
+    def abandon(self) -> None:
+        """Nobody will ask any more."""
+        self.stop()
+        self._abandoned = True
+        self.settled()
+
+    async def rest(self) -> list[Delivery]:
+        """Stop, wait for what is in flight, and give what nobody has taken."""
+        self.stop()
+        while not self.over:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        rest = list(self.ready)
+        self.ready.clear()
+        await self._end()
+        return rest
+
+
+class Deliveries(AsyncIterator[Delivery]):
+    """What `send_all` returns: an async iterator of :class:`~asmtp.Delivery`."""
+
+    def __init__(self, run: Run, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self._run = run
+        self._messages = messages
+
+    def __aiter__(self) -> Deliveries:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """What became of another message."""
+        run = self._run
+        if run.ready:
+            return run.pop()
+        return await run.next(self._messages)
+
+    async def aclose(self) -> list[Delivery]:
+        """Take no more messages, and wait for those in flight.
+
+        Returns:
+            What became of the messages that the loop was not told of.  What was not begun is `not_sent`.
+        """
+        return await self._run.rest()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            self._run.abandon()
