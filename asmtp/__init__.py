@@ -34,6 +34,7 @@ from asmtp.errors import (
 )
 
 if TYPE_CHECKING:
+    from asmtp.blocking import Mailer
     from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
     from asmtp.delivery import Delivery, Receipt
     from asmtp.mailer import AsyncMailer
@@ -53,6 +54,7 @@ __all__ = [
     "CRLF",
     "LMTP",
     "LMTP_PORT",
+    "Mailer",
     "OLDSTYLE_AUTH",
     "SMTP",
     "SMTP_PORT",
@@ -100,6 +102,7 @@ _LAZY = {
     "Envelope": "asmtp.protocol.envelope",
     "Extensions": "asmtp.protocol.extensions",
     "LMTP": "asmtp.sync",
+    "Mailer": "asmtp.blocking",
     "Rate": "asmtp.policy",
     "Receipt": "asmtp.delivery",
     "Relay": "asmtp.url",

@@ -28,7 +28,7 @@ from asmtp.run import Deliveries, Run
 from asmtp.transport import Timeouts
 from asmtp.url import Relay
 
-__all__ = ["AsyncMailer", "RelayOptions", "Statistics"]
+__all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics"]
 
 
 OCTETS = 1 << 20
@@ -49,6 +49,19 @@ class RelayOptions(TypedDict, total=False):
     chunking: bool
     window_octets: int | None
     source_address: tuple[str, int] | None
+
+
+class MailerOptions(RelayOptions, total=False):
+    """The keyword arguments of :class:`AsyncMailer`."""
+
+    connections: int
+    window: int
+    rate: str | Rate | None
+    retry: Retry | None
+    timeouts: float | Timeouts | None
+    idle: float | None
+    max_messages: int | None
+    max_age: float | None
 
 
 class Statistics(NamedTuple):

@@ -182,6 +182,29 @@ class Run:
         """Whether everything is known."""
         return self.stopped and not self._flying
 
+    async def exchange(self, items: Iterable[Any]) -> list[Delivery]:
+        """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from."""
+        told: list[Delivery] = []
+        for item in items:
+            while self.full:
+                self._mailer.dispatch()
+                await self.news()
+                told += self._told()
+            self.put(item)
+        self._mailer.dispatch()
+        return told + self._told()
+
+    async def remaining(self) -> list[Delivery]:
+        """There are no more messages: some of what is left to tell; nothing when all is told."""
+        self.stopped = True
+        await self.news()
+        return self._told()
+
+    def _told(self) -> list[Delivery]:
+        told = list(self.ready)
+        self.ready.clear()
+        return told
+
     async def next(self, messages: Iterable[Any] | AsyncIterable[Any] | None) -> Delivery:
         """What became of another message.
 
@@ -241,8 +264,7 @@ class Run:
         while not self.over:
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        rest = list(self.ready)
-        self.ready.clear()
+        rest = self._told()
         await self._end()
         return rest
 

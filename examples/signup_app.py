@@ -1,11 +1,12 @@
 """A web app that sends a mail on sign-up, and answers when the mail server has taken it.
 
 pip install 'asmtp[examples]'
-SMTP_HOST=localhost SMTP_PORT=25 uvicorn signup_app:app
+ASMTP_URL=smtp://localhost uvicorn signup_app:app
 curl -d '{"email": "new@example.com"}' localhost:8000/signup
 """
 
-import os
+import contextlib
+from collections.abc import AsyncIterator
 from email.message import EmailMessage
 
 from starlette.applications import Starlette
@@ -14,6 +15,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import asmtp
+
+# One for the whole app; it connects when there is something to send.  The URL is that of ASMTP_URL.
+mailer = asmtp.AsyncMailer(timeouts=10, retry=asmtp.Retry(attempts=2, within=5))
 
 
 def welcome(address: str) -> EmailMessage:
@@ -27,18 +31,22 @@ def welcome(address: str) -> EmailMessage:
 
 async def signup(request: Request) -> JSONResponse:
     address = (await request.json())["email"]
-    host, port = os.environ.get("SMTP_HOST", "localhost"), int(os.environ.get("SMTP_PORT", "25"))
     try:
-        async with asmtp.AsyncSMTP(host, port, timeout=10) as smtp:
-            await smtp.send_message(welcome(address))
+        receipt = await mailer.send(welcome(address))
     except asmtp.SMTPRecipientsRefused:
         return JSONResponse({"error": "this address does not take mail"}, status_code=422)
-    except (asmtp.SMTPException, OSError) as error:
+    except asmtp.SMTPException as error:
         # error.state tells whether the mail may be on its way all the same: "not_sent" or "in_doubt".
-        return JSONResponse({"error": "no mail could be sent", "detail": str(error)}, status_code=503)
+        return JSONResponse({"error": "no mail could be sent", "state": error.state}, status_code=503)
     except ValueError as error:  # nothing was sent: the address cannot be one
         return JSONResponse({"error": str(error)}, status_code=422)
-    return JSONResponse({"sent": address}, status_code=201)
+    return JSONResponse({"sent": address, "taken by": receipt.relay}, status_code=201)
 
 
-app = Starlette(routes=[Route("/signup", signup, methods=["POST"])])
+@contextlib.asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async with mailer:  # waits for what is in flight when the app stops
+        yield
+
+
+app = Starlette(routes=[Route("/signup", signup, methods=["POST"])], lifespan=lifespan)

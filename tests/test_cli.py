@@ -22,6 +22,9 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     # With BDAT three messages and the RSET behind the refusal; with DATA one turn more for each message.
     waits = re.findall(r"waited for the server (\d+) times", output)
     assert waits == ["2", "4", "11"]
+    assert "refused: nobody@example.com: SMTPRecipientsRefused(" in output
+    assert re.search(r"999 of 1000 sent in [\d.]+ s, [\d,]+/s", output)
+    assert output.endswith("The server received 999.\n")
 
 
 def test_demo_as_a_module() -> None:

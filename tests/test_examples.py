@@ -19,7 +19,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name: str, inbox: Inbox) -> str:
-    environment = {**os.environ, "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(inbox.port)}
+    url = f"smtp://127.0.0.1:{inbox.port}"
+    environment = {**os.environ, "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(inbox.port), "ASMTP_URL": url}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name)],
         env=environment,
@@ -75,14 +76,14 @@ def inbox() -> Iterator[Inbox]:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch, inbox: Inbox) -> ModuleType:
-    monkeypatch.setenv("SMTP_HOST", "127.0.0.1")
-    monkeypatch.setenv("SMTP_PORT", str(inbox.port))
+    monkeypatch.setenv("ASMTP_URL", f"smtp://127.0.0.1:{inbox.port}")
     return load("signup_app.py")
 
 
 async def post(app: ModuleType, address: str) -> httpx.Response:
     transport = httpx.ASGITransport(app.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://app.example") as client:
+    running = app.app.router.lifespan_context(app.app)
+    async with running, httpx.AsyncClient(transport=transport, base_url="http://app.example") as client:
         return await client.post("/signup", json={"email": address})
 
 
@@ -100,8 +101,24 @@ async def test_signup_app(app: ModuleType, inbox: Inbox, address: str, status: i
     assert [letter.recipients for letter in inbox.letters] == ([[address]] if status == 201 else [])
 
 
-async def test_signup_app_without_a_mail_server(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMTP_PORT", "1")
-    response = await post(app, "new@example.com")
+@pytest.mark.virtual_clock
+async def test_signup_app_without_a_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASMTP_URL", "smtp://127.0.0.1:1")
+    response = await post(load("signup_app.py"), "new@example.com")
     assert response.status_code == 503
-    assert response.json()["error"] == "no mail could be sent"
+    assert response.json() == {"error": "no mail could be sent", "state": "not_sent"}
+
+
+def test_newsletter() -> None:
+    with serving(Inbox("PIPELINING", "CHUNKING")) as inbox:
+        output = run("newsletter.py", inbox).splitlines()
+    assert output[0].startswith("nobody@example.com: refused: ")
+    assert output[1:] == ["999 sent"]
+    assert len({letter.recipients[0] for letter in inbox.letters}) == len(inbox.letters) == 999
+
+
+def test_thread_pool() -> None:
+    with serving(Inbox("PIPELINING", "CHUNKING")) as inbox:
+        output = run("thread_pool.py", inbox)
+    assert output.startswith("200 sent; the server said: 2.0.0 OK: letter ")
+    assert len({letter.recipients[0] for letter in inbox.letters}) == len(inbox.letters) == 200

@@ -1,10 +1,14 @@
-"""``asmtp demo``: several messages at once on one connection, then the blocking facade, and what arrived."""
+"""``asmtp demo``: several messages at once on one connection, the blocking facade, a thousand letters; what arrived."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import email.policy
+import sys
+import time
+from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 
 import asmtp
@@ -78,6 +82,39 @@ def facade(inbox: Inbox) -> None:
     print("  sendmail() returned", refused)
 
 
+async def thousand(inbox: Inbox) -> int:
+    """A thousand personal letters through a mailer; how many were sent."""
+    letters = (letter(n, "nobody@example.com" if n == 500 else f"reader{n}@example.com") for n in range(1, 1001))
+    url = f"smtp://127.0.0.1:{inbox.port}?local_hostname=client.example"
+    sent = 0
+    begun = time.perf_counter()
+    with watched(1000) as done:
+        async with asmtp.AsyncMailer(url, connections=4) as mailer:
+            async for delivery in mailer.send_all(letters):
+                done()
+                if delivery.ok:
+                    sent += 1
+                else:
+                    assert delivery.envelope is not None
+                    print(f"  {delivery.state}: {delivery.envelope.recipients[0]}: {delivery.error!r}")
+    seconds = time.perf_counter() - begun
+    print(f"  {sent} of 1000 sent in {seconds:.1f} s, {1000 / seconds:,.0f}/s, the making of the messages included")
+    return sent
+
+
+@contextlib.contextmanager
+def watched(total: int) -> Iterator[Callable[[], None]]:
+    """A bar, where rich is installed and somebody watches."""
+    try:
+        from rich.progress import Progress
+    except ModuleNotFoundError:
+        yield lambda: None
+        return
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("  sending", total=total)
+        yield lambda: bar.advance(task)
+
+
 def demo() -> int:
     """Run the demo; the exit status."""
     for offers in (("PIPELINING", "CHUNKING"), ("PIPELINING",), ()):
@@ -95,4 +132,8 @@ def demo() -> int:
             if len(inbox.letters) != expected:
                 print(f"  {expected} letters were expected")
                 return 1
-    return 0
+    with serving(Inbox("PIPELINING", "CHUNKING")) as inbox:
+        print("\nA thousand personal letters through AsyncMailer, four connections at most")
+        sent = asyncio.run(thousand(inbox))
+        print(f"  The server received {len(inbox.letters)}.")
+    return 0 if sent == len(inbox.letters) == 999 else 1
