@@ -16,23 +16,29 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PRINTED = [
+    "2.1.5 OK\n550 5.1.1 no such user\n",
+    "{'sent': 1000, 'refused': 0, 'not_sent': 0, 'in_doubt': 0}\n",
+    "1\nsent\n",
     "{}\n",
     "100 sent\n",
     "nobody@example.com was refused: 550 b'5.1.1 no such user'\n",
 ]
 
 
-def test_there_are_three_uses() -> None:
+def test_each_snippet_is_run() -> None:
     assert len(SNIPPETS) == len(PRINTED)
 
 
 @pytest.mark.parametrize(
-    ("snippet", "printed"), list(zip(SNIPPETS, PRINTED, strict=False)), ids=["one", "many", "legacy"]
+    ("snippet", "printed"),
+    list(zip(SNIPPETS, PRINTED, strict=False)),
+    ids=["web app", "many", "threads", "connection", "tasks", "legacy"],
 )
 def test_snippet(snippet: str, printed: str) -> None:
-    assert '"localhost", 25' in snippet
     with serving(Inbox("PIPELINING", "CHUNKING")) as inbox, contextlib.redirect_stdout(io.StringIO()) as output:
         code = snippet.replace('"localhost", 25', f'"127.0.0.1", {inbox.port}')
+        code = code.replace('"smtp://localhost"', f'"smtp://127.0.0.1:{inbox.port}"')
+        assert code != snippet
         exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert output.getvalue() == printed
     assert inbox.letters
