@@ -32,9 +32,12 @@ The next message's content waits for the reply to its envelope then: one round t
 known that the server does not have the message.
 """
 
-DATA_DEPTH = 4
-LOCKSTEP_DEPTH = 2
-"""Messages given to a connection at a time where they go one by one: enough that none is waited for."""
+AHEAD = 0.02
+SHALLOW, DEEP = 4, 16
+"""Messages given to a connection where they go one by one: what it does in 20 ms, and so many at least and at most.
+
+The next but one has to be there when the next one's content is written, or a round trip is lost.
+"""
 
 
 class Source:
@@ -75,14 +78,13 @@ class Part:
     Attributes:
         attempts: how often it was tried, the present time included.
         lane: the connection it is on.
-        reused: that connection had answered a message before this one was begun.
         over: it has come to an end, and was not handed back yet.
         withdrawn: nobody wants it any more.
         outcome, error: how the last try ended.
     """
 
     __slots__ = (
-        "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "reused", "shipment",
+        "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment",
         "task", "withdrawn",
     )  # fmt: skip
 
@@ -95,7 +97,6 @@ class Part:
         self.lane: Lane | None = None
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
-        self.reused = False
         self.not_begun = 0
         self.over = False
         self.withdrawn = False
@@ -167,6 +168,7 @@ class Lane(AsyncSMTP):
         self.service = source.service
         self.retiring = False
         self._depth = 1
+        self._one_by_one = True
         self._recipients: int | None = None
         self._carried = 0
 
@@ -185,12 +187,11 @@ class Lane(AsyncSMTP):
         await self.ehlo_or_helo_if_needed()
         session = self._session
         session.overlap = self.source.overlap
-        if not session.pipelining or not session.overlap:
-            self._depth = LOCKSTEP_DEPTH
-        elif self.chunking and "chunking" in session.extensions:
+        if session.pipelining and session.overlap and self.chunking and "chunking" in session.extensions:
             self._depth = session.window
+            self._one_by_one = False
         else:
-            self._depth = DATA_DEPTH
+            self._depth = SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
         if "MAILMAX" in limits:
@@ -202,6 +203,11 @@ class Lane(AsyncSMTP):
     def load(self) -> int:
         """How many messages are under way on it."""
         return self._session.load + self._carried
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has enough to do for a while."""
+        return 2 * self.load > self._depth
 
     @property
     def usable(self) -> bool:
@@ -232,7 +238,6 @@ class Lane(AsyncSMTP):
             self.busy_since = now
         part.lane = self
         part.outcome = part.error = None
-        part.reused = self.answered > 0
         self.begun += 1
         try:
             octets = self._octets(part.shipment)
@@ -310,6 +315,8 @@ class Lane(AsyncSMTP):
         weight = min(1.0, 0.1 * answered)
         self.service += weight * (each - self.service)
         self.source.service = self.service
+        if self._one_by_one:
+            self._depth = max(SHALLOW, min(DEEP, round(AHEAD / max(self.service, 1e-6))))
 
     def tidy(self) -> None:
         """Where a refused message may have left a transaction open on an idle connection: RSET.

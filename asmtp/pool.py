@@ -28,6 +28,10 @@ from asmtp.url import Relay
 __all__ = ["Candidate", "Pool", "plan"]
 
 
+BATCH = 0.0005
+"""Seconds that a message which is done waits for others, where its connection has enough to do meanwhile."""
+
+
 class Candidate(Protocol):
     """A connection as `plan` sees it, open or being opened."""
 
@@ -154,6 +158,8 @@ class Pool:
         self._opening: dict[asyncio.Task[None], _Opening] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._over: list[Part] = []
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._sweeping_soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._closed = False
@@ -392,38 +398,46 @@ class Pool:
         """A part is done with; it is looked at together with others, behind what is being read."""
         part.over = True
         self._over.append(part)
-        if len(self._over) == 1:
+        if part.lane is None or not part.lane.busy:
             self._sweep_soon()
+        elif self._sweeping is None:
+            self._sweeping = self.loop.call_later(BATCH, self._sweep)
 
     def _sweep_soon(self) -> None:
-        self.loop.call_soon(self._sweep)
+        if not self._sweeping_soon:
+            self._sweeping_soon = True
+            self.loop.call_soon(self._sweep)
 
     def _sweep(self) -> None:
         """Hand back what is done with, and let others go."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        self._sweeping_soon = False
         over, self._over = self._over, []
         now = self.loop.time()
         again: list[Part] = []
         answered: dict[Lane, int] = {}
+        for part in over:
+            if (lane := part.lane) is not None:
+                answered[lane] = answered.get(lane, 0) + _is_answered(part.error)
+        for served, count in answered.items():
+            if count:
+                served.measure(now, count)
         for part in over:
             lane, error = part.lane, part.error
             part.lane = part.exchange = None
             part.over = False
             if lane is None:  # it did not come to any
                 self._ended(part, self.sources[0])
-                continue
-            counted = error is None or getattr(error, "state", None) == "refused"
-            answered[lane] = answered.get(lane, 0) + counted
-            if error is not None and not part.withdrawn and self._silently(part, lane, error):
+            elif error is not None and not part.withdrawn and self._silently(part, lane, error):
                 again.append(part)
             else:
                 self._ended(part, lane.source)
         self.waiting.extendleft(reversed(again))
-        for lane, count in answered.items():
-            if count:
-                lane.measure(now, count)
         self.dispatch()
-        for lane in answered:
-            self._care(lane)
+        for served in answered:
+            self._care(served)
         self._settled()
 
     def _silently(self, part: Part, lane: Lane, error: BaseException) -> bool:
@@ -437,9 +451,10 @@ class Pool:
             part.error = SMTPResponseException(*error.reply)
             part.error.state = "not_sent"
             return False
-        # A connection that had served others went stale; what this message would have met there is not known.
+        # A connection that has served others came to its end: of this message that says nothing.  It cannot go on like
+        # that for ever, as each such connection has answered a message.
         return (
-            part.reused
+            lane.answered > 0
             and isinstance(error, SMTPServerDisconnected)
             and error.state == "not_sent"
             and not part.shipment.once
@@ -480,6 +495,13 @@ class Pool:
             part.error = SMTPStateError("the mailer was closed")
             part.error.state = "not_sent"
             self._finish(part)
+
+
+def _is_answered(error: BaseException | None) -> bool:
+    """Whether a server has given its answer to a message; 421 is none, but the end of the connection."""
+    if error is None:
+        return True
+    return getattr(error, "state", None) == "refused" and getattr(error, "smtp_code", 0) != 421
 
 
 def _no_connection(source: Source, error: Exception) -> SMTPException:

@@ -13,7 +13,7 @@ from asmtp.delivery import Delivery, Shipment, envelope_of, state_of
 
 __all__ = ["Carrier", "Deliveries", "Run"]
 
-SLICE = 0.005
+SLICE = 0.001
 """Seconds after which an iterable that is asked in the loop lets others have their turn."""
 
 

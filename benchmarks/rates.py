@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import clients, scenarios
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .scenarios import Scenario
     from .servers import Servers
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 class Sample(NamedTuple):
     rate: float  # messages/s
-    cpu: float  # microseconds of this process a message
+    cpu: float  # microseconds of the client's process a message
+    memory: float | None = None  # MiB that the client's process grew by, where that was measured
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Row:
 
     scenario: Scenario
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)  # MiB, where that is measured
 
     def rate(self, client: str) -> float:
         return statistics.median(sample.rate for sample in self.samples[client])
@@ -73,10 +75,6 @@ def loop_factory(scenario: Scenario) -> Callable[[], asyncio.AbstractEventLoop] 
     return factory
 
 
-def measurable(scenario: Scenario, client: str) -> bool:
-    return clients.available(client) and (client in clients.BLOCKING or loop_factory(scenario) is not None)
-
-
 async def volley(send: clients.AsyncSend, to: list[str], content: bytes, count: int, tasks: int) -> None:
     """Send `count` messages, from one task or from many that share the work."""
     left = iter(range(count))
@@ -103,56 +101,71 @@ class Clock:
         return Sample(count / wall, cpu / count * 1e6)
 
 
-def sample(scenario: Scenario, client: str, port: int, count: int, warm_up: int) -> Sample:
-    """One connection: greet, send `warm_up` messages, then time `count` of them."""
-    to, content = scenarios.recipients(scenario.recipients), scenarios.content()
-    clock = Clock()
-    if client in clients.BLOCKING:
-        with clients.BLOCKING[client][1](port) as send:
-            for _ in range(warm_up):
-                send(clients.SENDER, to, content)
-            clock.start()
-            for _ in range(count):
-                send(clients.SENDER, to, content)
-            return clock.stop(count)
+class OneConnection:
+    """How the clients of a scenario are measured: here, a message at a time or from many tasks."""
 
-    async def drive() -> Sample:
-        async with clients.ASYNC[client][1](port) as send:
-            await volley(send, to, content, warm_up, scenario.tasks)
-            clock.start()
-            await volley(send, to, content, count, scenario.tasks)
-            return clock.stop(count)
+    def measurable(self, scenario: Scenario, client: str) -> bool:
+        return clients.available(client) and (client in clients.BLOCKING or loop_factory(scenario) is not None)
 
-    with asyncio.Runner(loop_factory=loop_factory(scenario)) as runner:
-        return runner.run(drive())
+    def octets(self, scenario: Scenario, client: str) -> int:
+        """How long the message is that the sink ought to get."""
+        return len(scenarios.content())
+
+    def fewest(self, scenario: Scenario) -> int:
+        """How many messages a sample has at least."""
+        return 1 if scenario.rtt else max(8, scenario.tasks)
+
+    def warm_up(self, scenario: Scenario, client: str, count: int) -> int:
+        """How many messages to send ahead of `count` that are timed."""
+        return min(count - 1, 1 if scenario.rtt else 50)
+
+    def sample(self, scenario: Scenario, client: str, port: int, count: int, warm_up: int) -> Sample:
+        """One connection: greet, send `warm_up` messages, then time `count` of them."""
+        to, content = scenarios.recipients(scenario.recipients), scenarios.content()
+        clock = Clock()
+        if client in clients.BLOCKING:
+            with clients.BLOCKING[client][1](port) as send:
+                for _ in range(warm_up):
+                    send(clients.SENDER, to, content)
+                clock.start()
+                for _ in range(count):
+                    send(clients.SENDER, to, content)
+                return clock.stop(count)
+
+        async def drive() -> Sample:
+            async with clients.ASYNC[client][1](port) as send:
+                await volley(send, to, content, warm_up, scenario.tasks)
+                clock.start()
+                await volley(send, to, content, count, scenario.tasks)
+                return clock.stop(count)
+
+        with asyncio.Runner(loop_factory=loop_factory(scenario)) as runner:
+            return runner.run(drive())
 
 
-def checked_sample(servers: Servers, scenario: Scenario, client: str, count: int, warm_up: int) -> Sample:
+def checked_sample(
+    servers: Servers, method: OneConnection, scenario: Scenario, client: str, count: int, warm_up: int
+) -> Sample:
     """A sample that counts only if the sink has every message, recipient and octet of it."""
     before = servers.counts()
-    taken = sample(scenario, client, servers.ports[scenario.offers, scenario.rtt], count, warm_up)
+    taken = method.sample(scenario, client, servers.ports[scenario.offers, scenario.rtt], count, warm_up)
     sent = count + warm_up
-    expected = (sent, sent * scenario.recipients, sent * len(scenarios.content()))
+    expected = (sent, sent * scenario.recipients, sent * method.octets(scenario, client))
     got = servers.counts().since(before)
     if tuple(got) != expected:
         raise Lost(f"{scenario.name}, {client}: the sink got {got}, not {expected}")
     return taken
 
 
-def calibrate(servers: Servers, scenario: Scenario, client: str, seconds: float) -> int:
+def calibrate(servers: Servers, method: OneConnection, scenario: Scenario, client: str, seconds: float) -> int:
     """How many messages make a sample of about `seconds`."""
-    count = 8 if scenario.tasks == 1 else scenario.tasks
-    if scenario.rtt:
-        count = 1
-    rate = checked_sample(servers, scenario, client, count, 0).rate
-    if scenario.rtt and scenario.tasks > 1:
-        # One message says nothing about how many fly at once.
-        few = max(2, min(scenario.tasks, int(rate * seconds)))
-        rate = checked_sample(servers, scenario, client, few, 0).rate
-    while not scenario.rtt and count < rate * seconds / 10:
+    fewest = count = method.fewest(scenario)
+    rate = checked_sample(servers, method, scenario, client, count, 0).rate
+    # One message, or a few, say nothing about how many fly at once.
+    while count < rate * seconds / 10:
         count = int(rate * seconds / 5)
-        rate = checked_sample(servers, scenario, client, count, 0).rate
-    return max(1, round(rate * seconds))
+        rate = checked_sample(servers, method, scenario, client, count, 0).rate
+    return max(fewest, round(rate * seconds))
 
 
 def settle_allocator() -> None:
@@ -165,19 +178,21 @@ def settle_allocator() -> None:
     del block
 
 
-def run(servers: Servers, wanted: list[Scenario], effort: Effort) -> list[Row]:
+def run(servers: Servers, wanted: Sequence[Scenario], effort: Effort, method: OneConnection | None = None) -> list[Row]:
     """All scenarios, a few rounds each: in a round every client has its turn, in changing order."""
+    method = method or OneConnection()
     settle_allocator()
     rows = []
     for scenario in wanted:
         row = Row(scenario, {client: [] for client in scenario.clients})
         rows.append(row)
-        present = [client for client in scenario.clients if measurable(scenario, client)]
+        present = [client for client in scenario.clients if method.measurable(scenario, client)]
         seconds = effort.far if scenario.rtt else effort.near
-        counts = {client: calibrate(servers, scenario, client, seconds) for client in present}
+        counts = {client: calibrate(servers, method, scenario, client, seconds) for client in present}
         for turn in range(effort.rounds):
             for client in present if turn % 2 == 0 else reversed(present):
-                warm_up = min(counts[client] - 1, 1 if scenario.rtt else 50)
-                row.samples[client].append(checked_sample(servers, scenario, client, counts[client], warm_up))
+                count = counts[client]
+                warm_up = method.warm_up(scenario, client, count)
+                row.samples[client].append(checked_sample(servers, method, scenario, client, count, warm_up))
         print(f"{scenario.name}: done", file=sys.stderr)
     return rows

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import clients, imports, large
+from . import clients, cost, external, imports, large
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .rates import Row
 
 COLUMNS = ("asmtp", "aiosmtplib", "smtplib", "smtpproto")
+BULK_COLUMNS = ("asmtp", "aiosmtplib", "smtplib", "smtp-source", "nodemailer")
 NOT_INSTALLED = "not installed"
 
 
@@ -36,6 +37,7 @@ def environment() -> str:
         model = named[0].partition(":")[2].strip() if named else model
     names = ("asmtp", "aiosmtplib", "smtpproto", "anyio", "uvloop")
     versions = ", ".join(f"{name} {clients.version(name)}" for name in names)
+    versions += f", nodemailer {external.nodemailer_version() or NOT_INSTALLED}"
     return (
         f"{datetime.date.today()}, {model}, {os.cpu_count()} cores, {platform.system()} "
         f"{platform.release()}, {platform.python_implementation()} {platform.python_version()}, {versions}."
@@ -59,26 +61,46 @@ def rate_cell(row: Row, column: str) -> str:
         return ""
     if not row.samples[client]:
         return NOT_INSTALLED
-    return f"{number(row.rate(client))} ±{row.spread(client):.0%}, {number(row.cpu(client))} µs"
+    cell = f"{number(row.rate(client))} ±{row.spread(client):.0%}, {number(row.cpu(client))} µs"
+    return cell + (f", {row.memory[client]:.1f} MiB" if client in row.memory else "")
 
 
-def rate_line(row: Row) -> list[str]:
-    aims = row.scenario.targets
-    ratios = [row.ratio(peer) for peer, _ in aims]
-    shown = [
-        f"{'–' if ratio is None else f'{ratio:.2f}'}× {peer} (≥ {aim:g})"
-        for ratio, (peer, aim) in zip(ratios, aims, strict=True)
-    ]
-    cells = [rate_cell(row, column) for column in COLUMNS]
-    met = verdicts(ratios, [aim for _, aim in aims], at_least=True)
+def rate_line(row: Row, columns: Sequence[str]) -> list[str]:
+    """The cells of a row; what has a target is "≥" it, and has its yes or no."""
+    got = {f"× {peer}": (row.ratio(peer), aim) for peer, aim in row.scenario.targets}
+    if row.scenario.least is not None:
+        subject = row.scenario.clients[0]
+        got["/s"] = (row.rate(subject) if row.samples[subject] else None, row.scenario.least)
+    shown = []
+    for unit, (value, aim) in got.items():
+        figure = "–" if value is None else f"{value:,.0f}" if unit == "/s" else f"{value:.2f}"
+        shown.append(figure + unit + ("" if aim is None else f" (≥ {aim:,g})"))
+    aimed = [(value, aim) for value, aim in got.values() if aim is not None]
+    met = verdicts([value for value, _ in aimed], [aim for _, aim in aimed], at_least=True)
+    cells = [rate_cell(row, column) for column in columns]
     return [row.scenario.work, row.scenario.offers, *cells, ", ".join(shown), met]
 
 
-def rates_table(rows: list[Row]) -> str:
-    header = ["work", "server offers", *COLUMNS, "asmtp is (target)", "met"]
-    return "Messages/s (median ± half the spread), CPU time of the client a message:\n\n" + table(
-        header, map(rate_line, rows)
-    )
+def rates_table(rows: list[Row], columns: Sequence[str] = COLUMNS) -> str:
+    header = ["work", "server offers", *columns, "asmtp is (target)", "met"]
+    memory = ", resident memory that it adds" if any(row.memory for row in rows) else ""
+    title = f"Messages/s (median ± half the spread), CPU time of the client a message{memory}:"
+    return title + "\n\n" + table(header, (rate_line(row, columns) for row in rows))
+
+
+def long_line(count: int, added: float | None) -> str:
+    what = NOT_INSTALLED if added is None else f"{added:.1f} MiB of resident memory added at the peak"
+    return f"{count:,} messages from a generator through `send_all`, 4 connections: {what}."
+
+
+def cost_table(figures: dict[str, float | None]) -> str:
+    """Every step beside the whole of which it is a part."""
+    whole = figures[cost.WHOLE]
+    lines = []
+    for step, taken in figures.items():
+        share = f"{taken / whole:.0%}" if taken is not None and whole else "–"
+        lines.append([step, NOT_INSTALLED if taken is None else number(taken), share])
+    return table(["an EmailMessage, asyncio, CHUNKING", "µs of CPU time", f"of one {cost.WHOLE}"], lines)
 
 
 def large_line(figures: large.Figures, base: float | None) -> list[str]:

@@ -12,22 +12,31 @@ TASKS = 256
 
 @dataclass(frozen=True)
 class Scenario:
-    """One row. `clients[0]` is the subject, the others its peers; `targets` are ratios to a peer's rate."""
+    """One row. `clients[0]` is the subject, the others its peers.
+
+    `targets` are ratios to a peer's rate, None where the ratio is shown without there being a target; `least`
+    is a target of messages/s.
+    """
 
     name: str
     work: str
     offers: str  # a key of sink.OFFERS
     clients: tuple[str, ...]
-    targets: tuple[tuple[str, float], ...] = ()
+    targets: tuple[tuple[str, float | None], ...] = ()
     tasks: int = 1
     recipients: int = 1
     rtt: float = 0.0
     loop: str = "asyncio"
+    least: float | None = None
 
 
 def content(size: int = 800) -> bytes:
     """A message of exactly `size` octets, in lines that end in CRLF."""
-    head = b"From: sender@example.com\r\nTo: recipient@example.net\r\nSubject: benchmark\r\n\r\n"
+    return text(size, b"From: sender@example.com\r\nTo: recipient@example.net\r\nSubject: benchmark\r\n\r\n")
+
+
+def text(size: int, head: bytes = b"") -> bytes:
+    """Lines after `head` that make it `size` octets long."""
     line = b"The quick brown fox jumps over the lazy dog, and then it does it once more.\r\n"
     # One join, not a sum: a sum would hold a big message twice, and the peak memory is measured.
     lines, rest = divmod(size - len(head), len(line))
@@ -58,7 +67,7 @@ def _concurrent() -> list[Scenario]:
     wanted = {"chunking": (("aiosmtplib", 15.0), ("smtplib", 5.0)), "pipelining": (("aiosmtplib", 5.0),)}
     return [
         Scenario(
-            f"bulk-{offers}-{loop}",
+            f"tasks-{offers}-{loop}",
             f"{TASKS} tasks on one connection, {loop}",
             offers,
             ("asmtp", "aiosmtplib", "smtplib"),
@@ -103,10 +112,10 @@ def _facade() -> list[Scenario]:
     ]
 
 
-def _bulk_far() -> list[Scenario]:
+def _concurrent_far() -> list[Scenario]:
     return [
         Scenario(
-            f"bulk-{offers}-far",
+            f"tasks-{offers}-far",
             f"{TASKS} tasks on one connection, {RTT:.0f} ms away",
             offers,
             ("asmtp", "aiosmtplib"),
@@ -118,4 +127,4 @@ def _bulk_far() -> list[Scenario]:
     ]
 
 
-SCENARIOS = [*_one_at_a_time(), *_concurrent(), *_many_recipients(), *_facade(), *_bulk_far()]
+SCENARIOS = [*_one_at_a_time(), *_concurrent(), *_many_recipients(), *_facade(), *_concurrent_far()]
