@@ -20,6 +20,7 @@ OWN = {
     "asmtp/__init__.py": ("tests.test_init", "tests.test_sync"),
     "asmtp/__main__.py": ("tests.test_cli",),
     "asmtp/client.py": ("tests.test_client", "tests.test_cancellation", "tests.test_misbehaving"),
+    "asmtp/commands.py": ("tests.test_client",),
     "asmtp/cli/__init__.py": ("tests.test_cli",),
     "asmtp/cli/demo.py": ("tests.test_cli",),
     "asmtp/cli/server.py": ("tests.test_cli", "tests.test_sync", "tests.test_examples"),

@@ -14,6 +14,7 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP, AsyncSMTP_SSL
 from asmtp import client as client_module
+from asmtp import commands as commands_module
 
 from .conftest import Certificates
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
@@ -50,7 +51,8 @@ async def plain() -> AsyncIterator[Embedded]:
 @pytest.fixture
 def distrust(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no context is given, the server's certificate is from an unknown CA."""
-    monkeypatch.setattr(client_module, "default_context", lambda: certificates.wary)
+    for module in (client_module, commands_module):
+        monkeypatch.setattr(module, "default_context", lambda: certificates.wary)
 
 
 # ---- it works ---------------------------------------------------------------------------------
