@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
     from asmtp.delivery import Delivery, Receipt
     from asmtp.mailer import AsyncMailer
+    from asmtp.options import Timeouts
     from asmtp.policy import Rate, Retry
     from asmtp.protocol.envelope import Envelope
     from asmtp.protocol.extensions import Extensions
     from asmtp.protocol.reply import Reply
     from asmtp.sync import LMTP, SMTP, SMTP_SSL
-    from asmtp.transport import Timeouts
     from asmtp.url import Relay
 
 __version__ = "0.1.0"
@@ -110,7 +110,7 @@ _LAZY = {
     "Retry": "asmtp.policy",
     "SMTP": "asmtp.sync",
     "SMTP_SSL": "asmtp.sync",
-    "Timeouts": "asmtp.transport",
+    "Timeouts": "asmtp.options",
 }
 
 

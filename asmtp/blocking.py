@@ -1,23 +1,28 @@
 """Mailer: AsyncMailer for code that blocks, and for any number of threads.
 
-Its connections need a loop that keeps running, so it has one on a background thread, through anyio's blocking portal.
+Its connections need a loop that keeps running, so it has one on a background thread.  anyio's blocking portal is not
+used: it waits for the loop before it waits for the call, cannot take the call back meanwhile, and waits for ever where
+the loop ends at that moment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
+import contextvars
+import functools
 import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt
@@ -58,14 +63,11 @@ class Mailer:
         self._relay = relay
         self._options = options
         self._mailer = AsyncMailer(relay, **options)
-        self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
-        self._thread: threading.Thread | None = None
-        self._process = 0
+        self._thread: _Thread | None = None
         self._closed = False
 
     def __repr__(self) -> str:
-        return repr(self._mailer).replace(type(self._mailer).__name__, type(self).__name__, 1)
+        return f"<{type(self).__module__}.{type(self).__name__} {repr(self._mailer).partition(' ')[2]}"
 
     @property
     def stats(self) -> Statistics:
@@ -83,140 +85,334 @@ class Mailer:
         require_all: bool = False,
     ) -> Receipt:
         """Send one message, and wait until a server has taken it: see :meth:`asmtp.AsyncMailer.send`."""
-        return self._call(
-            lambda: self._mailer.send(
-                message,
-                sender,
-                recipients,
-                mail_options=mail_options,
-                rcpt_options=rcpt_options,
-                require_all=require_all,
-            )
+        thread = self._started()
+        return thread.call(
+            thread.mailer.send,
+            message,
+            sender,
+            recipients,
+            mail_options=mail_options,
+            rcpt_options=rcpt_options,
+            require_all=require_all,
         )
 
     def send_all(self, messages: Iterable[Any], *, in_order: bool = False) -> Generator[Delivery, None, None]:
         """Send many messages, and tell of each what became of it: see :meth:`asmtp.AsyncMailer.send_all`.
 
         The iterable is asked in the calling thread, and may block.  Leaving the loop ends the run: what is in flight is
-        finished, and :meth:`drain` returns what is known of it.
+        finished, and :meth:`drain` returns what is known of it.  Where the mailer is closed meanwhile, the loop is told
+        what is known, and SMTPStateError is raised.
         """
         if not hasattr(messages, "__iter__"):
             raise TypeError(f"messages must be an iterable, not {type(messages).__name__}")
+        self._check()
         return self._send_all(messages, in_order)
 
     def _send_all(self, messages: Iterable[Any], in_order: bool) -> Generator[Delivery, None, None]:
-        run = self._call(self._begin, in_order)
+        source = iter(messages)
+        feed = _Feed(self._started(), in_order)
+        told = feed.told
+        error: Exception | None = SMTPStateError("the mailer was closed")
         try:
-            batch: list[Any] = []
-            handed = time.monotonic()
-            for item in messages:
-                batch.append(item)
-                if len(batch) == BATCH or time.monotonic() - handed > PATIENCE:
-                    yield from self._call(run.exchange, batch)
-                    batch = []
-                    handed = time.monotonic()
-            yield from self._call(run.exchange, batch)
-            while told := self._call(run.remaining):
-                yield from told
+            while not feed.run.stopped:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    error = None
+                    break
+                except Exception as raised:
+                    error = raised
+                    break
+                feed.put(item)
+                if told:
+                    while told:
+                        yield told.popleft()
+                    feed.met = time.monotonic()
+            feed.meet(feed.run.exchange)
+            while True:
+                while told:
+                    yield told.popleft()
+                feed.meet(feed.run.remaining)
+                if not told:
+                    break
         finally:
-            self._call(self._end, run)
-
-    async def _begin(self, in_order: bool) -> Run:
-        return self._mailer.run(in_order=in_order)
-
-    async def _end(self, run: Run) -> None:
-        run.abandon()
+            feed.leave()
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it holds this frame
 
     def drain(self) -> list[Delivery]:
         """Wait until nothing is in flight: see :meth:`asmtp.AsyncMailer.drain`."""
-        return self._call(self._mailer.drain)
+        thread = self._started()
+        return thread.call(thread.mailer.drain)
 
     def close(self) -> None:
-        """Wait until nothing is in flight, and close all connections.  Nothing more is taken."""
-        with self._lock:
+        """Wait until nothing is in flight, and close all connections.  Nothing more is taken.
+
+        Who is interrupted meanwhile closes them at once.
+        """
+        thread = self._thread
+        if thread is not None:
+            thread.check()
+        with _starting:
             self._closed = True
-            portal, self._portal = self._portal, None
-            mine = self._process == os.getpid()
-        if portal is not None and mine:
-            assert self._thread is not None
-            try:
-                portal.call(self._mailer.aclose)
-            finally:
-                portal.call(portal.stop)
-                self._thread.join()
+            thread = self._thread
+        if thread is not None and thread.mine:
+            thread.end()
 
     def __enter__(self) -> Self:
+        self._check()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, Exception) and self._portal is not None:
-            self._portal.call(self._mailer.abort)
+        thread = self._thread
+        if thread is not None and kind is not None and not issubclass(kind, Exception):
+            thread.soon(thread.mailer.abort)
         self.close()
 
-    # ---- the thread -------------------------------------------------------------------------
+    def _check(self) -> None:
+        if self._closed:
+            raise SMTPStateError("the mailer was closed")
 
-    def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Call in the loop's thread; who is interrupted takes the call back."""
-        future: Future[T] = self._started().start_task_soon(function, *args)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _started(self) -> BlockingPortal:
-        """The way into the loop's thread."""
-        with self._lock:
-            if self._closed:
-                raise SMTPStateError("the mailer was closed")
-            if self._portal is not None and self._process == os.getpid():
-                return self._portal
-            if self._portal is not None:
+    def _started(self) -> _Thread:
+        """The loop's thread."""
+        with _starting:
+            self._check()
+            thread = self._thread
+            if thread is not None and thread.mine:
+                return thread
+            if thread is not None:
                 # A fork: the thread and the connections are the parent's.
                 self._mailer = AsyncMailer(self._relay, **self._options)
-            self._process = os.getpid()
-            ready: Future[BlockingPortal] = Future()
-            # A daemon, so that a program that forgets to close it ends; what is to be said at the end, `_at_exit` says.
-            self._thread = threading.Thread(target=_live, args=(ready,), name="asmtp mailer", daemon=True)
+            try:
+                self._thread = thread = _Thread(self._mailer)
+            except BaseException:
+                # It may have begun all the same, and closes what it was given.
+                self._mailer = AsyncMailer(self._relay, **self._options)
+                raise
+            weakref.finalize(self, thread.leave).atexit = False
+            return thread
+
+
+class _Feed:
+    """What is between the thread that loops over a `send_all`, and the loop's thread.
+
+    Attributes:
+        run: the account, which is the loop's.
+        told: what can be told: the loop's thread puts it in, the other one takes it out.
+        met: when the two have met last, as `time.monotonic()`.
+    """
+
+    def __init__(self, thread: _Thread, in_order: bool) -> None:
+        self._thread = thread
+        self._batch: deque[Any] = deque()  # what the iterable gave: the loop's thread takes it out
+        self.told: deque[Delivery] = deque()
+        self.run = thread.call(self._begin, in_order)
+        self.met = time.monotonic()
+        self._meetings = 0
+
+    async def _begin(self, in_order: bool) -> Run:
+        return self._thread.mailer.run(in_order=in_order)
+
+    def put(self, item: Any) -> None:
+        """Hand over an item, now or in a moment."""
+        self._batch.append(item)
+        if len(self._batch) >= BATCH or time.monotonic() - self.met > PATIENCE:
+            self.meet(self.run.exchange)
+        elif len(self._batch) == 1:
+            # The next one may be long in coming.
+            self._thread.soon(self._wait, self._meetings)
+
+    def meet(self, function: Callable[[deque[Any], deque[Delivery]], Coroutine[Any, Any, None]]) -> None:
+        """Let the loop's thread take what there is to take, and tell what there is to tell."""
+        self._meetings += 1
+        try:
+            self._thread.call(function, self._batch, self.told)
+        except SMTPStateError:
+            if not self._thread.over:
+                raise
+            self._thread.join()  # nothing changes any more then
+            self.run.finish(self._batch, self.told)
+        self.met = time.monotonic()
+
+    def leave(self) -> None:
+        """The loop was left.  This may be called in any thread, and must not wait."""
+        self._thread.soon(self.run.abandon, self._batch, self.told)
+
+    # In the loop's thread.
+
+    def _wait(self, meetings: int) -> None:
+        asyncio.get_running_loop().call_later(PATIENCE, self._fetch, meetings)
+
+    def _fetch(self, meetings: int) -> None:
+        if meetings == self._meetings:
+            self._thread.begin(Future(), functools.partial(self.run.exchange, self._batch, self.told))
+
+
+class _Thread:
+    """A loop on a thread of its own, with a mailer in it.
+
+    Attributes:
+        mailer: it.
+        over: nothing can be called any more.
+    """
+
+    def __init__(self, mailer: AsyncMailer) -> None:
+        self.mailer = mailer
+        self.over = False
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # for `over`
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.Context()
+        self._leaving = asyncio.Event()
+        self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
+        self._ready: Future[None] = Future()
+        # A daemon, so that a program that forgets to close it ends; what is to be said at the end, `_at_exit` says.
+        self._thread = threading.Thread(target=self._live, name="asmtp mailer", daemon=True)
+        try:
             self._thread.start()
-            self._portal = ready.result()
-            weakref.finalize(self, _left, self._portal, self._mailer, self._process).atexit = False
-            _alive.add(self)
-            return self._portal
+            self._ready.result()
+        except BaseException:
+            self._ready.add_done_callback(lambda ready: self.leave())
+            raise
+
+    @property
+    def mine(self) -> bool:
+        """Whether it is of this process: a fork does not take threads along."""
+        return self._process == os.getpid()
+
+    def check(self) -> None:
+        """Raise SMTPStateError where this is called in the thread."""
+        if threading.current_thread() is self._thread:
+            raise SMTPStateError("a call in the mailer's own thread would wait for itself")
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        """Call in the loop's thread, and wait; who is interrupted takes the call back."""
+        if not self.mine:
+            raise SMTPStateError("a loop over send_all does not go on in another process")
+        self.check()
+        call: Future[T] = Future()
+        try:
+            with self._lock:
+                if self.over:
+                    raise SMTPStateError("the mailer was closed")
+                self._calls[call] = None
+                self.soon(self.begin, call, functools.partial(function, *args, **kwargs))
+            return call.result()
+        except BaseException:
+            if not call.done():
+                self.soon(self._take_back, call)
+            raise
+        finally:
+            del call  # it holds the exception, and that this frame
+
+    def soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Call in the loop's thread, without waiting: in any thread, the loop's own included, and at any moment."""
+        if self._loop is not None and self.mine:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                # Not in the caller's context, which connections would keep.
+                self._loop.call_soon_threadsafe(functools.partial(function, *args), context=self._context)
+
+    def leave(self) -> None:
+        """Let it end when nothing is in flight any more."""
+        self.soon(self._leaving.set)
+
+    def end(self) -> None:
+        """Let it end, and wait for it; who is interrupted does not wait for what is in flight."""
+        self.leave()
+        try:
+            self.join()
+        except BaseException:
+            self.soon(self.mailer.abort)
+            self.join()
+            raise
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join()
+
+    # ---- in the thread ----------------------------------------------------------------------
+
+    def begin(self, call: Future[T], function: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        """Start a call."""
+        task = asyncio.get_running_loop().create_task(function())
+        self._calls[call] = task
+        task.add_done_callback(functools.partial(self._done, call))
+
+    def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
+        del self._calls[call]
+        if task.cancelled():  # nobody waits for it any more, or nothing goes on here
+            call.set_exception(_ended())
+        elif (error := task.exception()) is not None:
+            call.set_exception(error)
+        else:
+            call.set_result(task.result())
+
+    def _take_back(self, call: Future[Any]) -> None:
+        task = self._calls.get(call)
+        if task is not None:
+            task.cancel()
+
+    def _live(self) -> None:
+        try:
+            anyio.run(self._serve)
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            elif not (self.over and isinstance(error, RuntimeError)):
+                raise
+            # else: at the end of the program Python 3.12 cannot start the thread that would end the resolver's
+        finally:
+            with self._lock:
+                self.over = True
+            for call in list(self._calls):  # something was raised that ends loops
+                call.set_exception(_ended())
+            _threads.discard(self)
+
+    async def _serve(self) -> None:
+        _threads.add(self)
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._ready.set_result(None)
+        await self._leaving.wait()
+        await self.mailer.aclose()
+        with self._lock:
+            self.over = True
+        await asyncio.sleep(0)  # the calls that came before that are begun now
+        while tasks := [task for task in self._calls.values() if task is not None]:
+            await asyncio.wait(tasks)
 
 
-def _live(ready: Future[BlockingPortal]) -> None:
-    """What the background thread does."""
-
-    async def serve() -> None:
-        async with BlockingPortal() as portal:
-            ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    anyio.run(serve)
+def _ended() -> SMTPStateError:
+    return SMTPStateError("the mailer's thread has ended")
 
 
-_alive: weakref.WeakSet[Mailer] = weakref.WeakSet()
+_starting = threading.RLock()
+"""Held by who starts a thread."""
+
+_threads: set[_Thread] = set()
+"""Those that live."""
+
+
+def _forked() -> None:
+    """This is a child: who held the lock is not here."""
+    global _starting
+    _starting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
 
 
 @atexit.register
 def _at_exit() -> None:
     """The program ends.  The threads are daemons, and go on until after this."""
-    for mailer in list(_alive):
-        mailer.close()
-
-
-def _left(portal: BlockingPortal, mailer: AsyncMailer, process: int) -> None:
-    """Nobody has the Mailer any more.  This may be called in any thread, and must not wait."""
-    if process == os.getpid():
-        with contextlib.suppress(RuntimeError):  # it was closed
-            portal.start_task_soon(_leave, portal, mailer)
-
-
-async def _leave(portal: BlockingPortal, mailer: AsyncMailer) -> None:
-    try:
-        await mailer.aclose()
-    finally:
-        await portal.stop()
+    threads = [thread for thread in list(_threads) if thread.mine]
+    for thread in threads:
+        thread.leave()
+    for thread in threads:
+        thread.end()

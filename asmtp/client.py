@@ -28,6 +28,7 @@ from asmtp.options import (
     SMTP_PORT,
     SMTP_SSL_PORT,
     Options,
+    Timeouts,
     TLSMode,
     check,
     default_context,
@@ -42,7 +43,7 @@ from asmtp.protocol.message import compose, weight
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
-from asmtp.transport import Address, Connection, Timeouts, open_connection
+from asmtp.transport import Address, Connection, open_connection
 
 __all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
 

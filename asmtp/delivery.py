@@ -17,6 +17,7 @@ from asmtp.body import WHOLE, check_content
 from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.message import weight
 from asmtp.protocol.reply import Reply
 
 if TYPE_CHECKING:
@@ -108,6 +109,13 @@ def envelope_of(item: Any) -> Envelope:
     )
 
 
+def _octets(content: Any) -> int:
+    """About how much memory it takes."""
+    if isinstance(content, bytes | str | bytearray | memoryview):
+        return len(content)
+    return weight(content) if isinstance(content, Message) else 0
+
+
 class Shipment:
     """One message on its way, and what is known of each of its recipients.
 
@@ -118,6 +126,9 @@ class Shipment:
         now: the loop's time, in seconds.
         time: the same as `time.time()`.
 
+    Attributes:
+        octets: about how much memory its content takes.
+
     Raises:
         TypeError: the content is nothing that can be sent.
         UnicodeEncodeError: a str that is not ASCII.
@@ -125,7 +136,7 @@ class Shipment:
 
     __slots__ = (
         "accepted", "arrived", "attempts", "began", "content", "envelope", "failed", "item", "once", "open", "parts",
-        "refused", "relay", "rendered", "reply", "started",
+        "octets", "refused", "relay", "rendered", "reply", "started",
     )  # fmt: skip
 
     def __init__(
@@ -139,6 +150,7 @@ class Shipment:
             self.once = hasattr(content, "read") or hasattr(content, "__aiter__")
             if isinstance(content, str | bytearray | memoryview) and len(content) <= WHOLE:
                 content = to_octets(content)
+        self.octets = _octets(content)
         self.item = item
         self.envelope = envelope
         self.content: Any = content
@@ -155,12 +167,6 @@ class Shipment:
         self.reply: Reply | None = None
         self.relay = ""
 
-    @property
-    def octets(self) -> int:
-        """About how much memory its content takes."""
-        content = self.content
-        return len(content) if isinstance(content, bytes | str | bytearray | memoryview) else 0
-
     def took(self, outcome: Outcome, relay: str) -> None:
         """A server took it for some of the recipients."""
         if self.accepted:
@@ -173,9 +179,10 @@ class Shipment:
     def failed_for(self, recipients: Iterable[str], error: Exception) -> None:
         """It came to nothing for these."""
         if isinstance(error, SMTPRecipientsRefused):
-            self.refused.update(refusals(error))
-        else:
-            self.failed.update(dict.fromkeys(recipients, error))
+            replies = refusals(error)
+            self.refused.update(replies)
+            recipients = [who for who in recipients if who not in replies]  # a 421 ended it before it came to these
+        self.failed.update(dict.fromkeys(recipients, error))
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
         """All is known: the receipt, or why there is none.  Both, where it was sent to some and others are in doubt.
@@ -203,6 +210,7 @@ class Shipment:
         elif isinstance(error, SMTPException) and (receipt is not None or self.refused):
             error = copy.copy(error)  # each caller's own, to be raised
         if isinstance(error, SMTPException):
+            error.state = state_of(error)
             error.receipt = receipt
         return receipt, error
 

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from email.message import Message
 from typing import Any
 
-from asmtp.body import PIECE, WHOLE, whole
+from asmtp.body import PIECE, WHOLE, Pieces, whole
 from asmtp.client import AsyncLMTP, AsyncSMTP
 from asmtp.delivery import Shipment
 from asmtp.errors import SMTPException
+from asmtp.options import Timeouts
 from asmtp.policy import Rest
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import render, weight
 from asmtp.protocol.session import Exchange, Session
-from asmtp.protocol.transaction import Outcome, Transaction
-from asmtp.transport import Connection, Timeouts
+from asmtp.protocol.transaction import Body, Outcome, Transaction
+from asmtp.transport import Connection
 from asmtp.url import Relay
 
 __all__ = ["LMTPLane", "Lane", "Part", "Source"]
@@ -219,7 +220,7 @@ class Lane(AsyncSMTP):
         """How many more messages it can be given now."""
         if not self.usable:
             return 0
-        room = self._depth - self.load
+        room = max(0, self._depth - self.load)  # it may have been deeper when it was given what it has
         return room if self.limit is None else min(room, self.limit - self.begun)
 
     @property
@@ -243,7 +244,8 @@ class Lane(AsyncSMTP):
             octets = self._octets(part.shipment)
             if octets is None:
                 self._carried += 1
-                part.task = asyncio.get_running_loop().create_task(self._carry(part))
+                part.task = task = asyncio.get_running_loop().create_task(self._carry(part))
+                task.add_done_callback(lambda task: self._carried_off(part, task))
                 return
             transaction = Transaction(self._session, part.envelope, whole(octets), chunking=self.chunking, apart=apart)
         except Exception as error:  # whatever it is, it is this message's
@@ -296,16 +298,36 @@ class Lane(AsyncSMTP):
                 large = weight(content) > PIECE
                 content = await self._offload(self._rendered, part.shipment) if large else self._rendered(part.shipment)
             part.outcome = await self._send(part.envelope, content)
-        except BaseException as error:
+        except SMTPException as error:
+            error.state = error.state or "not_sent"
             part.error = error
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:
+            part.error = error
+
+    async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+        self._carried -= 1  # meanwhile the session counts it
+        try:
+            return await super()._transact(envelope, body, pieces)
         finally:
-            part.task = None
-            self._carried -= 1
-            self.over(part)
+            self._carried += 1
+
+    def _carried_off(self, part: Part, task: asyncio.Task[None]) -> None:
+        """The task is over.  One that is cancelled before its first step does not come to know."""
+        if task.cancelled():
+            part.error = asyncio.CancelledError()
+        if not self._session.overlap:  # it has learnt that
+            self.alone()
+        part.task = None
+        self._carried -= 1
+        self.over(part)
 
     # ---- between messages -------------------------------------------------------------------
+
+    def alone(self) -> None:
+        """The relay takes no transaction behind an unanswered message: they go one by one from now on."""
+        self._session.overlap = self.source.overlap = False
+        self._one_by_one = True
+        self._depth = min(self._depth, SHALLOW)
 
     def measure(self, now: float, answered: int) -> None:
         """So many messages were answered since it was asked last, or became busy."""

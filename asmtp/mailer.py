@@ -9,7 +9,7 @@ import itertools
 import random
 import ssl
 import time
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
@@ -18,14 +18,13 @@ from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment, refusals, state_of
 from asmtp.errors import SMTPException, SMTPRecipientsRefused, SMTPStateError
 from asmtp.lane import Part, Source
-from asmtp.options import TLSMode, Token
+from asmtp.options import Timeouts, TLSMode, Token, check
 from asmtp.policy import Pace, Rate, Retry, any_throttling, is_throttling
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import Outcome
 from asmtp.run import Deliveries, Run
-from asmtp.transport import Timeouts
 from asmtp.url import Relay
 
 __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics"]
@@ -103,7 +102,8 @@ class AsyncMailer:
         idle: seconds after which an unused connection is closed; None: never.
         max_messages, max_age: messages, and seconds, after which a connection is replaced (about so many, so that
             they are not all replaced at once); None: without limit.
-        options: what is to hold for all relays, over what their URLs say: see :class:`~asmtp.Relay`.
+        options: what is to hold for all relays, over what their URLs say: see :class:`~asmtp.Relay`.  None says
+            nothing.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -127,8 +127,14 @@ class AsyncMailer:
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name} must be a whole number, at least 1, not {number!r}")
         for name, seconds in (("idle", idle), ("max_age", max_age)):
+            if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
+                raise TypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"{name} must be a number of seconds above 0 or None, not {seconds!r}")
+        if not isinstance(retry, Retry | None):
+            raise TypeError(f"retry must be a Retry or None, not {type(retry).__name__}")
+        if not isinstance(rate, str | Rate | None):
+            raise TypeError(f"rate must be a str, a Rate or None, not {type(rate).__name__}")
         self._relays = _relays(relay, window, options)
         self._connections = connections
         self._window = window
@@ -205,22 +211,22 @@ class AsyncMailer:
             envelope = _enveloped(message, sender, recipients, mail_options, rcpt_options)
         pool = self._opened()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[tuple[Receipt | None, Exception | None]] = loop.create_future()
 
         def arrived(shipment: Shipment) -> None:
+            verdict = shipment.verdict(time.time())
+            self.count(state_of(verdict[1]))
             if not future.done():
-                future.set_result(None)
+                future.set_result(verdict)
 
         shipment = Shipment(message, envelope, arrived, loop.time(), time.time())
         self._submit(shipment)
         pool.dispatch()
         try:
-            await future
+            receipt, error = await future
         except asyncio.CancelledError:
             self._withdraw(shipment)
             raise
-        receipt, error = shipment.verdict(time.time())
-        self.count(state_of(error))
         if error is not None:
             raise error
         assert receipt is not None
@@ -258,12 +264,14 @@ class AsyncMailer:
         Returns:
             What became of the messages of loops over `send_all` that were left.
         """
+        self._at_home()
         await self._silence()
         unclaimed, self._unclaimed = self._unclaimed, []
         return unclaimed
 
     async def aclose(self) -> None:
         """Wait until nothing is in flight, and close all connections.  Nothing more is taken."""
+        self._at_home()
         self._closing = True
         for run in list(self._runs):
             run.stop()
@@ -335,13 +343,9 @@ class AsyncMailer:
         for part in [part for part in pool.waiting if part.shipment.arrived is run.arrived]:
             pool.waiting.remove(part)
             self._give_up(part)
-        sleeping = [entry for entry in self._later if entry[2].shipment.arrived is run.arrived]
-        if sleeping:
-            self._later = [entry for entry in self._later if entry[2].shipment.arrived is not run.arrived]
-            heapq.heapify(self._later)
-            self._set_timer()
-        for _, _, part in sleeping:
+        for part in self._wakened(lambda part: part.shipment.arrived is run.arrived):
             self._give_up(part)
+        self._settled()
 
     # ---- inside -----------------------------------------------------------------------------
 
@@ -349,9 +353,9 @@ class AsyncMailer:
         """The pool, which belongs to the loop that it is used in."""
         if self._closing:
             raise SMTPStateError("the mailer was closed")
-        loop = asyncio.get_running_loop()
+        self._at_home()
         if self._pool is None:
-            self._loop = loop
+            self._loop = asyncio.get_running_loop()
             self._pool = Pool(
                 self._relays,
                 self._connections,
@@ -363,9 +367,11 @@ class AsyncMailer:
                 ended=self._ended,
                 settled=self._settled,
             )
-        elif loop is not self._loop:
-            raise SMTPStateError("a mailer belongs to the event loop that it was first used in")
         return self._pool
+
+    def _at_home(self) -> None:
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise SMTPStateError("a mailer belongs to the event loop that it was first used in")
 
     def _submit(self, shipment: Shipment) -> None:
         assert self._pool is not None
@@ -374,9 +380,21 @@ class AsyncMailer:
 
     def _withdraw(self, shipment: Shipment) -> None:
         assert self._pool is not None
+        for part in self._wakened(lambda part: part.shipment is shipment):
+            self._give_up(part)
         for part in shipment.parts:
             self._pool.withdraw(part)
         self._pool.dispatch()
+        self._settled()
+
+    def _wakened(self, chosen: Callable[[Part], bool]) -> list[Part]:
+        """Those parts among the ones that are to be tried again, which are not any more."""
+        found = [entry[2] for entry in self._later if chosen(entry[2])]
+        if found:
+            self._later = [entry for entry in self._later if not chosen(entry[2])]
+            heapq.heapify(self._later)
+            self._set_timer()
+        return found
 
     def _ended(self, part: Part, source: Source) -> None:
         """A part has come to an end: to tell, or to try again."""
@@ -437,7 +455,7 @@ class AsyncMailer:
         recipients = part.envelope.recipients
         if any_throttling(refused.values()):
             self._throttled()
-        if shipment.once:
+        if shipment.once or part.withdrawn or self._aborted:
             shipment.refused.update(refused)
             return
         crowded = {who for who, reply in refused.items() if _too_many(reply)}
@@ -449,11 +467,14 @@ class AsyncMailer:
         later = {who for who, reply in refused.items() if 400 <= reply.code <= 499} - crowded
         now = self._pool.loop.time()
         delay = None
-        if later and self._retry is not None and not self._aborted:
+        if later and self._retry is not None:
             delay = self._retry.wait(part.attempts, now - shipment.began, random.random())
         if delay is not None:
             rest = part.envelope.only([n for n, who in enumerate(recipients) if who in later])
-            self._again(Part(shipment, rest, part.attempts), now + delay)
+            again = Part(shipment, rest, part.attempts)
+            again.error = SMTPRecipientsRefused({who: refused[who] for who in later})  # if that is the end of it
+            again.error.state = "refused"
+            self._again(again, now + delay)
         else:
             later = set()
         shipment.refused.update({who: reply for who, reply in refused.items() if who not in crowded | later})
@@ -477,11 +498,7 @@ class AsyncMailer:
         assert pool is not None
         now = pool.loop.time()
         while self._later and self._later[0][0] <= now:
-            part = heapq.heappop(self._later)[2]
-            if part.withdrawn:
-                self._give_up(part)
-            else:
-                pool.submit(part)
+            pool.submit(heapq.heappop(self._later)[2])
         self._set_timer()
         pool.dispatch()
 
@@ -515,11 +532,17 @@ class AsyncMailer:
             self._quiet.set_result(None)
 
     async def _silence(self) -> None:
-        """Until nothing is in flight."""
-        while self._flying:
-            if self._quiet is None or self._quiet.done():
-                self._quiet = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._quiet)
+        """Until nothing is in flight, and no iterable is asked that was left."""
+        while True:
+            pulling = [run.pulling for run in self._runs if run.stopped and run.pulling is not None]
+            if self._flying:
+                if self._quiet is None or self._quiet.done():
+                    self._quiet = asyncio.get_running_loop().create_future()
+                await asyncio.shield(self._quiet)
+            elif under_way := {task for task in pulling if not task.done()} - {asyncio.current_task()}:
+                await asyncio.wait(under_way)
+            else:
+                break
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""
@@ -559,13 +582,16 @@ def _relays(given: str | Relay | Sequence[str | Relay] | None, window: int, opti
         raise TypeError(f"AsyncMailer() got an unexpected keyword argument {min(unknown)!r}")
     if given is None:
         found = Relay.from_environment()
-    elif isinstance(given, str | Relay):
-        found = [Relay.from_url(given) if isinstance(given, str) else given]
     else:
-        found = [Relay.from_url(one) if isinstance(one, str) else one for one in given]
+        several = [given] if isinstance(given, str | Relay) or not isinstance(given, Iterable) else given
+        found = [Relay.from_url(one) if isinstance(one, str) else one for one in several]
     if not found:
         raise ValueError("relay: none is given")
     for relay in found:
         if not isinstance(relay, Relay):
             raise TypeError(f"relay must be a URL or a Relay, not {type(relay).__name__}")
-    return [dataclasses.replace(relay, window=relay.window or window, **options) for relay in found]
+    said: Any = {name: value for name, value in options.items() if value is not None}
+    relays = [dataclasses.replace(relay, window=relay.window or window, **said) for relay in found]
+    for relay in relays:
+        check({"username": relay.username, "password": relay.password, "token": relay.token}, "AsyncMailer")
+    return relays

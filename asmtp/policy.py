@@ -34,9 +34,12 @@ def is_transient(error: Exception) -> bool:
 
 
 # What servers say when they are sent too much: there is no code for it, and 4.7.x says "policy" of greylisting too.
+# Too many recipients may be those of one message (but Postfix's "from" is a rate); too many messages "in this
+# connection" (Exim, Amazon) ask for another connection.
 _TOO_MUCH = re.compile(
-    rb"too (?:many(?! recipients)|much|fast|frequent)|throttl|slow down|\brate\b"
-    rb"|(?:connection|message|sending|hourly|daily)s? (?:limit|quota)",
+    rb"too (?:many(?! recipients(?! from| received)| messages in)|much|fast|frequent|quick)|throttl|slow down"
+    rb"|\brate\b(?!@)|unexpected volume"
+    rb"|(?:connection|messag(?:e|ing)|relay|send(?:ing)?|hourly|daily)s? (?:limit|quota)",
     re.IGNORECASE,
 )
 
@@ -46,8 +49,8 @@ def is_throttling(reply: Reply) -> bool:
     return 400 <= reply.code <= 499 and _TOO_MUCH.search(reply.message) is not None
 
 
-def _above_zero(value: float | None, name: str) -> None:
-    if value is None:
+def _above_zero(value: float | None, name: str, *, optional: bool = False) -> None:
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
@@ -87,7 +90,7 @@ class Retry:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise ValueError(f"retry.attempts must be a whole number, at least 1, not {self.attempts!r}")
         for name in ("within", "initial", "factor", "maximum"):
-            _above_zero(getattr(self, name), f"retry.{name}")
+            _above_zero(getattr(self, name), f"retry.{name}", optional=name == "within")
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"retry.jitter must be from 0 to 1, not {self.jitter!r}")
 
@@ -142,7 +145,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         for name in ("messages", "recipients", "per"):
-            _above_zero(getattr(self, name), f"rate.{name}")
+            _above_zero(getattr(self, name), f"rate.{name}", optional=name != "per")
         if self.messages is None and self.recipients is None:
             raise ValueError("rate: neither messages nor recipients are given")
 
@@ -151,10 +154,12 @@ class Rate:
         """From ``"100/s"``, ``"6000/min"``, ``"100 messages/s, 500 recipients/s"``, ``"1000/10min"``, or what is one.
 
         Raises:
-            ValueError: it is none of these.
+            ValueError, TypeError: it is none of these.
         """
         if isinstance(value, Rate):
             return value
+        if not isinstance(value, str):
+            raise TypeError(f"rate must be a str or a Rate, not {type(value).__name__}")
         found: dict[str, float] = {}
         for part in value.split(","):
             match = _RATE.fullmatch(part.strip().lower())

@@ -18,11 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError
+from asmtp.delivery import refusals
+from asmtp.errors import (
+    SMTPException,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+    SMTPStateError,
+)
 from asmtp.lane import Lane, LMTPLane, Part, Source
-from asmtp.policy import Pace, Rest
+from asmtp.options import Timeouts
+from asmtp.policy import Pace, Rest, any_throttling
+from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import NotBegun
-from asmtp.transport import Timeouts
 from asmtp.url import Relay
 
 __all__ = ["Candidate", "Pool", "plan"]
@@ -430,7 +438,7 @@ class Pool:
             part.over = False
             if lane is None:  # it did not come to any
                 self._ended(part, self.sources[0])
-            elif error is not None and not part.withdrawn and self._silently(part, lane, error):
+            elif error is not None and not (part.withdrawn or self._closed) and self._silently(part, lane, error):
                 again.append(part)
             else:
                 self._ended(part, lane.source)
@@ -455,8 +463,7 @@ class Pool:
         # that for ever, as each such connection has answered a message.
         return (
             lane.answered > 0
-            and isinstance(error, SMTPServerDisconnected)
-            and error.state == "not_sent"
+            and ((isinstance(error, SMTPServerDisconnected) and error.state == "not_sent") or _is_closing(error))
             and not part.shipment.once
         )
 
@@ -501,7 +508,18 @@ def _is_answered(error: BaseException | None) -> bool:
     """Whether a server has given its answer to a message; 421 is none, but the end of the connection."""
     if error is None:
         return True
-    return getattr(error, "state", None) == "refused" and getattr(error, "smtp_code", 0) != 421
+    return getattr(error, "state", None) == "refused" and not _is_closing(error)
+
+
+def _is_closing(error: BaseException) -> bool:
+    """Whether the server said 421: it closes, whatever it was asked (RFC 5321 §3.8).  Not, that it is sent too much."""
+    replies: list[Reply] = []
+    if isinstance(error, SMTPRecipientsRefused):
+        replies = list(refusals(error).values())
+    elif isinstance(error, SMTPResponseException):
+        text = error.smtp_error
+        replies = [Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())]
+    return any(reply.code == 421 for reply in replies) and not any_throttling(replies)
 
 
 def _no_connection(source: Source, error: Exception) -> SMTPException:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Protocol
 
 from asmtp.delivery import Delivery, Shipment, envelope_of, state_of
+from asmtp.errors import SMTPStateError
 
 __all__ = ["Carrier", "Deliveries", "Run"]
 
@@ -42,13 +43,15 @@ class Run:
     Args:
         mailer: who sends.
         limit: the most messages that may be in flight, or known and not told.
-        octets: about the most octets of content that may be in flight, where that is more than `least` messages.
+        octets: about the most octets of content that they may have, where that is more than `least` messages.
         least: see `octets`.
         in_order: tell of them in their order.
 
     Attributes:
         ready: what can be told.
         stopped: no more is taken.
+        pulling: the task that takes messages, once it was begun.
+        error: what it raised.
     """
 
     def __init__(self, mailer: Carrier, limit: int, octets: int, least: int, *, in_order: bool) -> None:
@@ -63,9 +66,11 @@ class Run:
         self._order: deque[Shipment | Delivery] = deque()
         self._flying = 0
         self._octets = 0
+        self._sizes: deque[int] = deque()  # the octets of those that are `ready`
         self._news: asyncio.Future[None] | None = None  # for who awaits what can be told
         self._room: asyncio.Future[None] | None = None  # for who awaits room
-        self._pulling: asyncio.Task[None] | None = None
+        self.pulling: asyncio.Task[None] | None = None
+        self._halted = False  # its cancellation is our own doing
         self._abandoned = False
         self.arrived = self._arrived  # one object, to be compared with
 
@@ -74,15 +79,16 @@ class Run:
     @property
     def full(self) -> bool:
         """Whether no more should be put."""
-        if self._octets >= self._most_octets and self._flying >= self._least:
-            return True
-        return self._flying + len(self.ready) >= self._limit
+        held = (len(self._order) if self._in_order else self._flying) + len(self.ready)
+        return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
     def put(self, item: Any) -> None:
         """Send an item; what is wrong with it is told like everything else."""
         envelope = None
         try:
             envelope = envelope_of(item)
+            if self.stopped:
+                raise SMTPStateError("not begun: nobody asks for more")
             shipment = Shipment(item, envelope, self.arrived, asyncio.get_running_loop().time(), time.time())
             self._mailer.take(shipment)
         except Exception as error:
@@ -96,44 +102,50 @@ class Run:
     def _tell_of(self, delivery: Delivery) -> None:
         """Something that did not come to be sent."""
         self._mailer.count(delivery.state)
-        (self._order if self._in_order else self.ready).append(delivery)
         if self._in_order:
+            self._order.append(delivery)
             self._line_up()
+        else:
+            self._now_ready(delivery, 0)
         self.settled()
 
     async def pull(self, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Take messages as there is room for them."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         try:
             if hasattr(messages, "__aiter__"):
                 async for item in messages:
                     self.put(item)
                     self._mailer.dispatch()
-                    await self.room()
+                    if self.stopped:  # and it did not care that it was cancelled
+                        break
+                    if self.full or loop.time() - begun > SLICE:
+                        await self.room()
+                        begun = loop.time()
             else:
-                await self._pull_iterable(messages)
-        except Exception as error:
-            self.error = error
+                for item in messages:
+                    self.put(item)
+                    if self.full or loop.time() - begun > SLICE:
+                        self._mailer.dispatch()
+                        await self.room()
+                        begun = loop.time()
         finally:
             self._mailer.dispatch()
-            self.stopped = True
-            self.settled()
 
-    async def _pull_iterable(self, messages: Iterable[Any]) -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        for item in messages:
-            self.put(item)
-            if self.full:
-                self._mailer.dispatch()
-                await self.room()
-                begun = loop.time()
-            elif loop.time() - begun > SLICE:
-                self._mailer.dispatch()
-                await asyncio.sleep(0)
-                begun = loop.time()
+    def _pulled(self, task: asyncio.Task[None]) -> None:
+        """There are no more messages, or none can be had."""
+        if not task.cancelled():
+            self.error = task.exception()
+        elif not self._halted:
+            self.error = asyncio.CancelledError("the iterable was cancelled")
+        self.stopped = True
+        self.settled()
 
     async def room(self) -> None:
-        """Until there is room for another."""
+        """Until there is room for another, and others have had their turn."""
+        if not self.full:
+            await asyncio.sleep(0)
         while self.full:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
@@ -143,7 +155,6 @@ class Run:
 
     def _arrived(self, shipment: Shipment) -> None:
         self._flying -= 1
-        self._octets -= shipment.octets
         if not self._in_order:
             self._tell(shipment)
         else:
@@ -152,7 +163,11 @@ class Run:
     def _tell(self, shipment: Shipment) -> None:
         delivery = shipment.delivery(time.time())
         self._mailer.count(delivery.state)
+        self._now_ready(delivery, shipment.octets)
+
+    def _now_ready(self, delivery: Delivery, octets: int) -> None:
         self.ready.append(delivery)
+        self._sizes.append(octets)
 
     def _line_up(self) -> None:
         """What can be told now, in order."""
@@ -160,7 +175,7 @@ class Run:
         while order:
             first = order[0]
             if isinstance(first, Delivery):
-                self.ready.append(first)
+                self._now_ready(first, 0)
             elif first.open:
                 break
             else:
@@ -180,29 +195,45 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether everything is known."""
-        return self.stopped and not self._flying
+        return self.stopped and not self._flying and (self.pulling is None or self.pulling.done())
 
-    async def exchange(self, items: Iterable[Any]) -> list[Delivery]:
-        """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from."""
-        told: list[Delivery] = []
-        for item in items:
-            while self.full:
+    async def exchange(self, items: deque[Any], told: deque[Delivery]) -> None:
+        """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
+
+        Another thread may fill the one and empty the other meanwhile.
+        """
+        while items:
+            if self.full:
                 self._mailer.dispatch()
                 await self.news()
-                told += self._told()
-            self.put(item)
+                self._hand_out(told)
+            else:
+                self.put(items.popleft())
         self._mailer.dispatch()
-        return told + self._told()
+        self._hand_out(told)
 
-    async def remaining(self) -> list[Delivery]:
-        """There are no more messages: some of what is left to tell; nothing when all is told."""
+    async def remaining(self, items: deque[Any], told: deque[Delivery]) -> None:
+        """There are no more messages: tell some of what is left to tell; nothing when all is told."""
         self.stopped = True
         await self.news()
-        return self._told()
+        self._hand_out(told)
+
+    def finish(self, items: deque[Any], told: deque[Delivery]) -> None:
+        """The same where the loop has ended."""
+        self.stopped = True
+        while items:
+            self.put(items.popleft())
+        self._hand_out(told)
+
+    def _hand_out(self, told: deque[Delivery]) -> None:
+        if not self._abandoned:
+            told.extend(self._told())
 
     def _told(self) -> list[Delivery]:
         told = list(self.ready)
         self.ready.clear()
+        self._octets -= sum(self._sizes)
+        self._sizes.clear()
         return told
 
     async def next(self, messages: Iterable[Any] | AsyncIterable[Any] | None) -> Delivery:
@@ -211,11 +242,12 @@ class Run:
         Raises:
             StopAsyncIteration: there is none.
         """
-        if self._pulling is None and messages is not None and not self.stopped:
-            self._pulling = asyncio.get_running_loop().create_task(self.pull(messages))
+        if self.pulling is None and messages is not None and not self.stopped:
+            self.pulling = asyncio.get_running_loop().create_task(self.pull(messages))
+            self.pulling.add_done_callback(self._pulled)
         while not self.ready:
             if self.over:
-                await self._end()
+                self._end()
                 raise StopAsyncIteration
             await self.news()
         return self.pop()
@@ -223,6 +255,7 @@ class Run:
     def pop(self) -> Delivery:
         """Tell of one, which makes room for another."""
         delivery = self.ready.popleft()
+        self._octets -= self._sizes.popleft()
         if self._room is not None and 2 * len(self.ready) < self._limit:
             self.settled()
         return delivery
@@ -230,15 +263,18 @@ class Run:
     async def news(self) -> None:
         """Until there is something to tell, or all is over."""
         if not self.ready and not self.over:
-            if self._news is None or self._news.done():
-                self._news = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._news)
+            await self._change()
 
-    async def _end(self) -> None:
-        self._mailer.left(self, ())
-        if self._pulling is not None:
-            await asyncio.wait([self._pulling])
+    async def _change(self) -> None:
+        """Until `settled` finds something new.  Several may wait."""
+        if self._news is None or self._news.done():
+            self._news = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._news)
+
+    def _end(self, untold: Iterable[Delivery] = ()) -> None:
+        """Everything is known.  Raises what the iterable raised; `untold` is for `drain` then."""
         error, self.error = self.error, None
+        self._mailer.left(self, untold if error is not None else ())
         if error is not None:
             raise error
 
@@ -246,15 +282,39 @@ class Run:
 
     def stop(self) -> None:
         """Take no more, and do not begin what was not begun."""
-        if self._pulling is not None and not self._pulling.done():
-            self._pulling.cancel()
+        if self.pulling is not None and not self.pulling.done():
+            self._halted = True
+            self.pulling.cancel()
         self.stopped = True
-        self._mailer.give_up(self)
+        if self._flying:
+            self._mailer.give_up(self)
         self.settled()
 
-    def abandon(self) -> None:
-        """Nobody will ask any more."""
+    def forget(self) -> None:
+        """The same as `abandon`, in any thread, and though the loop may be closed."""
+        loop = None if self.pulling is None else self.pulling.get_loop()
+        here = None
+        with contextlib.suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+        if loop is None or loop is here:
+            self.abandon()
+        else:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.abandon)
+
+    def abandon(self, items: Iterable[Any] = (), told: Iterable[Delivery] = ()) -> None:
+        """Nobody will ask any more.
+
+        Args:
+            items: what came of the iterable, and was not put.
+            told: what was told, and reached nobody.
+        """
         self.stop()
+        for delivery in reversed(list(told)):
+            self.ready.appendleft(delivery)
+            self._sizes.appendleft(0)
+        for item in items:
+            self.put(item)
         self._abandoned = True
         self.settled()
 
@@ -262,10 +322,9 @@ class Run:
         """Stop, wait for what is in flight, and give what nobody has taken."""
         self.stop()
         while not self.over:
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
+            await self._change()
         rest = self._told()
-        await self._end()
+        self._end(rest)
         return rest
 
 
@@ -295,5 +354,4 @@ class Deliveries(AsyncIterator[Delivery]):
         return await self._run.rest()
 
     def __del__(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-            self._run.abandon()
+        self._run.forget()

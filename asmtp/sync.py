@@ -42,6 +42,7 @@ from asmtp.options import (
     SMTP_PORT,
     SMTP_SSL_PORT,
     Options,
+    Timeouts,
     context_from_files,
     host_and_port,
 )
@@ -57,12 +58,12 @@ T = TypeVar("T")
 _DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
-def _timeouts(value: Any) -> float | None | transport.Timeouts:
+def _timeouts(value: Any) -> float | None | Timeouts:
     """smtplib's timeout: not given means socket's default; where that is not set, the RFC's limits."""
     if value is not _DEFAULT_TIMEOUT:
         return value  # type: ignore[no-any-return]
     default = socket.getdefaulttimeout()
-    return transport.Timeouts() if default is None else default
+    return Timeouts() if default is None else default
 
 
 class _Kept(Generic[T]):
@@ -209,7 +210,7 @@ class SMTP(AuthObjects):
         """What there is to see of the socket; None without a connection."""
         view = self._client.sock
         if view is not None:
-            timeout = self.timeout.command if isinstance(self.timeout, transport.Timeouts) else self.timeout
+            timeout = self.timeout.command if isinstance(self.timeout, Timeouts) else self.timeout
             view.settimeout(self._default_timeout if timeout is _DEFAULT_TIMEOUT else timeout)
         return view
 
@@ -262,7 +263,7 @@ class SMTP(AuthObjects):
         if source_address:
             self.source_address = source_address
         self._default_timeout = socket.getdefaulttimeout()
-        self._client.timeouts = transport.Timeouts.of(_timeouts(self.timeout))
+        self._client.timeouts = Timeouts.of(_timeouts(self.timeout))
         if self.debuglevel > 0:
             where = host if host.startswith("/") else host_and_port(host, port, self.default_port)
             self._print_debug("connect: to", where, self.source_address)

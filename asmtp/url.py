@@ -17,10 +17,9 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, TLSMode, Token, check
+from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Timeouts, TLSMode, Token, check
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
-from asmtp.transport import Timeouts
 
 __all__ = ["Relay"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asmtp import AsyncSMTP, Timeouts
+from asmtp import AsyncSMTP
 from asmtp import transport as transport_module
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.transport import local_hostname, resolve
@@ -40,39 +40,6 @@ def dead_port() -> Iterator[int]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.2", 0))
         yield sock.getsockname()[1]
-
-
-# ---- Timeouts ---------------------------------------------------------------------------------
-
-
-def test_one_number_sets_every_limit() -> None:
-    assert Timeouts.of(5) == Timeouts(5, 5, 5, 5, 5, 5, 5, 5)
-    assert Timeouts.of(None) == Timeouts(None, None, None, None, None, None, None, None)
-    chosen = Timeouts(final=1.5)
-    assert Timeouts.of(chosen) is chosen
-
-
-def test_the_defaults_are_those_of_rfc_5321() -> None:
-    limits = Timeouts()
-    assert (limits.greeting, limits.command, limits.data, limits.content, limits.final) == (300, 300, 120, 180, 600)
-
-
-@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
-def test_a_limit_that_is_no_time_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="^timeout"):
-        Timeouts.of(value)
-    with pytest.raises(ValueError, match=r"^timeout\.data"):
-        Timeouts(data=value)
-    with pytest.raises(ValueError, match="^timeout"):
-        AsyncSMTP(timeout=value)
-
-
-@pytest.mark.parametrize("value", ["5", True, (1, 2)])
-def test_a_limit_that_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="^timeout must be a number"):
-        Timeouts.of(value)
-    with pytest.raises(TypeError, match=r"^timeout\.quit must be a number"):
-        Timeouts(quit=value)
 
 
 # ---- where to connect -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asmtp.transport import Timeouts
+from asmtp.options import Timeouts
 from asmtp.url import Relay
 
 from .conftest import Certificates

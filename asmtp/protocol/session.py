@@ -44,10 +44,14 @@ class Group:
         replies: where replies are collected; a dialogue that writes several groups may share one list.
         per_recipient: (LMTP) the places of the RCPT replies: each 2yz among them but the first adds
             one to the replies owed after the content (RFC 2033 §4.2).
+
+    Attributes:
+        dropped: it never left: the session ended in the same breath.
     """
 
     __slots__ = (
-        "data", "events", "final", "last", "owed", "per_recipient", "phase", "replies", "secret", "serial", "wait",
+        "data", "dropped", "events", "final", "last", "owed", "per_recipient", "phase", "replies", "secret", "serial",
+        "wait",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +79,7 @@ class Group:
         self.replies: list[Reply] = [] if replies is None else replies
         self.per_recipient = per_recipient
         self.serial = 0  # see Session.settle()
+        self.dropped = False
 
 
 class _Pull:
@@ -158,6 +163,7 @@ class Session:
         self._queue: deque[Exchange] = deque()
         self._turn: Exchange | None = None
         self._output: list[bytes] = []
+        self._leaving: list[Group] = []  # those whose octets are in it
         self._unanswered = 0  # octets
         self._serial = 0  # counts the commands that may leave a transaction open
         self._settled = 0  # the last of them that is known to have left none
@@ -327,6 +333,7 @@ class Session:
         output = self._output
         data = output[0] if len(output) == 1 else b"".join(output)
         output.clear()
+        self._leaving.clear()
         return data
 
     def pump(self) -> None:
@@ -417,6 +424,7 @@ class Session:
             exchange.size += len(data)
             self._unanswered += len(data)
             self._output.append(data)
+            self._leaving.append(group)
             self.on_output()
 
     def _plaintext_over(self) -> bool:
@@ -541,10 +549,17 @@ class Session:
         self._owed.clear()
         self._queue.clear()
         self._output.clear()
+        for group in self._leaving:
+            group.dropped = True
+        self._leaving.clear()
         self.on_output()
         for exchange in waiting:
-            if exchange.abandoned or exchange.done:
+            if exchange.done:
+                continue
+            if exchange.abandoned:
                 exchange.done = True
+                if exchange.owner is not None:  # who has come back to see its end
+                    self.notify(exchange)
                 continue
             told = self._disconnected()
             if exchange is answered:

@@ -380,6 +380,8 @@ class Transaction:
 
     def _interrupted(self, error: SMTPServerDisconnected) -> NoReturn:
         """The connection ended.  What is known of the message?"""
+        if self._group is not None and self._group.dropped:
+            self._ended = False  # the last of it never left
         if error.state is None:
             end = self._base + 1 + len(self.envelope.recipients)
             envelope, content = self.replies[:end], self.replies[end:]
