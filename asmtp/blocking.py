@@ -137,6 +137,8 @@ class Mailer:
                     break
         finally:
             feed.leave()
+        if error is None and not feed.run.over:
+            error = _ended()
         try:
             if error is not None:
                 raise error
@@ -241,9 +243,14 @@ class _Feed:
 
     def leave(self) -> None:
         """The loop was left.  This may be called in any thread, and must not wait."""
-        self._thread.soon(self.run.abandon, self._batch, self.told)
+        self._thread.soon(self._left)
 
     # In the loop's thread.
+
+    def _left(self) -> None:
+        batch = list(self._batch)
+        self._batch.clear()
+        self.run.abandon(batch, self.told)
 
     def _wait(self, meetings: int) -> None:
         asyncio.get_running_loop().call_later(PATIENCE, self._fetch, meetings)
@@ -271,6 +278,7 @@ class _Thread:
         self._leaving = asyncio.Event()
         self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
         self._ready: Future[None] = Future()
+        self._gone = threading.Event()
         # A daemon, so that a program that forgets to close it ends; what is to be said at the end, `_at_exit` says.
         self._thread = threading.Thread(target=self._live, name="asmtp mailer", daemon=True)
         try:
@@ -333,6 +341,7 @@ class _Thread:
 
     def join(self) -> None:
         """Wait for its end."""
+        self._gone.wait()  # a join that is interrupted takes the thread for one that has ended (Python 3.11)
         self._thread.join()
 
     # ---- in the thread ----------------------------------------------------------------------
@@ -372,6 +381,7 @@ class _Thread:
             for call in list(self._calls):  # something was raised that ends loops
                 call.set_exception(_ended())
             _threads.discard(self)
+            self._gone.set()
 
     async def _serve(self) -> None:
         _threads.add(self)

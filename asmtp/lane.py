@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from email.message import Message
 from typing import Any
@@ -33,6 +34,9 @@ The next message's content waits for the reply to its envelope then: one round t
 known that the server does not have the message.
 """
 
+HANGING = 10.0
+"""Seconds, at least, after which the first connection to a relay is not waited for alone; some greet after 5 s."""
+
 AHEAD = 0.02
 SHALLOW, DEEP = 4, 16
 """Messages given to a connection where they go one by one: what it does in 20 ms, and so many at least and at most.
@@ -46,6 +50,8 @@ class Source:
 
     Attributes:
         rest: whether it is to be left alone.
+        failed_at: the loop's time at which it could not be reached, last.
+        lasting: why it could not, where that is nothing that passes: a wrong password, say.
         connect, service: seconds it takes to connect, and for a message, as last seen.
         overlap: it takes a transaction behind an unanswered message.
         most_recipients: the most it takes in one transaction (452), or None.
@@ -56,12 +62,19 @@ class Source:
         self.relay = relay
         self.name = relay.name
         self.rest = Rest()
+        self.failed_at = -math.inf
+        self.lasting: Exception | None = None
         self.connect = 0.05
         self.service = 0.001
         self.overlap = True
         self.most_recipients: int | None = None
         self.cap = 0
         self.cap_until = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a connection that is being opened is taken to hang."""
+        return max(HANGING, 3 * self.connect)
 
     def most_connections(self, limit: int, now: float) -> int:
         """How many connections it may have."""
@@ -78,6 +91,7 @@ class Part:
 
     Attributes:
         attempts: how often it was tried, the present time included.
+        since: the loop's time at which it was put in line.
         lane: the connection it is on.
         over: it has come to an end, and was not handed back yet.
         withdrawn: nobody wants it any more.
@@ -85,7 +99,7 @@ class Part:
     """
 
     __slots__ = (
-        "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment",
+        "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment", "since",
         "task", "withdrawn",
     )  # fmt: skip
 
@@ -95,6 +109,7 @@ class Part:
         self.shipment = shipment
         self.envelope = envelope
         self.attempts = attempts
+        self.since = 0.0
         self.lane: Lane | None = None
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
@@ -133,6 +148,7 @@ class Lane(AsyncSMTP):
         busy_since: the loop's time at which the last replies came, or it became busy.
         idle_since: the loop's time at which it became idle.
         retiring: it is given no more messages.
+        tidying: 1 while a RSET of `tidy` is part of its load: nobody is told of its end, so nothing may wait for it.
         service: seconds between the replies to two messages while it is busy, on average.
     """
 
@@ -172,6 +188,7 @@ class Lane(AsyncSMTP):
         self._one_by_one = True
         self._recipients: int | None = None
         self._carried = 0
+        self.tidying = 0
 
     def _made(self, connection: Connection) -> None:
         super()._made(connection)
@@ -220,7 +237,7 @@ class Lane(AsyncSMTP):
         """How many more messages it can be given now."""
         if not self.usable:
             return 0
-        room = max(0, self._depth - self.load)  # it may have been deeper when it was given what it has
+        room = max(0, self._depth - self.load + self.tidying)  # it may have been deeper when it was given what it has
         return room if self.limit is None else min(room, self.limit - self.begun)
 
     @property
@@ -347,6 +364,7 @@ class Lane(AsyncSMTP):
         """
         session = self._session
         if session.idle and not session.settled and not session.closed:
+            self.tidying = 1
             exchange = session.start(session.reset())
             exchange.owner = _Tidied(self, exchange)
 
@@ -375,6 +393,7 @@ class _Tidied:
         return False
 
     def set_result(self, result: None, /) -> None:
+        self._lane.tidying = 0
         reply = self._exchange.result
         if reply is not None and not reply.ok and self._lane.session.idle:
             self._lane.close()

@@ -533,14 +533,16 @@ class AsyncMailer:
 
     async def _silence(self) -> None:
         """Until nothing is in flight, and no iterable is asked that was left."""
+        here = asyncio.current_task()
         while True:
-            pulling = [run.pulling for run in self._runs if run.stopped and run.pulling is not None]
+            left = [run.pulling for run in self._runs if run.stopped and run.pulling not in (None, here)]
             if self._flying:
                 if self._quiet is None or self._quiet.done():
                     self._quiet = asyncio.get_running_loop().create_future()
                 await asyncio.shield(self._quiet)
-            elif under_way := {task for task in pulling if not task.done()} - {asyncio.current_task()}:
-                await asyncio.wait(under_way)
+            elif left:
+                await asyncio.wait([task for task in left if task is not None])
+                await asyncio.sleep(0)  # for who sees to their end
             else:
                 break
 

@@ -18,7 +18,7 @@ from asmtp.errors import (
 )
 from asmtp.protocol.reply import Reply
 
-__all__ = ["Pace", "Rate", "Rest", "Retry", "is_throttling", "is_transient"]
+__all__ = ["Pace", "Rate", "Rest", "Retry", "any_throttling", "is_crowded", "is_throttling", "is_transient"]
 
 
 def is_transient(error: Exception) -> bool:
@@ -35,10 +35,10 @@ def is_transient(error: Exception) -> bool:
 
 # What servers say when they are sent too much: there is no code for it, and 4.7.x says "policy" of greylisting too.
 # Too many recipients may be those of one message (but Postfix's "from" is a rate); too many messages "in this
-# connection" (Exim, Amazon) ask for another connection.
+# connection" (Exim, Amazon), and too many errors, ask for another connection.
 _TOO_MUCH = re.compile(
-    rb"too (?:many(?! recipients(?! from| received)| messages in)|much|fast|frequent|quick)|throttl|slow down"
-    rb"|\brate\b(?!@)|unexpected volume"
+    rb"too (?:many(?! recipients(?! from| received)| messages in| errors(?! from))|much|fast|frequent|quick)"
+    rb"|throttl|slow down|\brate\b(?!@)|unexpected volume"
     rb"|(?:connection|messag(?:e|ing)|relay|send(?:ing)?|hourly|daily)s? (?:limit|quota)",
     re.IGNORECASE,
 )
@@ -47,6 +47,14 @@ _TOO_MUCH = re.compile(
 def is_throttling(reply: Reply) -> bool:
     """Whether the server says that it is sent too much: 4yz, with words for that."""
     return 400 <= reply.code <= 499 and _TOO_MUCH.search(reply.message) is not None
+
+
+_CROWDED = re.compile(r"too many .*(?:connections|sessions)|connections? limit|concurren", re.IGNORECASE)
+
+
+def is_crowded(text: str) -> bool:
+    """Whether a server says that it has too many connections."""
+    return _CROWDED.search(text) is not None
 
 
 def _above_zero(value: float | None, name: str, *, optional: bool = False) -> None:

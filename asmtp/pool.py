@@ -28,7 +28,7 @@ from asmtp.errors import (
 )
 from asmtp.lane import Lane, LMTPLane, Part, Source
 from asmtp.options import Timeouts
-from asmtp.policy import Pace, Rest, any_throttling
+from asmtp.policy import Pace, Rest, any_throttling, is_crowded, is_transient
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import NotBegun
 from asmtp.url import Relay
@@ -66,8 +66,10 @@ C = TypeVar("C", bound=Candidate)
 def plan(candidates: Sequence[C], waiting: int, spare: int, connect: float, service: float) -> tuple[list[C], int]:
     """Which connection each message that waits is given to, and how many to open.
 
-    A message goes where it will be answered first.  That may be a connection that has no room for it now, or is not
-    open yet: then it waits.  A new connection costs both sides something: it has to be worth twice the time it takes.
+    Connections that have nothing to do get one first, however slow they seem: what else there is may hang.  They get it
+    in their order, so that the last of them come to be closed where they are not needed any more.  Then a message goes
+    where it will be answered first.  That may be a connection that has no room for it now, or is not open yet: then it
+    waits.  A new connection costs both sides something: it has to be worth twice the time it takes.
 
     Args:
         candidates: the connections, open or being opened.
@@ -79,11 +81,17 @@ def plan(candidates: Sequence[C], waiting: int, spare: int, connect: float, serv
     Returns:
         The connections to be given the first messages of the line, in order; how many to open.
     """
-    chosen: list[C] = []
     opened = 0
     rooms = [candidate.room for candidate in candidates]
-    free = sum(rooms)
     line = [(c.left + (c.load + 1) * c.service, place, c.service) for place, c in enumerate(candidates)]
+    unused = [place for place, c in enumerate(candidates) if rooms[place] and not c.load][:waiting]
+    chosen = [candidates[place] for place in unused]
+    for place in unused:
+        rooms[place] -= 1
+        eta, _, each = line[place]
+        line[place] = (eta + each, place, each)
+    waiting -= len(chosen)
+    free = sum(rooms)
     heapq.heapify(line)
     new = 2 * connect + service
     while waiting and (free or spare):
@@ -170,6 +178,7 @@ class Pool:
         self._sweeping_soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._short_since = math.inf  # the loop's time since which there was no room for all that waited
         self._closed = False
 
     @property
@@ -182,6 +191,7 @@ class Pool:
     def submit(self, part: Part) -> None:
         """Put a part in line.  `dispatch` is to be called then."""
         part.attempts += 1
+        part.since = self.loop.time()
         self.waiting.append(part)
 
     def withdraw(self, part: Part) -> None:
@@ -197,16 +207,23 @@ class Pool:
 
     def dispatch(self) -> None:
         """Give the messages that wait to connections, and open some if need be."""
-        if not self.waiting or self._closed:
+        if self._closed:
+            self._close_line()
+        if not self.waiting:
+            self._short_since = math.inf
             return
         now = self.loop.time()
         allowed = len(self.waiting)
         if self.pace is not None:
             allowed = self._allowed(self.pace, now)
             if not allowed:
+                self._wake(now + self.pace.wait(now))
                 return
         source = self._source(now)
-        candidates, spare = self._candidates(source, now)
+        candidates, spare, least = self._candidates(source, now)
+        if source.lasting is not None and not (candidates or self._opening or source.rest.over(now)):
+            self._turn_away(source, source.lasting, now)
+            return
         chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
         for lane in chosen:
             part = self.waiting.popleft()
@@ -216,46 +233,55 @@ class Pool:
             if self.pace is not None:
                 self.pace = self.pace.sent(now, len(part.envelope.recipients))
             lane.begin(part, now)
-        for _ in range(opened):
+        if self.pace is not None and self.waiting and len(chosen) == allowed:
+            self._wake(now + self.pace.wait(now))  # the others wait for their time, not for room
+        # What can be seen of the load is what is in flight: where some have waited for as long, there are more.
+        if len(chosen) == allowed:
+            self._short_since = math.inf
+        elif opened or self._opening or self._short_since == math.inf:
+            self._short_since = now
+        elif spare and now - self._short_since > 2 * source.connect:
+            least = 1
+        for _ in range(max(opened, least)):
             self._open(source, now)
 
     def _allowed(self, pace: Pace, now: float) -> int:
-        """How many messages may go by the rate; sees to the others' time."""
+        """How many messages may go by the rate."""
         count = 0
         for part in self.waiting:
-            wait = pace.wait(now)
-            if wait > 0:
-                self._wake(now + wait)
+            if pace.wait(now) > 0:
                 break
             pace = pace.sent(now, len(part.envelope.recipients))
             count += 1
         return count
 
     def _source(self, now: float) -> Source:
-        """The relay to use: the first that need not rest, or else the first whose rest is over."""
+        """The relay to use: the first that need not rest, or else each in its turn."""
         for source in self.sources:
             if source.rest.over(now):
                 return source
-        return min(self.sources, key=lambda source: source.rest.until)
+        return min(self.sources, key=lambda source: (source.lasting is not None, source.failed_at))
 
-    def _candidates(self, source: Source, now: float) -> tuple[list[Any], int]:
-        """Connections that may be given messages, and how many more may be opened."""
-        mine = [lane for lane in self.lanes if lane.source is source and lane.usable]
+    def _candidates(self, source: Source, now: float) -> tuple[list[Any], int, int]:
+        """Connections that may be given messages; how many more may be opened, and how many are, whatever the load."""
+        here = [lane for lane in self.lanes if lane.source is source]
         # Until there is one to the relay that is preferred, the others serve.
-        candidates: list[Any] = mine or [lane for lane in self.lanes if lane.usable]
-        open_here = sum(lane.source is source for lane in self.lanes)
-        for opening in self._opening.values():
-            if opening.source is source:
-                opening.now = now
-                candidates.append(opening)
-                open_here += 1
+        candidates: list[Any] = [lane for lane in here if lane.usable] or [lane for lane in self.lanes if lane.usable]
+        helped = bool(candidates) and not here
+        trying = [opening for opening in self._opening.values() if opening.source is source]
+        for opening in trying:
+            opening.now = now
         total = self.connections - len(self.lanes) - len(self._opening)
-        spare = min(total, source.most_connections(self.connections, now) - open_here)
-        if spare <= 0 and not open_here and not self._opening:
-            self._make_room(source)
-        if candidates and not mine and open_here:
-            spare = 0  # one tries whether the preferred relay is back
-        return candidates, max(0, spare)
+        spare = max(0, min(total, source.most_connections(self.connections, now) - len(here) - len(trying)))
+        if not here:
+            if not spare and not self._opening:
+                self._make_room(source)
+            # One finds out whether the relay can be had (several with a wrong password, and the account is locked), and
+            # another if that one hangs.
+            if any(now < opening.begun + source.patience for opening in trying):
+                spare = 0
+            spare = min(spare, 1)
+        return candidates + trying, spare, spare if helped and not trying else 0
 
     def _make_room(self, source: Source) -> None:
         """All connections are to other relays than the one that is preferred: one of them has to go."""
@@ -270,6 +296,8 @@ class Pool:
         part.envelope = envelope.only(places[:most])
         starts = range(most, len(places), most)
         others = [Part(part.shipment, envelope.only(places[at : at + most]), part.attempts) for at in starts]
+        for other in others:
+            other.since = part.since
         self.waiting.extendleft(reversed(others))
 
     # ---- connections ------------------------------------------------------------------------
@@ -282,12 +310,15 @@ class Pool:
         task = self.loop.create_task(self._bring_up(lane))
         self._opening[task] = _Opening(source, now)
         task.add_done_callback(self._opened)
+        self._wake(now + 1.01 * source.patience)  # a timer may be a little early
 
     async def _bring_up(self, lane: Lane) -> None:
         source = lane.source
         begun = self.loop.time()
         try:
             await lane.open()
+            if not lane.is_connected:  # it was closed in the same breath
+                raise lane.session.error or SMTPServerDisconnected("Connection unexpectedly closed")
         except Exception as error:
             await lane.close()
             self._forget_opening()
@@ -298,13 +329,13 @@ class Pool:
             raise
         now = self.loop.time()
         source.rest = Rest()
+        source.lasting = None
         source.connect += (now - begun - source.connect) / 2
         lane.idle_since = now
         if self.max_age is not None:
             lane.until = now + self.max_age * random.uniform(0.9, 1)
+            self._wake(lane.until)
         self._forget_opening()
-        if not lane.is_connected:  # it was closed in the same breath
-            return
         self.lanes.append(lane)
         if source is self._source(now):
             for other in self.lanes:  # that helped out
@@ -325,22 +356,30 @@ class Pool:
 
     def _not_opened(self, source: Source, error: Exception) -> None:
         """A connection could not be opened."""
-        now = self.loop.time()
+        source.failed_at = now = self.loop.time()
         here = sum(lane.source is source and not lane.retiring for lane in self.lanes)
         if here:
             # There are others: so many it takes.
             source.shrink(here, now)
         else:
-            source.rest = source.rest.failed(now, random.random())
-        trying = any(opening.source is source for opening in self._opening.values())
-        helping = any(lane.usable for lane in self.lanes)
-        elsewhere = any(other.rest.over(now) for other in self.sources)
-        if not (here or trying or helping or elsewhere):
-            waiting, self.waiting = self.waiting, deque()
-            for part in waiting:
+            if source.rest.over(now):  # several that fail together have failed once
+                source.rest = source.rest.failed(now, random.random())
+            source.lasting = None if is_transient(_no_connection(source, error)) else error
+        if not (here or self._opening or any(lane.usable for lane in self.lanes)):
+            # Each relay is tried for each message, but for those of which it is known that there is no use in it.
+            tried = [other.failed_at for other in self.sources if other.lasting is None or other.rest.over(now)]
+            self._turn_away(source, error, min(tried, default=now))
+        self.dispatch()
+
+    def _turn_away(self, source: Source, error: Exception, until: float) -> None:
+        """There is no connection for those that wait since `until` or longer, and will not be soon."""
+        waiting, self.waiting = self.waiting, deque()
+        for part in waiting:
+            if part.since > until:
+                self.waiting.append(part)
+            else:
                 part.error = _no_connection(source, error)
                 self._finish(part)
-        self.dispatch()
 
     def _lost(self, lane: Lane) -> None:
         """A connection is gone."""
@@ -348,7 +387,7 @@ class Pool:
             self.lanes.remove(lane)
             now = self.loop.time()
             why = lane.session.error
-            if why is not None and "too many" in str(why).lower() and not lane.retiring:
+            if why is not None and is_crowded(str(why)) and not lane.retiring:
                 here = sum(other.source is lane.source for other in self.lanes)
                 lane.source.shrink(here, now)
         if not self._closed:
@@ -357,7 +396,7 @@ class Pool:
     def _retire(self, lane: Lane) -> None:
         """Give it no more messages, and close it when it has none left."""
         lane.retiring = True
-        if not lane.load and not self._closed:
+        if lane.load == lane.tidying and not self._closed:
             task = self.loop.create_task(lane.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
@@ -439,6 +478,7 @@ class Pool:
             if lane is None:  # it did not come to any
                 self._ended(part, self.sources[0])
             elif error is not None and not (part.withdrawn or self._closed) and self._silently(part, lane, error):
+                part.since = now
                 again.append(part)
             else:
                 self._ended(part, lane.source)
@@ -452,7 +492,9 @@ class Pool:
         """Whether a message goes back into the line without anyone's knowing."""
         if isinstance(error, NotBegun):
             # A server that does not take a RSET behind an unanswered message (Haraka: 503).
-            lane.session.overlap = lane.source.overlap = False
+            for other in {lane, *self.lanes}:
+                if other.source is lane.source:
+                    other.alone()
             part.not_begun += 1
             if part.not_begun < 2:
                 return True
@@ -497,6 +539,10 @@ class Pool:
             task.cancel()
         for lane in list(self.lanes):
             lane.close()
+        self._close_line()
+
+    def _close_line(self) -> None:
+        """Nothing goes any more."""
         waiting, self.waiting = self.waiting, deque()
         for part in waiting:
             part.error = SMTPStateError("the mailer was closed")

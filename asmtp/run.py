@@ -50,7 +50,7 @@ class Run:
     Attributes:
         ready: what can be told.
         stopped: no more is taken.
-        pulling: the task that takes messages, once it was begun.
+        pulling: the task that takes messages, while there is one; it is `None` when its end was seen to.
         error: what it raised.
     """
 
@@ -70,7 +70,8 @@ class Run:
         self._news: asyncio.Future[None] | None = None  # for who awaits what can be told
         self._room: asyncio.Future[None] | None = None  # for who awaits room
         self.pulling: asyncio.Task[None] | None = None
-        self._halted = False  # its cancellation is our own doing
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it was begun
+        self._halted = False  # the task's cancellation is our own doing
         self._abandoned = False
         self.arrived = self._arrived  # one object, to be compared with
 
@@ -139,6 +140,7 @@ class Run:
             self.error = task.exception()
         elif not self._halted:
             self.error = asyncio.CancelledError("the iterable was cancelled")
+        self.pulling = None
         self.stopped = True
         self.settled()
 
@@ -195,7 +197,7 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether everything is known."""
-        return self.stopped and not self._flying and (self.pulling is None or self.pulling.done())
+        return self.stopped and not self._flying and self.pulling is None
 
     async def exchange(self, items: deque[Any], told: deque[Delivery]) -> None:
         """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
@@ -236,14 +238,15 @@ class Run:
         self._sizes.clear()
         return told
 
-    async def next(self, messages: Iterable[Any] | AsyncIterable[Any] | None) -> Delivery:
+    async def next(self, messages: Iterable[Any] | AsyncIterable[Any]) -> Delivery:
         """What became of another message.
 
         Raises:
             StopAsyncIteration: there is none.
         """
-        if self.pulling is None and messages is not None and not self.stopped:
-            self.pulling = asyncio.get_running_loop().create_task(self.pull(messages))
+        if self._loop is None and not self.stopped:
+            self._loop = asyncio.get_running_loop()
+            self.pulling = self._loop.create_task(self.pull(messages))
             self.pulling.add_done_callback(self._pulled)
         while not self.ready:
             if self.over:
@@ -282,7 +285,7 @@ class Run:
 
     def stop(self) -> None:
         """Take no more, and do not begin what was not begun."""
-        if self.pulling is not None and not self.pulling.done():
+        if self.pulling is not None:
             self._halted = True
             self.pulling.cancel()
         self.stopped = True
@@ -292,15 +295,14 @@ class Run:
 
     def forget(self) -> None:
         """The same as `abandon`, in any thread, and though the loop may be closed."""
-        loop = None if self.pulling is None else self.pulling.get_loop()
         here = None
         with contextlib.suppress(RuntimeError):
             here = asyncio.get_running_loop()
-        if loop is None or loop is here:
+        if self._loop is None or self._loop is here:
             self.abandon()
         else:
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.abandon)
+                self._loop.call_soon_threadsafe(self.abandon)
 
     def abandon(self, items: Iterable[Any] = (), told: Iterable[Delivery] = ()) -> None:
         """Nobody will ask any more.
@@ -343,7 +345,9 @@ class Deliveries(AsyncIterator[Delivery]):
         run = self._run
         if run.ready:
             return run.pop()
-        return await run.next(self._messages)
+        messages = self._messages
+        del self  # else who cancels the loop has it in the traceback, and it is not known that the loop was left
+        return await run.next(messages)
 
     async def aclose(self) -> list[Delivery]:
         """Take no more messages, and wait for those in flight.

@@ -255,11 +255,12 @@ class Connection(asyncio.BufferedProtocol):
             self._seen = progress
             self._since = now
         limit = self._limits.get(phase, math.inf)
-        if now - self._since >= limit:
+        deadline = self._since + limit
+        if now >= deadline:
             what = phase.value
             session.fail(SMTPTimeoutError(f"timed out: no answer to {what} within {limit:g} seconds"))
             return
-        self._timer = self._loop.call_later(min(self._since + limit - now, self._tick), self._watch)
+        self._timer = self._loop.call_at(min(deadline, now + self._tick), self._watch)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

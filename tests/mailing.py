@@ -23,6 +23,7 @@ __all__ = [
 
 Answer = Callable[[str, str], str | None]
 
+
 def mailer(*servers: Relay | Scripted, **options: Any) -> AsyncMailer:
     """A mailer for servers of the test."""
     where = [asmtp.Relay(server.host, server.port, lmtp=getattr(server, "lmtp", False)) for server in servers]
@@ -47,7 +48,7 @@ def email(text: str = "hello\n", **fields: str) -> EmailMessage:
 
 
 def answering(**replies: str) -> Answer:
-    """Answers by verb, and by the beginning of an address: ``RCPT="550 no"``, ``RCPT_b1="451 later"``; end: content's."""
+    """Answers by verb, or by it and the address: ``RCPT="550 no"``, ``RCPT_b1="451 later"``; end: content's."""
 
     def answer(verb: str, line: str) -> str | None:
         for key, reply in replies.items():

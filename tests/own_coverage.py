@@ -21,9 +21,17 @@ OWN = {
     "asmtp/__main__.py": ("tests.test_cli",),
     "asmtp/client.py": ("tests.test_client", "tests.test_cancellation", "tests.test_misbehaving"),
     "asmtp/commands.py": ("tests.test_client",),
+    "asmtp/run.py": ("tests.test_run", "tests.test_blocking"),
     "asmtp/cli/__init__.py": ("tests.test_cli",),
     "asmtp/cli/demo.py": ("tests.test_cli",),
     "asmtp/cli/server.py": ("tests.test_cli", "tests.test_sync", "tests.test_examples"),
+    "asmtp/cli/account.py": ("tests.test_cli_journal", "tests.test_cli_bulk"),
+    "asmtp/cli/bulk.py": ("tests.test_cli_bulk",),
+    "asmtp/cli/journal.py": ("tests.test_cli_journal",),
+    "asmtp/cli/progress.py": ("tests.test_cli_progress",),
+    "asmtp/cli/sending.py": ("tests.test_cli_bulk",),
+    "asmtp/cli/sources.py": ("tests.test_cli_sources",),
+    "asmtp/cli/tally.py": ("tests.test_cli_bulk",),
 }
 # Runs in a process of its own.
 ELSEWHERE = {"asmtp/__main__.py"}

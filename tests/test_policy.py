@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asmtp import Rate, Reply, Retry, errors
-from asmtp.policy import Pace, Rest, any_throttling, is_throttling, is_transient
+from asmtp.policy import Pace, Rest, any_throttling, is_crowded, is_throttling, is_transient
 from asmtp.protocol.transaction import NotBegun
 
 # ---- Retry: how long to wait -------------------------------------------------------------------
@@ -280,6 +280,7 @@ TOO_MUCH = """
 452 4.3.2 Connection rate limit exceeded.
 421 4.1.0 192.0.2.1 Throttled - try again later
 421 Too many connections, slow down. OFR004_104
+421 Too many errors from your ip (192.0.2.1)
 450 Requested mail action not taken: mailbox unavailable. Mail send limit exceeded.
 451 You've exceeded your messaging limits
 """.strip().splitlines()
@@ -302,6 +303,7 @@ NOT_TOO_MUCH = """
 452 4.3.1 Insufficient system storage
 452 4.3.4 Message size exceeds fixed limit
 421 too many messages in this connection
+421 4.7.0 mx.example Error: too many errors
 421 4.3.0 Temporary System Problem. Try again later
 451 4.3.0 Mail server temporarily rejected message
 451 4.3.5 Server configuration error
@@ -331,6 +333,29 @@ def test_too_much(line: str) -> None:
 @pytest.mark.parametrize("line", NOT_TOO_MUCH)
 def test_not_too_much(line: str) -> None:
     assert not is_throttling(reply(line))
+
+
+@pytest.mark.parametrize(
+    ("text", "crowded"),
+    [
+        ("server closed the connection: 421 4.7.0 mx.example Error: too many connections from 192.0.2.1", True),
+        ("421 mx.example: Too many concurrent SMTP connections; please try again later.", True),
+        ("421 mx.example Too many SMTP sessions for this host", True),
+        ("421-RL000001 too many sessions open", True),
+        ("432 4.3.2 Concurrent connections limit exceeded", True),
+        ("421 4.3.2 The maximum number of concurrent server connections has exceeded a limit", True),
+        ("421 RP-003 The mail server IP has exceeded the connection limit allowed", True),
+        ("421 too many messages in this connection", False),
+        ("421 Max message per connection reached, please establish new connection", False),
+        ("421 4.7.0 mx.example Error: too many errors", False),
+        ("421 4.4.2 mx.example Error: timeout exceeded", False),
+        ("452 4.5.3 Error: too many recipients", False),
+        ("Connection unexpectedly closed", False),
+    ],
+)
+def test_too_many_connections(text: str, crowded: bool) -> None:
+    assert is_crowded(text) is crowded
+    assert is_crowded(text.upper()) is crowded
 
 
 def test_text_over_several_lines() -> None:

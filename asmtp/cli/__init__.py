@@ -1,10 +1,10 @@
-"""The command line: ``asmtp demo``."""
+"""The command line: ``asmtp demo``, ``asmtp bulk``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from asmtp import __version__
 
@@ -12,12 +12,22 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0, 1 if it failed, 2 if it cannot be run."""
+    """Run a command; the exit status: 0, 1 if it failed, 2 if it cannot be run, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(prog="asmtp", description="An asyncio-native SMTP client.")
     parser.add_argument("--version", action="version", version=f"asmtp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("demo", help="send to a server that it starts itself on loopback, and show the dialogue")
-    parser.parse_args(argv)
+    _bulk_arguments(commands.add_parser("bulk", help="send many messages out of files", description=_BULK))
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "bulk" and not any(argument.startswith("-") for argument in rest):
+        arguments.paths += rest  # paths with options between them, which argparse cannot take
+    elif rest:  # told without their values, which may be URLs with passwords
+        options = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
+        parser.error(f"unrecognized arguments: {' '.join(options) or len(rest)}")
+    if arguments.command == "bulk":
+        from asmtp.cli.bulk import bulk
+
+        return bulk(arguments)
     try:
         from asmtp.cli.demo import demo
     except ModuleNotFoundError as error:
@@ -26,3 +36,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("asmtp demo needs aiosmtpd: pip install 'asmtp[demo]'", file=sys.stderr)
         return 2
     return demo()
+
+
+_BULK = """
+Send messages out of files: octet for octet as they are, but without their Bcc fields.  Sender and recipients are those
+of the header unless they are given.  The exit status is 0 if every message was sent to all of its recipients, 1 if not,
+2 if it cannot be run, 130 if it was interrupted.
+"""
+
+
+def _bulk_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="a message, a directory of .eml files, a Maildir, or an mbox")
+    add(
+        "--url", action="append", help="the server: smtps://user:password@host; may be repeated; else ASMTP_URL is used"
+    )
+    add("--sender", metavar="ADDR", help="the envelope sender; '' for none")
+    add("--recipient", metavar="ADDR", action="append", default=[], help="an envelope recipient; may be repeated")
+    add("--connections", metavar="N", type=_number(1), default=4, help="connections at most (%(default)s)")
+    add("--rate", help="messages or recipients in a time at most: 100/s, 6000/min, '500 recipients/s'")
+    add("--retry", metavar="N", type=_number(0), default=2, help="times to try again what failed for now (%(default)s)")
+    add("--timeout", metavar="S", type=float, help="seconds for each phase, instead of those of RFC 5321")
+    add("--journal", metavar="FILE", help="keep account there; run again with it, it sends what was not sent")
+    add("--retry-in-doubt", action="store_true", help="send what may have been delivered already, too")
+    add("--dry-run", action="store_true", help="connect nowhere; tell what would be sent to whom")
+    add("--json", action="store_true", help="tell the outcome as one JSON object")
+    add("--quiet", action="store_true", help="show no progress")
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    return number

@@ -12,7 +12,7 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from .script import Peer, listening
 
@@ -343,8 +343,11 @@ class Conversation(Peer):
             self._chunk_end()
 
 
+R = TypeVar("R", bound=Relay)
+
+
 @contextlib.asynccontextmanager
-async def relaying(relay: Relay, **where: Any) -> AsyncIterator[Relay]:
+async def relaying(relay: R, **where: Any) -> AsyncIterator[R]:
     """Run a relay, on a free port of 127.0.0.1 unless told where."""
     async with listening(relay.accept, **where) as address:
         if isinstance(address, str):
@@ -354,6 +357,7 @@ async def relaying(relay: Relay, **where: Any) -> AsyncIterator[Relay]:
         try:
             yield relay
         finally:
+            await asyncio.sleep(0)  # one that was accepted just now has no transport yet
             for conversation in relay.connections:
                 conversation.kill()
             await relay.quiet()
