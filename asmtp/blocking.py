@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar, Unpack
 import anyio
 
 from asmtp.body import Content
-from asmtp.delivery import Delivery, Receipt
+from asmtp.delivery import Delivery, Receipt, Shipment
 from asmtp.errors import SMTPStateError
 from asmtp.mailer import AsyncMailer, MailerOptions, Statistics
 from asmtp.protocol.envelope import Envelope
@@ -211,7 +211,7 @@ class _Feed:
 
     def __init__(self, thread: _Thread, in_order: bool) -> None:
         self._thread = thread
-        self._batch: deque[Any] = deque()  # what the iterable gave: the loop's thread takes it out
+        self._batch: deque[Shipment | Delivery] = deque()  # what the iterable gave: the loop's thread takes it out
         self.told: deque[Delivery] = deque()
         self.run = thread.call(self._begin, in_order)
         self.met = time.monotonic()
@@ -222,14 +222,16 @@ class _Feed:
 
     def put(self, item: Any) -> None:
         """Hand over an item, now or in a moment."""
-        self._batch.append(item)
+        self._batch.append(self.run.prepared(item))
         if len(self._batch) >= BATCH or time.monotonic() - self.met > PATIENCE:
             self.meet(self.run.exchange)
         elif len(self._batch) == 1:
             # The next one may be long in coming.
             self._thread.soon(self._wait, self._meetings)
 
-    def meet(self, function: Callable[[deque[Any], deque[Delivery]], Coroutine[Any, Any, None]]) -> None:
+    def meet(
+        self, function: Callable[[deque[Shipment | Delivery], deque[Delivery]], Coroutine[Any, Any, None]]
+    ) -> None:
         """Let the loop's thread take what there is to take, and tell what there is to tell."""
         self._meetings += 1
         try:

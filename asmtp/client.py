@@ -413,6 +413,9 @@ class AsyncSMTP(Commands):
             except SMTPException:
                 await self._tidy(connection)
                 raise
+            except asyncio.CancelledError as error:
+                error.state = transaction.state  # type: ignore[attr-defined]  # for who keeps an account
+                raise
 
     async def _tidy(self, connection: Connection) -> None:
         """After a refusal: RSET, as smtplib does it, so that no transaction stays open on an idle connection.

@@ -8,22 +8,23 @@ account of each recipient over all of them.  No I/O, no clock.
 from __future__ import annotations
 
 import copy
+import email.policy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
-from asmtp.body import WHOLE, check_content
+from asmtp.body import PIECE, WHOLE, check_content
 from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.message import weight
+from asmtp.protocol.message import flatten, weight
 from asmtp.protocol.reply import Reply
 
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Delivery", "Receipt", "Shipment", "envelope_of", "refusals", "state_of"]
+__all__ = ["Delivery", "Receipt", "Shipment", "envelope_of", "is_heavy", "refusals", "state_of"]
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Delivery:
         error: why it was not sent, or is in doubt.
     """
 
-    item: Any
+    item: Any = field(repr=False)  # what is in a message does not belong into logs
     envelope: Envelope | None
     state: DeliveryState
     receipt: Receipt | None = field(default=None)
@@ -77,7 +78,7 @@ class Delivery:
 
     @property
     def ok(self) -> bool:
-        """Whether it was sent; `receipt.refused` tells for whom it was not."""
+        """Whether it was sent, to one recipient at least; `receipt.complete` tells whether to all."""
         return self.state == "sent"
 
 
@@ -109,11 +110,18 @@ def envelope_of(item: Any) -> Envelope:
     )
 
 
-def _octets(content: Any) -> int:
-    """About how much memory it takes."""
-    if isinstance(content, bytes | str | bytearray | memoryview):
-        return len(content)
-    return weight(content) if isinstance(content, Message) else 0
+def is_heavy(item: Any) -> bool:
+    """Whether a :class:`Shipment` of it is better made off the event loop: a large email.message.Message."""
+    message = item.content if isinstance(item, Envelope) else item[2] if type(item) is tuple and item[2:] else item
+    return isinstance(message, Message) and weight(message) > PIECE
+
+
+def _each_once(envelope: Envelope) -> Envelope:
+    """A recipient that is listed twice gets the message once."""
+    recipients = envelope.recipients
+    if len(recipients) == 1 or len(first := dict.fromkeys(recipients)) == len(recipients):
+        return envelope
+    return envelope.only([recipients.index(who) for who in first])
 
 
 class Shipment:
@@ -123,11 +131,14 @@ class Shipment:
         item: what the caller gave.
         envelope: sender, recipients, and the content.
         arrived: is called once, with this, when all is known.
-        now: the loop's time, in seconds.
         time: the same as `time.time()`.
 
     Attributes:
+        content: an email.message.Message is written as octets here, so it can be used for the next message.
+        eight_bit: the content was made of such an object, and is not for servers without 8BITMIME: see `seven_bit`.
         octets: about how much memory its content takes.
+        once: there is no second try, as the content is gone when it was sent.
+        began: the loop's time at which it was tried first, or None.
 
     Raises:
         TypeError: the content is nothing that can be sent.
@@ -135,28 +146,30 @@ class Shipment:
     """
 
     __slots__ = (
-        "accepted", "arrived", "attempts", "began", "content", "envelope", "failed", "item", "once", "open", "parts",
-        "octets", "refused", "relay", "rendered", "reply", "started",
+        "accepted", "arrived", "attempts", "began", "content", "eight_bit", "envelope", "failed", "item", "once",
+        "open", "parts", "octets", "refused", "relay", "reply", "started", "_seven_bit",
     )  # fmt: skip
 
-    def __init__(
-        self, item: Any, envelope: Envelope, arrived: Callable[[Shipment], None], now: float, time: float
-    ) -> None:
+    def __init__(self, item: Any, envelope: Envelope, arrived: Callable[[Shipment], None], time: float) -> None:
         content = envelope.content
         self.once = False
+        self.eight_bit = False
         if type(content) is not bytes:
             check_content(content)
+            if isinstance(content, Message):
+                content = flatten(content, utf8=envelope.international)
+                self.eight_bit = not content.isascii()
             # A file object or an iterator has been read when it was sent: there is no second time.
             self.once = hasattr(content, "read") or hasattr(content, "__aiter__")
             if isinstance(content, str | bytearray | memoryview) and len(content) <= WHOLE:
                 content = to_octets(content)
-        self.octets = _octets(content)
+        self.octets = len(content) if isinstance(content, bytes | str | bytearray | memoryview) else 0
         self.item = item
-        self.envelope = envelope
+        self.envelope = _each_once(envelope)
         self.content: Any = content
-        self.rendered: tuple[tuple[bool, bool], bytes] | None = None  # a Message as octets, and for what kind of server
+        self._seven_bit: bytes | None = None
         self.arrived = arrived
-        self.began = now
+        self.began: float | None = None
         self.started = time
         self.parts: list[Any] = []  # its transactions
         self.open = 0  # how many of them are under way
@@ -166,6 +179,13 @@ class Shipment:
         self.failed: dict[str, Exception] = {}
         self.reply: Reply | None = None
         self.relay = ""
+
+    def seven_bit(self) -> bytes:
+        """The content for a server without 8BITMIME: 8-bit parts are re-encoded (RFC 6152 §3)."""
+        if self._seven_bit is None:
+            message = email.message_from_bytes(self.content, policy=email.policy.default)
+            self._seven_bit = flatten(message, utf8=self.envelope.international, seven_bit=True)
+        return self._seven_bit
 
     def took(self, outcome: Outcome, relay: str) -> None:
         """A server took it for some of the recipients."""

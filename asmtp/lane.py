@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable
-from email.message import Message
 from typing import Any
 
-from asmtp.body import PIECE, WHOLE, Pieces, whole
+from asmtp.body import WHOLE, Pieces, whole
 from asmtp.client import AsyncLMTP, AsyncSMTP
 from asmtp.delivery import Shipment
 from asmtp.errors import SMTPException
 from asmtp.options import Timeouts
-from asmtp.policy import Rest
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.message import render, weight
 from asmtp.protocol.session import Exchange, Session
 from asmtp.protocol.transaction import Body, Outcome, Transaction
+from asmtp.source import Source
 from asmtp.transport import Connection
-from asmtp.url import Relay
 
-__all__ = ["LMTPLane", "Lane", "Part", "Source"]
-
-SHRUNK = 60.0
-"""Seconds in which no more connections are opened than a server said it takes."""
+__all__ = ["LMTPLane", "Lane", "Part"]
 
 STALE = 1.0
 """Seconds without traffic after which a connection may be dead without our knowing.
@@ -34,8 +27,8 @@ The next message's content waits for the reply to its envelope then: one round t
 known that the server does not have the message.
 """
 
-HANGING = 10.0
-"""Seconds, at least, after which the first connection to a relay is not waited for alone; some greet after 5 s."""
+SILENT, SLOWER = 1.0, 10.0
+"""A connection that has been silent for so many seconds, and so many times as long as a message took, may hang."""
 
 AHEAD = 0.02
 SHALLOW, DEEP = 4, 16
@@ -43,47 +36,6 @@ SHALLOW, DEEP = 4, 16
 
 The next but one has to be there when the next one's content is written, or a round trip is lost.
 """
-
-
-class Source:
-    """A relay, and what was learnt of it.
-
-    Attributes:
-        rest: whether it is to be left alone.
-        failed_at: the loop's time at which it could not be reached, last.
-        lasting: why it could not, where that is nothing that passes: a wrong password, say.
-        connect, service: seconds it takes to connect, and for a message, as last seen.
-        overlap: it takes a transaction behind an unanswered message.
-        most_recipients: the most it takes in one transaction (452), or None.
-        cap: the most connections it takes until `cap_until`.
-    """
-
-    def __init__(self, relay: Relay) -> None:
-        self.relay = relay
-        self.name = relay.name
-        self.rest = Rest()
-        self.failed_at = -math.inf
-        self.lasting: Exception | None = None
-        self.connect = 0.05
-        self.service = 0.001
-        self.overlap = True
-        self.most_recipients: int | None = None
-        self.cap = 0
-        self.cap_until = 0.0
-
-    @property
-    def patience(self) -> float:
-        """Seconds after which a connection that is being opened is taken to hang."""
-        return max(HANGING, 3 * self.connect)
-
-    def most_connections(self, limit: int, now: float) -> int:
-        """How many connections it may have."""
-        return min(limit, self.cap) if now < self.cap_until else limit
-
-    def shrink(self, connections: int, now: float) -> None:
-        """It does not take more connections than these."""
-        self.cap = max(1, connections)
-        self.cap_until = now + SHRUNK
 
 
 class Part:
@@ -95,12 +47,13 @@ class Part:
         lane: the connection it is on.
         over: it has come to an end, and was not handed back yet.
         withdrawn: nobody wants it any more.
+        not_begun, silently: how often it went back into the line without anyone's knowing, and why: see pool.Pool.
         outcome, error: how the last try ended.
     """
 
     __slots__ = (
         "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment", "since",
-        "task", "withdrawn",
+        "silently", "task", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
@@ -114,6 +67,7 @@ class Part:
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
         self.not_begun = 0
+        self.silently = 0
         self.over = False
         self.withdrawn = False
         self.outcome: Outcome | None = None
@@ -136,8 +90,7 @@ class Lane(AsyncSMTP):
     """A connection and what it is good for.
 
     Args:
-        relay: where to.
-        timeouts: where the relay has none of its own.
+        source: where to.
         over: is called with each part that has come to an end here.
         lost: is called when the connection is gone.
 
@@ -148,20 +101,17 @@ class Lane(AsyncSMTP):
         busy_since: the loop's time at which the last replies came, or it became busy.
         idle_since: the loop's time at which it became idle.
         retiring: it is given no more messages.
+        stale: it had been idle when it was last given something to do, and may have been dead.
+        cut: a message was withdrawn, which may have ended the connection.
+        suspect: the first message that had no answer when it ended.
         tidying: 1 while a RSET of `tidy` is part of its load: nobody is told of its end, so nothing may wait for it.
         service: seconds between the replies to two messages while it is busy, on average.
     """
 
     left = 0.0  # seconds until it is open: see pool.plan()
 
-    def __init__(
-        self,
-        source: Source,
-        relay: Relay,
-        timeouts: Timeouts,
-        over: Callable[[Part], None],
-        lost: Callable[[Lane], None],
-    ) -> None:
+    def __init__(self, source: Source, over: Callable[[Part], None], lost: Callable[[Lane], None]) -> None:
+        relay = source.relay
         options: dict[str, Any] = {
             name: value
             for name in (
@@ -171,7 +121,7 @@ class Lane(AsyncSMTP):
             if (value := getattr(relay, name)) is not None
         }  # fmt: skip
         super().__init__(
-            relay.host, relay.port, relay.local_hostname, relay.timeouts or timeouts, relay.source_address, **options
+            relay.host, relay.port, relay.local_hostname, relay.timeouts or Timeouts(), relay.source_address, **options
         )
         self.source = source
         self.over = over
@@ -184,6 +134,9 @@ class Lane(AsyncSMTP):
         self.idle_since = 0.0
         self.service = source.service
         self.retiring = False
+        self.stale = False
+        self.cut = False
+        self.suspect: Part | None = None
         self._depth = 1
         self._one_by_one = True
         self._recipients: int | None = None
@@ -212,8 +165,13 @@ class Lane(AsyncSMTP):
             self._depth = SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
-        if "MAILMAX" in limits:
-            self.limit = min(limits["MAILMAX"], self.limit or limits["MAILMAX"])
+        self.at_most(limits.get("MAILMAX"))
+        self.at_most(self.source.most_messages(asyncio.get_running_loop().time()))
+
+    def at_most(self, messages: int | None) -> None:
+        """It takes no more messages than so many, if that is known."""
+        if messages is not None:
+            self.limit = messages if self.limit is None else min(messages, self.limit)
 
     # ---- what a pool wants to know ----------------------------------------------------------
 
@@ -238,12 +196,19 @@ class Lane(AsyncSMTP):
         if not self.usable:
             return 0
         room = max(0, self._depth - self.load + self.tidying)  # it may have been deeper when it was given what it has
-        return room if self.limit is None else min(room, self.limit - self.begun)
+        return room if self.limit is None else max(0, min(room, self.limit - self.begun))
 
-    @property
-    def most_recipients(self) -> int | None:
+    def silent_at(self) -> float:
+        """The loop's time at which nothing more should be given to it, as it takes far longer than it did."""
+        return self.busy_since + max(SILENT, SLOWER * self.service)
+
+    def serves(self, now: float) -> bool:
+        """Whether it can be given a message, and is not silent."""
+        return self.usable and (not self.load or now < self.silent_at())
+
+    def most_recipients(self, now: float) -> int | None:
         """How many recipients a transaction may have (RFC 9422 §3, RFC 5321 §4.5.3.1.10), as far as it is known."""
-        known, learnt = self._recipients, self.source.most_recipients
+        known, learnt = self._recipients, self.source.most_recipients(now)
         return min(known, learnt) if known and learnt else known or learnt
 
     # ---- messages ---------------------------------------------------------------------------
@@ -251,17 +216,23 @@ class Lane(AsyncSMTP):
     def begin(self, part: Part, now: float) -> None:
         """Start a message; `over` is called when it has come to an end."""
         idle = not self.load
-        apart = idle and now - self.idle_since > STALE
+        apart = False
         if idle:
             self.busy_since = now
+            self.stale = apart = now - self.idle_since > STALE
         part.lane = self
         part.outcome = part.error = None
         self.begun += 1
         try:
-            octets = self._octets(part.shipment)
-            if octets is None:
+            shipment = part.shipment
+            if shipment.began is None:
+                shipment.began = now
+            octets = shipment.content
+            if shipment.eight_bit and not self.has_extn("8bitmime"):
+                octets = shipment.seven_bit()
+            if type(octets) is not bytes or len(octets) > WHOLE:
                 self._carried += 1
-                part.task = task = asyncio.get_running_loop().create_task(self._carry(part))
+                part.task = task = asyncio.get_running_loop().create_task(self._carry(part, octets))
                 task.add_done_callback(lambda task: self._carried_off(part, task))
                 return
             transaction = Transaction(self._session, part.envelope, whole(octets), chunking=self.chunking, apart=apart)
@@ -278,6 +249,7 @@ class Lane(AsyncSMTP):
 
     def withdraw(self, part: Part) -> None:
         """Stop a message if it can be stopped; `over` is called in any case."""
+        self.cut = True
         if part.task is not None:
             part.task.cancel()
             return
@@ -289,37 +261,18 @@ class Lane(AsyncSMTP):
         else:
             exchange.owner = part
 
-    def _octets(self, shipment: Shipment) -> bytes | None:
-        """The content, where it is small enough to be worked on at once."""
-        content = shipment.content
-        if isinstance(content, Message):
-            if weight(content) > WHOLE:
-                return None
-            content = self._rendered(shipment)
-        if type(content) is bytes and len(content) <= WHOLE:
-            return content
-        return None
-
-    def _rendered(self, shipment: Shipment) -> bytes:
-        """An email.message.Message as octets, once for each kind of server."""
-        kind = shipment.envelope.international, self.has_extn("8bitmime")
-        if shipment.rendered is None or shipment.rendered[0] != kind:
-            shipment.rendered = kind, render(shipment.content, self.has_extn, utf8=kind[0])
-        return shipment.rendered[1]
-
-    async def _carry(self, part: Part) -> None:
+    async def _carry(self, part: Part, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
         try:
-            content = part.shipment.content
-            if isinstance(content, Message):
-                large = weight(content) > PIECE
-                content = await self._offload(self._rendered, part.shipment) if large else self._rendered(part.shipment)
             part.outcome = await self._send(part.envelope, content)
         except SMTPException as error:
             error.state = error.state or "not_sent"
             part.error = error
         except Exception as error:
             part.error = error
+        except asyncio.CancelledError as error:
+            part.error = error
+            raise
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         self._carried -= 1  # meanwhile the session counts it
@@ -330,7 +283,7 @@ class Lane(AsyncSMTP):
 
     def _carried_off(self, part: Part, task: asyncio.Task[None]) -> None:
         """The task is over.  One that is cancelled before its first step does not come to know."""
-        if task.cancelled():
+        if task.cancelled() and part.error is None:
             part.error = asyncio.CancelledError()
         if not self._session.overlap:  # it has learnt that
             self.alone()

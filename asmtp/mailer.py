@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import heapq
-import itertools
-import random
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 from asmtp.body import Content
-from asmtp.delivery import Delivery, Receipt, Shipment, refusals, state_of
-from asmtp.errors import SMTPException, SMTPRecipientsRefused, SMTPStateError
-from asmtp.lane import Part, Source
+from asmtp.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
+from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
+from asmtp.lane import Lane, LMTPLane, Part
 from asmtp.options import Timeouts, TLSMode, Token, check
-from asmtp.policy import Pace, Rate, Retry, any_throttling, is_throttling
+from asmtp.outbox import Outbox
+from asmtp.policy import Pace, Rate, Retry
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.reply import Reply
-from asmtp.protocol.transaction import Outcome
 from asmtp.run import Deliveries, Run
+from asmtp.source import Source
 from asmtp.url import Relay
 
 __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics"]
 
 
+DEFAULT_WINDOW = 100
+DEFAULT_TIMEOUTS = Timeouts()
+
 OCTETS = 1 << 20
 """Octets of content that `send_all` takes ahead for each connection."""
+
+UNCLAIMED = 10_000
+"""Deliveries that are kept for `drain`."""
 
 
 class RelayOptions(TypedDict, total=False):
@@ -94,11 +98,13 @@ class AsyncMailer:
         relay: a URL, such as ``"smtps://user:secret@smtp.example.com"``, a :class:`~asmtp.Relay`, or several of them:
             the first that can be reached is used.  By default what the environment has in ASMTP_URL.
         connections: how many connections may be open.  They are opened as the load asks.
-        window: how many messages may be unanswered on one of them, where the server allows that.
+        window: how many messages may be unanswered on one of them, where the server allows that; by default what the
+            URL says, or else 100.
         rate: the most that may be sent, such as ``"100/s"``, or a :class:`~asmtp.Rate`.  It is lowered for a while
             where the server says that it is sent too much.
         retry: what is tried again, and when; None: nothing is.
-        timeouts: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
+        timeouts: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default what the URL
+            says, or else ``Timeouts()``.
         idle: seconds after which an unused connection is closed; None: never.
         max_messages, max_age: messages, and seconds, after which a connection is replaced (about so many, so that
             they are not all replaced at once); None: without limit.
@@ -114,10 +120,10 @@ class AsyncMailer:
         relay: str | Relay | Sequence[str | Relay] | None = None,
         *,
         connections: int = 4,
-        window: int = 100,
+        window: int | None = None,
         rate: str | Rate | None = None,
         retry: Retry | None = Retry(),  # noqa: B008  # immutable
-        timeouts: float | Timeouts | None = Timeouts(),  # noqa: B008  # immutable
+        timeouts: float | Timeouts | None = DEFAULT_TIMEOUTS,
         idle: float | None = 60,
         max_messages: int | None = None,
         max_age: float | None = 3600,
@@ -135,28 +141,20 @@ class AsyncMailer:
             raise TypeError(f"retry must be a Retry or None, not {type(retry).__name__}")
         if not isinstance(rate, str | Rate | None):
             raise TypeError(f"rate must be a str, a Rate or None, not {type(rate).__name__}")
-        self._relays = _relays(relay, window, options)
+        self._relays = _relays(relay, window, timeouts, options)
         self._connections = connections
-        self._window = window
+        self._window = max(relay.window or 1 for relay in self._relays)
         self._rate = None if rate is None else Rate.of(rate)
         self._retry = retry
-        self._timeouts = Timeouts.of(timeouts)
         self._idle = idle
         self._max_messages = max_messages
         self._max_age = max_age
-        self._pool: Pool | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: Outbox | None = None  # once it is used
         self._closing = False
-        self._aborted = False
-        self._flying = 0
         self._runs: set[Run] = set()
-        self._unclaimed: list[Delivery] = []
-        self._quiet: asyncio.Future[None] | None = None
-        self._later: list[tuple[float, int, Part]] = []  # a heap: parts that are tried again at a time
-        self._counter = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
         self._counts = dict.fromkeys(("sent", "refused", "not_sent", "in_doubt"), 0)
-        self._retried = 0
+        self._retried = 0  # in event loops that are no more
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in self._relays)}>"
@@ -164,10 +162,10 @@ class AsyncMailer:
     @property
     def stats(self) -> Statistics:
         """What it is doing, and has done."""
-        pool = self._pool
-        lanes, opening = (0, 0) if pool is None else (len(pool.lanes), pool.opening)
-        waiting = len(self._later) + (0 if pool is None else len(pool.waiting))
-        return Statistics(lanes, opening, waiting, self._flying, **self._counts, retried=self._retried)
+        box = self._outbox
+        now = (0, 0, 0, 0) if box is None else (len(box.pool.lanes), box.pool.opening, box.waiting, box.in_flight)
+        retried = self._retried + (0 if box is None else box.retried)
+        return Statistics(*now, **self._counts, retried=retried)
 
     # ---- what people call -------------------------------------------------------------------
 
@@ -209,9 +207,9 @@ class AsyncMailer:
             envelope = message
         else:
             envelope = _enveloped(message, sender, recipients, mail_options, rcpt_options)
-        pool = self._opened()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[Receipt | None, Exception | None]] = loop.create_future()
+        self._begun()
+        future: asyncio.Future[tuple[Receipt | None, Exception | None]]
+        future = asyncio.get_running_loop().create_future()
 
         def arrived(shipment: Shipment) -> None:
             verdict = shipment.verdict(time.time())
@@ -219,13 +217,15 @@ class AsyncMailer:
             if not future.done():
                 future.set_result(verdict)
 
-        shipment = Shipment(message, envelope, arrived, loop.time(), time.time())
-        self._submit(shipment)
-        pool.dispatch()
+        given = message, envelope, arrived, time.time()
+        shipment = await asyncio.to_thread(Shipment, *given) if is_heavy(envelope) else Shipment(*given)
+        outbox = self._begun()
+        outbox.submit(shipment)
+        outbox.pool.dispatch()
         try:
             receipt, error = await future
         except asyncio.CancelledError:
-            self._withdraw(shipment)
+            outbox.withdraw(shipment)
             raise
         if error is not None:
             raise error
@@ -258,43 +258,70 @@ class AsyncMailer:
             raise SMTPStateError("the mailer was closed")
         return Deliveries(self.run(in_order=in_order), messages)
 
+    async def verify(self) -> None:
+        """Connect to each relay, log in, and close: for the start of a program, to find a wrong setting early.
+
+        Raises:
+            SMTPException, OSError, ssl.SSLError: as :meth:`asmtp.AsyncSMTP.connect` and `login` raise them; with
+                several relays the first that failed, when all were tried.
+        """
+        failed: list[Exception] = []
+        for relay in self._relays:
+            kind = LMTPLane if relay.lmtp else Lane
+            lane = kind(Source(relay), lambda part: None, lambda lane: None)
+            try:
+                await lane.open()
+                await lane.retire()
+            except Exception as error:
+                error.add_note(f"relay: {relay.name}")
+                failed.append(error)
+            finally:
+                lane.close()
+        if failed:
+            raise failed[0]
+
     async def drain(self) -> list[Delivery]:
         """Wait until nothing is in flight.
 
         Returns:
-            What became of the messages of loops over `send_all` that were left.
+            What became of the messages of loops over `send_all` that were left; of the last 10,000, if they are more.
+            A loop is left when nothing refers to its iterator any more; who keeps it asks its `aclose`.
         """
-        self._at_home()
         await self._silence()
-        unclaimed, self._unclaimed = self._unclaimed, []
+        unclaimed = list(self._unclaimed)
+        self._unclaimed.clear()
         return unclaimed
 
-    async def aclose(self) -> None:
-        """Wait until nothing is in flight, and close all connections.  Nothing more is taken."""
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Wait until nothing is in flight, and close all connections.  Nothing more is taken.
+
+        Args:
+            timeout: seconds after which it does not wait any more: see :meth:`abort`.
+        """
         self._at_home()
         self._closing = True
         for run in list(self._runs):
             run.stop()
-        await self._silence()
-        if self._pool is not None:
-            await self._pool.aclose()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._silence()
+                if self._outbox is not None:
+                    await self._outbox.pool.aclose()
+        except TimeoutError:
+            self.abort()
+            await self._silence()
 
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
-        self._closing = self._aborted = True
+        self._closing = True
         for run in list(self._runs):
             run.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._pool is not None:
-            self._pool.abort()
-        later, self._later = self._later, []
-        for _, _, part in later:
-            self._give_up(part)
+        if self._outbox is not None:
+            self._outbox.abort()
         self._settled()
 
     async def __aenter__(self) -> Self:
-        self._opened()
+        self._begun()
         return self
 
     async def __aexit__(
@@ -306,8 +333,8 @@ class AsyncMailer:
         finally:
             self.abort()
             await self._silence()
-            if self._pool is not None:
-                await self._pool.wait_closed()
+            if self._outbox is not None:
+                await self._outbox.pool.wait_closed()
 
     # ---- for Run and for Mailer -------------------------------------------------------------
 
@@ -325,230 +352,77 @@ class AsyncMailer:
 
     def take(self, shipment: Shipment) -> None:
         """Put a message in line; `dispatch` is to be called then."""
-        if self._closing:
-            raise SMTPStateError("the mailer was closed")
-        self._opened()
-        self._submit(shipment)
+        self._begun().submit(shipment)
 
     def dispatch(self) -> None:
         """Send what is in line."""
-        if self._pool is not None:
-            self._pool.dispatch()
+        if self._outbox is not None:
+            self._outbox.pool.dispatch()
 
     def give_up(self, run: Run) -> None:
         """End what is in line and on no connection."""
-        pool = self._pool
-        if pool is None:
-            return
-        for part in [part for part in pool.waiting if part.shipment.arrived is run.arrived]:
-            pool.waiting.remove(part)
-            self._give_up(part)
-        for part in self._wakened(lambda part: part.shipment.arrived is run.arrived):
-            self._give_up(part)
-        self._settled()
+        if self._outbox is not None:
+            self._outbox.give_up(lambda part: part.shipment.arrived is run.arrived)
+
+    def count(self, state: str) -> None:
+        """A message has this state in the end."""
+        self._counts[state] += 1
 
     # ---- inside -----------------------------------------------------------------------------
 
-    def _opened(self) -> Pool:
-        """The pool, which belongs to the loop that it is used in."""
+    def _begun(self) -> Outbox:
+        """What belongs to the loop that the mailer is used in."""
         if self._closing:
             raise SMTPStateError("the mailer was closed")
-        self._at_home()
-        if self._pool is None:
-            self._loop = asyncio.get_running_loop()
-            self._pool = Pool(
-                self._relays,
-                self._connections,
-                self._timeouts,
-                idle=self._idle,
-                max_messages=self._max_messages,
-                max_age=self._max_age,
-                pace=None if self._rate is None else Pace(self._rate),
-                ended=self._ended,
-                settled=self._settled,
+        outbox = self._at_home()
+        if outbox is None:
+            self._outbox = outbox = Outbox(self._open_pool, self._retry, self._settled)
+        return outbox
+
+    def _open_pool(self, ended: Callable[[Part, Source], None], settled: Callable[[], None]) -> Pool:
+        return Pool(
+            self._relays,
+            self._connections,
+            idle=self._idle,
+            max_messages=self._max_messages,
+            max_age=self._max_age,
+            pace=None if self._rate is None else Pace(self._rate),
+            ended=ended,
+            settled=settled,
+        )
+
+    def _at_home(self) -> Outbox | None:
+        outbox = self._outbox
+        if outbox is None or outbox.loop is asyncio.get_running_loop():
+            return outbox
+        if not outbox.loop.is_closed() or outbox.in_flight:
+            raise SMTPStateError(
+                "a mailer belongs to the event loop that it was first used in; for threads there is asmtp.Mailer"
             )
-        return self._pool
-
-    def _at_home(self) -> None:
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            raise SMTPStateError("a mailer belongs to the event loop that it was first used in")
-
-    def _submit(self, shipment: Shipment) -> None:
-        assert self._pool is not None
-        self._flying += 1
-        self._pool.submit(Part(shipment, shipment.envelope))
-
-    def _withdraw(self, shipment: Shipment) -> None:
-        assert self._pool is not None
-        for part in self._wakened(lambda part: part.shipment is shipment):
-            self._give_up(part)
-        for part in shipment.parts:
-            self._pool.withdraw(part)
-        self._pool.dispatch()
-        self._settled()
-
-    def _wakened(self, chosen: Callable[[Part], bool]) -> list[Part]:
-        """Those parts among the ones that are to be tried again, which are not any more."""
-        found = [entry[2] for entry in self._later if chosen(entry[2])]
-        if found:
-            self._later = [entry for entry in self._later if not chosen(entry[2])]
-            heapq.heapify(self._later)
-            self._set_timer()
-        return found
-
-    def _ended(self, part: Part, source: Source) -> None:
-        """A part has come to an end: to tell, or to try again."""
-        shipment = part.shipment
-        shipment.attempts = max(shipment.attempts, part.attempts)
-        outcome, error = part.outcome, part.error
-        if error is None and outcome is not None:
-            shipment.took(outcome, source.name)
-            if outcome.refused:
-                self._refused(part, outcome, source)
-        elif part.withdrawn or not isinstance(error, Exception):
-            self._told(part, error)
-        else:
-            self._failed(part, error)
-            return
-        self._close_part(shipment)
-
-    def _close_part(self, shipment: Shipment) -> None:
-        shipment.open -= 1
-        if not shipment.open:
-            self._flying -= 1
-            shipment.arrived(shipment)
-
-    def _told(self, part: Part, error: BaseException | None) -> None:
-        """It was withdrawn: nobody will ask, but the account has to be closed."""
-        told = error if isinstance(error, Exception) else SMTPException("given up")
-        part.shipment.failed_for(part.envelope.recipients, told)
-
-    def _failed(self, part: Part, error: Exception) -> None:
-        """It came to nothing: try again, or leave it at that."""
-        assert self._pool is not None
-        shipment = part.shipment
-        now = self._pool.loop.time()
-        self._notice(error)
-        delay = None
-        if self._retry is not None and not shipment.once and not self._aborted:
-            delay = self._retry.delay(part.attempts, now - shipment.began, error, random.random())
-        if delay is not None:
-            self._drop_refused(part, error)
-            self._again(part, now + delay)
-            return
-        shipment.failed_for(part.envelope.recipients, error)
-        self._close_part(shipment)
-
-    def _drop_refused(self, part: Part, error: Exception) -> None:
-        """What is tried again is tried for those only whom the server may take later."""
-        if isinstance(error, SMTPRecipientsRefused):
-            final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
-            if final:
-                part.shipment.refused.update(final)
-                places = [n for n, who in enumerate(part.envelope.recipients) if who not in final]
-                part.envelope = part.envelope.only(places)
-
-    def _refused(self, part: Part, outcome: Outcome, source: Source) -> None:
-        """It was taken, but not for everyone: some may get a transaction of their own."""
-        assert self._pool is not None
-        shipment, refused = part.shipment, outcome.refused
-        recipients = part.envelope.recipients
-        if any_throttling(refused.values()):
-            self._throttled()
-        if shipment.once or part.withdrawn or self._aborted:
-            shipment.refused.update(refused)
-            return
-        crowded = {who for who, reply in refused.items() if _too_many(reply)}
-        if crowded:
-            # RFC 5321 §4.5.3.1.10: those behind the limit are to be sent to in transactions of their own.
-            source.most_recipients = max(1, len(recipients) - len(crowded))
-            rest = part.envelope.only([n for n, who in enumerate(recipients) if who in crowded])
-            self._pool.waiting.append(Part(shipment, rest, part.attempts))
-        later = {who for who, reply in refused.items() if 400 <= reply.code <= 499} - crowded
-        now = self._pool.loop.time()
-        delay = None
-        if later and self._retry is not None:
-            delay = self._retry.wait(part.attempts, now - shipment.began, random.random())
-        if delay is not None:
-            rest = part.envelope.only([n for n, who in enumerate(recipients) if who in later])
-            again = Part(shipment, rest, part.attempts)
-            again.error = SMTPRecipientsRefused({who: refused[who] for who in later})  # if that is the end of it
-            again.error.state = "refused"
-            self._again(again, now + delay)
-        else:
-            later = set()
-        shipment.refused.update({who: reply for who, reply in refused.items() if who not in crowded | later})
-
-    def _again(self, part: Part, when: float) -> None:
-        """Try a part again, at `when`."""
-        self._retried += 1
-        heapq.heappush(self._later, (when, next(self._counter), part))
-        if self._later[0][2] is part:
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        assert self._pool is not None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._pool.loop.call_at(self._later[0][0], self._due) if self._later else None
-
-    def _due(self) -> None:
-        """It is time for some parts."""
-        pool = self._pool
-        assert pool is not None
-        now = pool.loop.time()
-        while self._later and self._later[0][0] <= now:
-            pool.submit(heapq.heappop(self._later)[2])
-        self._set_timer()
-        pool.dispatch()
-
-    def _give_up(self, part: Part) -> None:
-        """A part that is on no connection is not tried any more."""
-        error = part.error
-        if not isinstance(error, Exception):
-            error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
-            error.state = "not_sent"
-        part.shipment.failed_for(part.envelope.recipients, error)
-        self._close_part(part.shipment)
-
-    def _notice(self, error: Exception) -> None:
-        """A server that says it is sent too much is sent less."""
-        if isinstance(error, SMTPRecipientsRefused) and any_throttling(refusals(error).values()):
-            self._throttled()
-        code, text = getattr(error, "smtp_code", 0), getattr(error, "smtp_error", b"")
-        if isinstance(text, bytes) and isinstance(code, int) and is_throttling(Reply(code, text)):
-            self._throttled()
-
-    def _throttled(self) -> None:
-        pool = self._pool
-        if pool is not None and pool.pace is not None:
-            pool.pace = pool.pace.throttled(pool.loop.time())
+        # As with one asyncio.run() after the other: the connections went with their loop.
+        self._retried += outbox.retried
+        self._outbox = None
+        self._runs.clear()
+        return None
 
     def _settled(self) -> None:
-        """A batch of parts has been seen to."""
+        """A batch of messages has been seen to."""
         for run in list(self._runs):
             run.settled()
-        if self._quiet is not None and not self._flying and not self._quiet.done():
-            self._quiet.set_result(None)
 
     async def _silence(self) -> None:
         """Until nothing is in flight, and no iterable is asked that was left."""
         here = asyncio.current_task()
+        outbox = self._at_home()
         while True:
             left = [run.pulling for run in self._runs if run.stopped and run.pulling not in (None, here)]
-            if self._flying:
-                if self._quiet is None or self._quiet.done():
-                    self._quiet = asyncio.get_running_loop().create_future()
-                await asyncio.shield(self._quiet)
+            if outbox is not None and outbox.in_flight:
+                await outbox.quiet()
             elif left:
                 await asyncio.wait([task for task in left if task is not None])
                 await asyncio.sleep(0)  # for who sees to their end
             else:
                 break
-
-    def count(self, state: str) -> None:
-        """A message has this state in the end."""
-        self._counts[state] += 1
 
 
 def _enveloped(
@@ -566,14 +440,12 @@ def _enveloped(
     return Envelope(sender, recipients, mail_options, rcpt_options, content=message)
 
 
-def _too_many(reply: Reply) -> bool:
-    """RFC 5321 §4.5.3.1.10: 452, and 552 of old servers, may mean that there are too many recipients."""
-    if reply.code == 452:
-        return not reply.enhanced or reply.enhanced.endswith(".5.3")
-    return reply.code == 552 and (reply.enhanced.endswith(".5.3") or b"too many" in reply.message.lower())
-
-
-def _relays(given: str | Relay | Sequence[str | Relay] | None, window: int, options: RelayOptions) -> list[Relay]:
+def _relays(
+    given: str | Relay | Sequence[str | Relay] | None,
+    window: int | None,
+    timeouts: float | Timeouts | None,
+    options: RelayOptions,
+) -> list[Relay]:
     """The relays, with the options that are to hold for all.
 
     Raises:
@@ -593,7 +465,14 @@ def _relays(given: str | Relay | Sequence[str | Relay] | None, window: int, opti
         if not isinstance(relay, Relay):
             raise TypeError(f"relay must be a URL or a Relay, not {type(relay).__name__}")
     said: Any = {name: value for name, value in options.items() if value is not None}
-    relays = [dataclasses.replace(relay, window=relay.window or window, **said) for relay in found]
-    for relay in relays:
+    if window is not None:
+        said["window"] = window
+    if timeouts is not DEFAULT_TIMEOUTS:
+        said["timeouts"] = Timeouts.of(timeouts)
+    relays = [dataclasses.replace(relay, **said) for relay in found]
+    for number, relay in enumerate(relays):
+        relays[number] = dataclasses.replace(
+            relay, window=relay.window or DEFAULT_WINDOW, timeouts=relay.timeouts or DEFAULT_TIMEOUTS
+        )
         check({"username": relay.username, "password": relay.password, "token": relay.token}, "AsyncMailer")
     return relays

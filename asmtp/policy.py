@@ -214,7 +214,8 @@ class Pace:
 
     def wait(self, now: float) -> float:
         """Seconds until the next message may go; 0: now."""
-        return max(0.0, max(self.messages_at, self.recipients_at) - self.TOLERANCE - now)
+        seconds = max(self.messages_at, self.recipients_at) - self.TOLERANCE - now
+        return seconds if seconds > 1e-6 else 0.0  # less than a clock can tell is nothing
 
     def sent(self, now: float, recipients: int) -> Pace:
         """A message to so many recipients goes now."""
@@ -235,7 +236,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A relay that cannot be reached is left alone for a while, longer each time.
+    """A relay that cannot be reached, or takes nothing, is left alone for a while, longer each time.
 
     Attributes:
         failures: how often in a row it could not be reached.
@@ -246,7 +247,7 @@ class Rest:
     until: float = 0.0
 
     INITIAL = 1.0
-    MAXIMUM = 300.0
+    MAXIMUM = 60.0
 
     def failed(self, now: float, chance: float) -> Rest:
         """It could not be reached.

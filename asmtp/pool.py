@@ -1,114 +1,49 @@
-"""Which connection serves which message: :func:`plan`, which decides, and :class:`Pool`, which does as it says.
+"""Connections, and the messages that wait for one.
 
 Messages wait in one line.  A connection is opened where that is worth its while, given messages as long as it has
-room for them, left alone where it is silent, and replaced in time.  What becomes of a message is for who owns the
-pool to judge: a part that has come to an end is handed back, with its outcome or its error.
+room for them, left alone where it is silent, and replaced in time: see :func:`asmtp.plan.plan`.  What becomes of a
+message is for who owns the pool to judge: a part that has come to an end is handed back, with its outcome or its error.
+
+Of several relays one serves: the first that has a connection.  One that failed is tried by a single connection when it
+has rested, while another serves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import heapq
 import math
 import random
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from asmtp.delivery import refusals
 from asmtp.errors import (
-    SMTPException,
     SMTPRecipientsRefused,
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
+    SMTPTimeoutError,
 )
-from asmtp.lane import Lane, LMTPLane, Part, Source
-from asmtp.options import Timeouts
-from asmtp.policy import Pace, Rest, any_throttling, is_crowded, is_transient
+from asmtp.lane import Lane, LMTPLane, Part
+from asmtp.plan import choose, plan
+from asmtp.policy import Pace, Rest, any_throttling, is_crowded
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import NotBegun
+from asmtp.source import Source
 from asmtp.url import Relay
 
-__all__ = ["Candidate", "Pool", "plan"]
+__all__ = ["Pool"]
 
+LATE = 1.01
+"""A timer may be a little early: it is set for so many times as long."""
 
 BATCH = 0.0005
 """Seconds that a message which is done waits for others, where its connection has enough to do meanwhile."""
 
-
-class Candidate(Protocol):
-    """A connection as `plan` sees it, open or being opened."""
-
-    @property
-    def load(self) -> int:
-        """How many messages are under way."""
-
-    @property
-    def room(self) -> int:
-        """How many more it takes now; 0 while it is being opened."""
-
-    @property
-    def left(self) -> float:
-        """Seconds until it is open, as far as can be told."""
-
-    @property
-    def service(self) -> float:
-        """Seconds from one answer to the next while it is busy."""
-
-
-C = TypeVar("C", bound=Candidate)
-
-
-def plan(candidates: Sequence[C], waiting: int, spare: int, connect: float, service: float) -> tuple[list[C], int]:
-    """Which connection each message that waits is given to, and how many to open.
-
-    Connections that have nothing to do get one first, however slow they seem: what else there is may hang.  They get it
-    in their order, so that the last of them come to be closed where they are not needed any more.  Then a message goes
-    where it will be answered first.  That may be a connection that has no room for it now, or is not open yet: then it
-    waits.  A new connection costs both sides something: it has to be worth twice the time it takes.
-
-    Args:
-        candidates: the connections, open or being opened.
-        waiting: how many messages wait.
-        spare: how many more connections may be opened.
-        connect: seconds that it takes to open one.
-        service: seconds a message takes on a new one.
-
-    Returns:
-        The connections to be given the first messages of the line, in order; how many to open.
-    """
-    opened = 0
-    rooms = [candidate.room for candidate in candidates]
-    line = [(c.left + (c.load + 1) * c.service, place, c.service) for place, c in enumerate(candidates)]
-    unused = [place for place, c in enumerate(candidates) if rooms[place] and not c.load][:waiting]
-    chosen = [candidates[place] for place in unused]
-    for place in unused:
-        rooms[place] -= 1
-        eta, _, each = line[place]
-        line[place] = (eta + each, place, each)
-    waiting -= len(chosen)
-    free = sum(rooms)
-    heapq.heapify(line)
-    new = 2 * connect + service
-    while waiting and (free or spare):
-        waiting -= 1
-        if spare and (not line or line[0][0] > new):
-            heapq.heappush(line, (connect + 2 * service, len(rooms), service))
-            rooms.append(0)
-            spare -= 1
-            opened += 1
-            continue
-        eta, place, each = line[0]
-        heapq.heapreplace(line, (eta + each, place, each))
-        if rooms[place]:
-            rooms[place] -= 1
-            free -= 1
-            chosen.append(candidates[place])
-    return chosen, opened
+CHANCES = 3
+"""How often a connection may end at a message, which nobody is told."""
 
 
 @dataclass(slots=True)
@@ -131,6 +66,10 @@ class _Opening:
     def service(self) -> float:
         return self.source.service
 
+    def hangs(self, now: float) -> bool:
+        """Whether it has taken so long that something else should be tried."""
+        return now >= self.begun + self.source.patience
+
 
 class Pool:
     """Connections to one relay, or to several of which the first that can be reached is used.
@@ -138,7 +77,6 @@ class Pool:
     Args:
         relays: in the order of preference.
         connections: how many may be open.
-        timeouts: where a relay has none of its own.
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
         pace: how fast messages may go, or None.
@@ -150,7 +88,6 @@ class Pool:
         self,
         relays: Sequence[Relay],
         connections: int,
-        timeouts: Timeouts,
         *,
         idle: float | None,
         max_messages: int | None,
@@ -162,7 +99,6 @@ class Pool:
         self.loop = asyncio.get_running_loop()
         self.sources = [Source(relay) for relay in relays]
         self.connections = connections
-        self.timeouts = timeouts
         self.idle = idle
         self.max_messages = max_messages
         self.max_age = max_age
@@ -174,6 +110,7 @@ class Pool:
         self._opening: dict[asyncio.Task[None], _Opening] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._over: list[Part] = []
+        self._gone: list[Lane] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeping_soon = False
         self._timer: asyncio.TimerHandle | None = None
@@ -185,6 +122,11 @@ class Pool:
     def opening(self) -> int:
         """How many connections are being opened."""
         return len(self._opening)
+
+    @property
+    def _total(self) -> int:
+        """How many connections there are, open or being opened."""
+        return len(self.lanes) + len(self._opening)
 
     # ---- what the owner does ----------------------------------------------------------------
 
@@ -219,22 +161,25 @@ class Pool:
             if not allowed:
                 self._wake(now + self.pace.wait(now))
                 return
-        source = self._source(now)
-        candidates, spare, least = self._candidates(source, now)
-        if source.lasting is not None and not (candidates or self._opening or source.rest.over(now)):
+        source = self._choose(now)
+        lanes = [lane for lane in self.lanes if lane.source is source and lane.serves(now)]
+        if len(self.sources) > 1:
+            self._try_again(source, now, served=bool(lanes))
+        if source.lasting is not None and not (lanes or self._opening or source.rest.over(now)):
             self._turn_away(source, source.lasting, now)
             return
+        trying, spare = self._spare(source, now, served=bool(lanes))
+        candidates: list[Any] = [*lanes, *trying]  # what is being opened has no room, and is not chosen
         chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
         for lane in chosen:
             part = self.waiting.popleft()
-            most = lane.most_recipients
+            most = lane.most_recipients(now)
             if most is not None and len(part.envelope.recipients) > most and not part.shipment.once:
                 self._split(part, most)
             if self.pace is not None:
                 self.pace = self.pace.sent(now, len(part.envelope.recipients))
             lane.begin(part, now)
-        if self.pace is not None and self.waiting and len(chosen) == allowed:
-            self._wake(now + self.pace.wait(now))  # the others wait for their time, not for room
+        least = 0
         # What can be seen of the load is what is in flight: where some have waited for as long, there are more.
         if len(chosen) == allowed:
             self._short_since = math.inf
@@ -244,6 +189,15 @@ class Pool:
             least = 1
         for _ in range(max(opened, least)):
             self._open(source, now)
+        if self.waiting:
+            self._wake_for_line(lanes, now, paced=len(chosen) == allowed)
+
+    def _wake_for_line(self, lanes: Sequence[Lane], now: float, *, paced: bool) -> None:
+        """Look again at the line when it may be time, though nothing happens before."""
+        if paced and self.pace is not None:  # they wait for their time, not for room
+            self._wake(now + self.pace.wait(now))
+        elif lanes:
+            self._wake(now + LATE * max(0.0, min(lane.silent_at() for lane in lanes) - now))
 
     def _allowed(self, pace: Pace, now: float) -> int:
         """How many messages may go by the rate."""
@@ -255,33 +209,30 @@ class Pool:
             count += 1
         return count
 
-    def _source(self, now: float) -> Source:
-        """The relay to use: the first that need not rest, or else each in its turn."""
-        for source in self.sources:
-            if source.rest.over(now):
-                return source
-        return min(self.sources, key=lambda source: (source.lasting is not None, source.failed_at))
+    # ---- which relay ------------------------------------------------------------------------
 
-    def _candidates(self, source: Source, now: float) -> tuple[list[Any], int, int]:
-        """Connections that may be given messages; how many more may be opened, and how many are, whatever the load."""
-        here = [lane for lane in self.lanes if lane.source is source]
-        # Until there is one to the relay that is preferred, the others serve.
-        candidates: list[Any] = [lane for lane in here if lane.usable] or [lane for lane in self.lanes if lane.usable]
-        helped = bool(candidates) and not here
-        trying = [opening for opening in self._opening.values() if opening.source is source]
-        for opening in trying:
-            opening.now = now
-        total = self.connections - len(self.lanes) - len(self._opening)
-        spare = max(0, min(total, source.most_connections(self.connections, now) - len(here) - len(trying)))
-        if not here:
-            if not spare and not self._opening:
+    def _choose(self, now: float) -> Source:
+        """The relay that serves."""
+        if len(self.sources) == 1:
+            return self.sources[0]
+        serving = {lane.source for lane in self.lanes if lane.serves(now)}
+        hanging = {opening.source for opening in self._opening.values() if opening.hangs(now)}
+        return choose(self.sources, serving, hanging, now)
+
+    def _try_again(self, serving: Source, now: float, *, served: bool) -> None:
+        """See whether a relay that is preferred to the one that serves is back, by one connection."""
+        for task, opening in list(self._opening.items()):
+            if served and opening.source is not serving and opening.hangs(now):
+                opening.source.failed(now, SMTPTimeoutError("timed out: not connected"), random.random())
+                task.cancel()
+        for source in self.sources[: self.sources.index(serving)]:
+            trying = any(opening.source is source for opening in self._opening.values())
+            if trying or not source.rest.over(now):
+                continue
+            if self._total < max(2, self.connections):
+                self._open(source, now)
+            else:
                 self._make_room(source)
-            # One finds out whether the relay can be had (several with a wrong password, and the account is locked), and
-            # another if that one hangs.
-            if any(now < opening.begun + source.patience for opening in trying):
-                spare = 0
-            spare = min(spare, 1)
-        return candidates + trying, spare, spare if helped and not trying else 0
 
     def _make_room(self, source: Source) -> None:
         """All connections are to other relays than the one that is preferred: one of them has to go."""
@@ -289,13 +240,52 @@ class Pool:
         if others and not any(lane.retiring for lane in others):
             self._retire(min(others, key=lambda lane: lane.load))
 
+    def _spare(self, source: Source, now: float, *, served: bool) -> tuple[list[_Opening], int]:
+        """Its connections that are being opened; how many more may be."""
+        trying = [opening for opening in self._opening.values() if opening.source is source]
+        for opening in trying:
+            opening.now = now
+        here = sum(lane.source is source for lane in self.lanes) + len(trying)
+        # One more than allowed, where that is one: it is not given up for a relay that may not be back, or is left for.
+        limit = self.connections if here else max(2, self.connections)
+        spare = max(0, min(limit - self._total, source.most_connections(self.connections, now) - here))
+        if served:
+            return trying, spare
+        # One finds out whether the relay can be had (several with a wrong password, and the account is locked), and
+        # another if that one hangs.
+        if any(not opening.hangs(now) for opening in trying):
+            return trying, 0
+        due = source.next_try(alone=not any(self._may_be_had(other, now) for other in self.sources))
+        if due > now:
+            self._wake(due)
+            return trying, 0
+        return trying, min(spare, 1)
+
+    def _may_be_had(self, source: Source, now: float) -> bool:
+        """Whether it need not rest, as far as is known."""
+        return source.rest.over(now) and not any(
+            opening.source is source and opening.hangs(now) for opening in self._opening.values()
+        )
+
+    def distrust(self, source: Source, error: Exception) -> None:
+        """It takes connections, but no messages: another one, if there is any, should serve for a while."""
+        if len(self.sources) > 1:
+            source.failed(self.loop.time(), error, random.random())
+            for lane in self.lanes:
+                if lane.source is source and not lane.retiring:
+                    self._retire(lane)
+
+    # ---- the line ---------------------------------------------------------------------------
+
     def _split(self, part: Part, most: int) -> None:
         """More recipients than the server takes in a transaction (RFC 9422 §3.2): the others get one of their own."""
         envelope = part.envelope
-        places = list({who: place for place, who in enumerate(envelope.recipients)}.values())
-        part.envelope = envelope.only(places[:most])
-        starts = range(most, len(places), most)
-        others = [Part(part.shipment, envelope.only(places[at : at + most]), part.attempts) for at in starts]
+        count = len(envelope.recipients)
+        part.envelope = envelope.only(range(most))
+        others = [
+            Part(part.shipment, envelope.only(range(at, min(at + most, count))), part.attempts)
+            for at in range(most, count, most)
+        ]
         for other in others:
             other.since = part.since
         self.waiting.extendleft(reversed(others))
@@ -304,13 +294,13 @@ class Pool:
 
     def _open(self, source: Source, now: float) -> None:
         kind = LMTPLane if source.relay.lmtp else Lane
-        lane = kind(source, source.relay, self.timeouts, self._finish, self._lost)
+        lane = kind(source, self._finish, self._lost)
         if self.max_messages is not None:
             lane.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
         task = self.loop.create_task(self._bring_up(lane))
         self._opening[task] = _Opening(source, now)
         task.add_done_callback(self._opened)
-        self._wake(now + 1.01 * source.patience)  # a timer may be a little early
+        self._wake(now + LATE * source.patience)
 
     async def _bring_up(self, lane: Lane) -> None:
         source = lane.source
@@ -328,7 +318,6 @@ class Pool:
             lane.close()
             raise
         now = self.loop.time()
-        source.rest = Rest()
         source.lasting = None
         source.connect += (now - begun - source.connect) / 2
         lane.idle_since = now
@@ -337,10 +326,10 @@ class Pool:
             self._wake(lane.until)
         self._forget_opening()
         self.lanes.append(lane)
-        if source is self._source(now):
-            for other in self.lanes:  # that helped out
-                if other.source is not source:
-                    self._retire(other)
+        serving = self._choose(now)
+        for other in self.lanes:  # that helped out, or came too late for that
+            if other.source is not serving and not other.retiring:
+                self._retire(other)
         self.dispatch()
         self._care(lane)
 
@@ -356,15 +345,13 @@ class Pool:
 
     def _not_opened(self, source: Source, error: Exception) -> None:
         """A connection could not be opened."""
-        source.failed_at = now = self.loop.time()
+        now = self.loop.time()
         here = sum(lane.source is source and not lane.retiring for lane in self.lanes)
         if here:
             # There are others: so many it takes.
             source.shrink(here, now)
         else:
-            if source.rest.over(now):  # several that fail together have failed once
-                source.rest = source.rest.failed(now, random.random())
-            source.lasting = None if is_transient(_no_connection(source, error)) else error
+            source.failed(now, error, random.random())
         if not (here or self._opening or any(lane.usable for lane in self.lanes)):
             # Each relay is tried for each message, but for those of which it is known that there is no use in it.
             tried = [other.failed_at for other in self.sources if other.lasting is None or other.rest.over(now)]
@@ -378,20 +365,27 @@ class Pool:
             if part.since > until:
                 self.waiting.append(part)
             else:
-                part.error = _no_connection(source, error)
+                part.error = source.no_connection(error)
                 self._finish(part)
 
     def _lost(self, lane: Lane) -> None:
         """A connection is gone."""
         if lane in self.lanes:
             self.lanes.remove(lane)
-            now = self.loop.time()
-            why = lane.session.error
-            if why is not None and is_crowded(str(why)) and not lane.retiring:
-                here = sum(other.source is lane.source for other in self.lanes)
-                lane.source.shrink(here, now)
+            self._gone.append(lane)
         if not self._closed:
             self._sweep_soon()
+
+    def _bury(self, lane: Lane, now: float) -> None:
+        """A connection was lost, and it is known how much it answered."""
+        source, why = lane.source, lane.session.error
+        if why is None or lane.retiring:
+            return
+        others = [other for other in self.lanes if other.source is source]
+        if is_crowded(str(why)):
+            source.shrink(len(others), now)
+        elif lane.begun and not lane.answered and not lane.cut and not any(other.answered for other in others):
+            source.failed(now, why, random.random())  # to greet is not enough
 
     def _retire(self, lane: Lane) -> None:
         """Give it no more messages, and close it when it has none left."""
@@ -471,8 +465,13 @@ class Pool:
         for served, count in answered.items():
             if count:
                 served.measure(now, count)
+        gone, self._gone = self._gone, []
+        for lost in gone:
+            self._bury(lost, now)
         for part in over:
             lane, error = part.lane, part.error
+            if error is None and lane is not None and lane.source.rest.failures:
+                lane.source.rest = Rest()
             part.lane = part.exchange = None
             part.over = False
             if lane is None:  # it did not come to any
@@ -501,13 +500,25 @@ class Pool:
             part.error = SMTPResponseException(*error.reply)
             part.error.state = "not_sent"
             return False
-        # A connection that has served others came to its end: of this message that says nothing.  It cannot go on like
-        # that for ever, as each such connection has answered a message.
-        return (
-            lane.answered > 0
-            and ((isinstance(error, SMTPServerDisconnected) and error.state == "not_sent") or _is_closing(error))
-            and not part.shipment.once
-        )
+        ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
+        if not lane.answered or part.shipment.once or not (ended or _is_closing(error)):
+            return False
+        # A connection that has served others came to its end: of this message that says nothing, unless it is the one
+        # that it ended at.  There are messages that servers do not survive, so that counts when it happens again.
+        if lane.suspect is None:
+            lane.suspect = part
+            if not lane.stale:
+                part.silently += 1
+                self._heed_end(lane)
+        return lane.suspect is not part or part.silently <= CHANCES
+
+    def _heed_end(self, lane: Lane) -> None:
+        """Some servers take so many messages on a connection, and end it."""
+        source, now = lane.source, self.loop.time()
+        source.ended(lane.answered, now)
+        for other in self.lanes:
+            if other.source is source:
+                other.at_most(source.most_messages(now))
 
     # ---- the end ----------------------------------------------------------------------------
 
@@ -566,19 +577,3 @@ def _is_closing(error: BaseException) -> bool:
         text = error.smtp_error
         replies = [Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())]
     return any(reply.code == 421 for reply in replies) and not any_throttling(replies)
-
-
-def _no_connection(source: Source, error: Exception) -> SMTPException:
-    """What a message is told that there was no connection for: an exception of its own."""
-    if isinstance(error, SMTPException):
-        told = copy.copy(error)
-        told.__traceback__ = None
-        told.__cause__ = error.__cause__
-        told.state = error.state or "not_sent"
-        return told
-    # A certificate that does not fit, or a token that cannot be had: it will not be better in a second.
-    lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError)
-    told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {source.name}: {error}")
-    told.__cause__ = error
-    told.state = "not_sent"
-    return told

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Protocol
 
-from asmtp.delivery import Delivery, Shipment, envelope_of, state_of
+from asmtp.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
 from asmtp.errors import SMTPStateError
 
 __all__ = ["Carrier", "Deliveries", "Run"]
@@ -83,22 +83,34 @@ class Run:
         held = (len(self._order) if self._in_order else self._flying) + len(self.ready)
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
-    def put(self, item: Any) -> None:
-        """Send an item; what is wrong with it is told like everything else."""
+    def prepared(self, item: Any) -> Shipment | Delivery:
+        """An item as it is sent, or what is wrong with it.  In any thread, and before the next one is asked for.
+
+        What is changed in the item afterwards has no effect: some use one EmailMessage for all.
+        """
         envelope = None
         try:
             envelope = envelope_of(item)
+            return Shipment(item, envelope, self.arrived, time.time())
+        except Exception as error:
+            return Delivery(item, envelope, state_of(error), None, error)
+
+    def put(self, prepared: Shipment | Delivery) -> None:
+        """Send it; what is wrong with it is told like everything else."""
+        if isinstance(prepared, Delivery):
+            self._tell_of(prepared)
+            return
+        try:
             if self.stopped:
                 raise SMTPStateError("not begun: nobody asks for more")
-            shipment = Shipment(item, envelope, self.arrived, asyncio.get_running_loop().time(), time.time())
-            self._mailer.take(shipment)
+            self._mailer.take(prepared)
         except Exception as error:
-            self._tell_of(Delivery(item, envelope, state_of(error), None, error))
+            self._tell_of(Delivery(prepared.item, prepared.envelope, state_of(error), None, error))
             return
         self._flying += 1
-        self._octets += shipment.octets
+        self._octets += prepared.octets
         if self._in_order:
-            self._order.append(shipment)
+            self._order.append(prepared)
 
     def _tell_of(self, delivery: Delivery) -> None:
         """Something that did not come to be sent."""
@@ -117,7 +129,7 @@ class Run:
         try:
             if hasattr(messages, "__aiter__"):
                 async for item in messages:
-                    self.put(item)
+                    self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
                     self._mailer.dispatch()
                     if self.stopped:  # and it did not care that it was cancelled
                         break
@@ -126,13 +138,18 @@ class Run:
                         begun = loop.time()
             else:
                 for item in messages:
-                    self.put(item)
+                    self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
                     if self.full or loop.time() - begun > SLICE:
                         self._mailer.dispatch()
                         await self.room()
                         begun = loop.time()
         finally:
             self._mailer.dispatch()
+
+    async def _prepared(self, item: Any) -> Shipment | Delivery:
+        """The same for what takes long."""
+        self._mailer.dispatch()
+        return await asyncio.to_thread(self.prepared, item)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
         """There are no more messages, or none can be had."""
@@ -199,7 +216,7 @@ class Run:
         """Whether everything is known."""
         return self.stopped and not self._flying and self.pulling is None
 
-    async def exchange(self, items: deque[Any], told: deque[Delivery]) -> None:
+    async def exchange(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
         """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
 
         Another thread may fill the one and empty the other meanwhile.
@@ -214,13 +231,13 @@ class Run:
         self._mailer.dispatch()
         self._hand_out(told)
 
-    async def remaining(self, items: deque[Any], told: deque[Delivery]) -> None:
+    async def remaining(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
         """There are no more messages: tell some of what is left to tell; nothing when all is told."""
         self.stopped = True
         await self.news()
         self._hand_out(told)
 
-    def finish(self, items: deque[Any], told: deque[Delivery]) -> None:
+    def finish(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
         """The same where the loop has ended."""
         self.stopped = True
         while items:
@@ -304,11 +321,11 @@ class Run:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.abandon)
 
-    def abandon(self, items: Iterable[Any] = (), told: Iterable[Delivery] = ()) -> None:
+    def abandon(self, items: Iterable[Shipment | Delivery] = (), told: Iterable[Delivery] = ()) -> None:
         """Nobody will ask any more.
 
         Args:
-            items: what came of the iterable, and was not put.
+            items: what came of the iterable, prepared, and was not put.
             told: what was told, and reached nobody.
         """
         self.stop()

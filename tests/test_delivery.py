@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import AsyncIterator
+from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import asmtp
 from asmtp import Delivery, Envelope, Receipt, Reply
 from asmtp.body import WHOLE
-from asmtp.delivery import Shipment, envelope_of, refusals, state_of
+from asmtp.delivery import Shipment, envelope_of, is_heavy, refusals, state_of
+from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import Outcome
 
 A, B, C, D = (f"{who}@y.example" for who in "abcd")
@@ -26,7 +28,7 @@ LATER = Reply(450, b"4.2.0 greylisted")
 
 def shipment(*recipients: str, content: Any = b"hello\r\n", item: Any = "the item") -> Shipment:
     envelope = Envelope("me@x.example", recipients or [A], content=content)
-    return Shipment(item, envelope, lambda shipment: None, 5.0, 1000.0)
+    return Shipment(item, envelope, lambda shipment: None, 1000.0)
 
 
 def outcome(*accepted: str, reply: Reply = TAKEN, **refused: Reply) -> Outcome:
@@ -347,7 +349,7 @@ CONTENTS: dict[str, tuple[Any, bool, int, Any]] = {
     "bytearray": (bytearray(b"hello"), False, 5, b"hello"),
     "large bytearray": (bytearray(LARGE), False, LARGE, None),
     "memoryview": (memoryview(b"hello"), False, 5, b"hello"),
-    "EmailMessage": (email(From="me@x.example"), False, 6, None),
+    "EmailMessage": (email(From="me@x.example"), False, 124, flatten(email(From="me@x.example"))),
     "path": (Path("/no/such/file"), False, 0, None),
     "file": (io.BytesIO(b"hello"), True, 0, None),
     "what can be read": (Readable(), True, 0, None),
@@ -366,6 +368,51 @@ def test_contents(kind: str) -> None:
     else:
         assert made.content.replace(b"\r\n", b"\n") == now.replace(b"\r\n", b"\n")
         assert type(made.content) is bytes
+
+
+@pytest.mark.parametrize("text", ["gr\u00fc\u00dfe\n", "gr\u00fc\u00dfe, hello\n" * 30_000])
+def test_a_message_object_may_be_used_again(text: str) -> None:
+    """It is written when it is given, for servers of either kind."""
+    message = email(From="me@x.example")
+    message.set_content(text, cte="8bit")
+    made = shipment(content=message)
+    message.set_content("for somebody else")
+    assert text.encode() in made.content.replace(b"\r\n", b"\n")
+    assert made.eight_bit
+    assert made.seven_bit().isascii()
+    assert made.seven_bit() is made.seven_bit()
+    again = cast("EmailMessage", message_from_bytes(made.seven_bit(), policy=policy.default))
+    assert again.get_content().replace("\r\n", "\n") == text
+    assert again["From"] == "me@x.example"
+
+
+def test_a_message_object_in_ascii() -> None:
+    assert not shipment(content=email(From="me@x.example")).eight_bit
+
+
+def test_each_recipient_once() -> None:
+    assert list(shipment(B, A, B, B, C, A).envelope.recipients) == [B, A, C]
+
+
+HEAVY = email(From="me@x.example")
+HEAVY.set_content("hello, hello\n" * 30_000)
+
+
+@pytest.mark.parametrize(
+    ("item", "heavy"),
+    [
+        (HEAVY, True),
+        (Envelope(A, B, content=HEAVY), True),
+        ((A, B, HEAVY), True),
+        (email(From="me@x.example"), False),
+        ((A, B, b"x" * 1_000_000), False),
+        ((), False),
+        ((A, B), False),
+        (None, False),
+    ],
+)
+def test_what_is_heavy(item: Any, heavy: bool) -> None:
+    assert is_heavy(item) is heavy
 
 
 def test_a_small_buffer_may_be_used_again() -> None:
@@ -388,5 +435,5 @@ def test_a_str_that_is_not_ascii() -> None:
 
 def test_at_the_beginning_nothing_is_known() -> None:
     made = shipment(A, B)
-    assert (made.began, made.started, made.attempts, made.open, made.parts) == (5.0, 1000.0, 0, 0, [])
+    assert (made.began, made.started, made.attempts, made.open, made.parts) == (None, 1000.0, 0, 0, [])
     assert (made.accepted, made.refused, made.failed, made.reply) == ({}, {}, {}, None)

@@ -448,11 +448,33 @@ def test_it_belongs_to_one_loop(loop: str) -> None:
         with pytest.raises(asmtp.SMTPStateError, match="belongs to the event loop"):
             await posting[1].drain()
 
-    with asyncio.Runner(loop_factory=make) as runner:
-        runner.run(first())
-    with asyncio.Runner(loop_factory=make) as runner:
-        runner.run(second())
+    with asyncio.Runner(loop_factory=make) as alive:
+        alive.run(first())
+        with asyncio.Runner(loop_factory=make) as runner:
+            runner.run(second())
     posting.clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_one_loop_after_the_other(loop: str) -> None:
+    """As with several asyncio.run(), one mailer for all: what was counted goes on, and connections are new ones."""
+    posting: list[AsyncMailer] = []
+
+    async def use(number: int) -> None:
+        async with relaying(Relay()) as relay:
+            if not posting:
+                posting.append(mailer(relay))
+            posting[0]._relays = [asmtp.Relay(relay.host, relay.port, local_hostname="me.example")]
+            await posting[0].send(b"hi", SENDER, WHO)
+            assert [delivery.ok async for delivery in posting[0].send_all([item(1)])] == [True]
+            assert len(relay.letters) == 2
+            assert posting[0].stats.sent == 2 * number
+            assert await posting[0].drain() == []
+
+    for number in (1, 2, 3):
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            runner.run(use(number))
     gc.collect()
 
 

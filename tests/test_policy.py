@@ -675,12 +675,12 @@ def test_a_relay_rests_longer_each_time() -> None:
     for _ in range(12):
         rest = rest.failed(1000, 0)
         lengths.append(rest.until - 1000)
-    assert lengths == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    assert lengths == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]
     assert rest.failures == 12
 
 
 def test_a_rest_is_left_to_chance() -> None:
-    for failures, longest in ((0, 1), (3, 8), (50, 300), (10**6, 300)):
+    for failures, longest in ((0, 1), (3, 8), (50, 60), (10**6, 60)):
         assert Rest(failures).failed(0, 0).until == longest
         assert Rest(failures).failed(0, 0.5).until == longest * 0.75
         assert Rest(failures).failed(0, 1).until == longest / 2

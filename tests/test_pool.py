@@ -19,7 +19,8 @@ import asmtp
 from asmtp import AsyncMailer, Receipt
 from asmtp.delivery import Shipment, envelope_of
 from asmtp.lane import Part
-from asmtp.pool import Pool, plan
+from asmtp.plan import plan
+from asmtp.pool import Pool
 
 from .conftest import Certificates
 from .mailing import agree, answering, comings_and_goings, email, item, items, mailer
@@ -538,7 +539,7 @@ async def test_a_server_that_takes_nobody() -> None:
         task = asyncio.create_task(one(posting))
         await asyncio.sleep(0.1)
         relay.room = 1
-        assert (await task).attempts == 2
+        assert (await task).attempts == 1  # it is not asked more than twice a second
 
 
 @pytest.mark.virtual_clock
@@ -578,10 +579,14 @@ async def test_a_connection_that_has_taken_enough(bye: str, offers: str) -> None
         await send(posting, 36)
         assert sorted(relay.numbers) == list(range(36))
         assert len(relay.guests) <= 36 / 4 + 2
+        before = relay.verbs.count("MAIL")
+        await send(posting, 36)
+        assert relay.verbs.count("MAIL") == before + 36  # it is known now, and nothing is begun in vain
+        assert now() < 55
         relay.tired = 1000
+        await asyncio.sleep(600)
         await send(posting, SOME[shape])
         assert relay.present == 3
-        assert now() < 55
 
 
 # ---- several relays ----------------------------------------------------------------------------
@@ -622,8 +627,8 @@ async def test_a_relay_that_is_down_is_left_alone_longer_and_longer() -> None:
             tries.append(first.turned_away)
             await asyncio.sleep(1)
         assert tries[0] == 1
-        assert 5 <= tries[-1] <= 12  # 1, 2, 4, 8, 16, 32, 64, 128 seconds, less what is left to chance
-        assert tries[-1] - tries[100] <= 2
+        assert 5 <= tries[-1] <= 14  # 1, 2, 4, 8, 16, 32, 60, 60... seconds, less what is left to chance
+        assert tries[-1] - tries[100] <= 4
         assert second.numbers == list(range(200))
 
 
@@ -721,7 +726,9 @@ async def test_each_relay_is_tried_for_each_message() -> None:
         for number in range(1, 50):
             with pytest.raises(asmtp.SMTPConnectError):
                 await one(posting)
-            assert [door.turned_away for door in doors] == [number] * 3
+            # One whose rest is over may have a second try, before it is the others' turn.
+            assert number <= min(door.turned_away for door in doors)
+            assert max(door.turned_away for door in doors) < number + 10
             await asyncio.sleep(0.001)
         doors[1].room = 1
         assert (await one(posting)).relay == f"127.0.0.1:{doors[1].port}"
@@ -750,14 +757,19 @@ async def test_a_server_that_lets_people_wait() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_relay_that_hangs_altogether() -> None:
-    """No more connections are made to it than allowed, and in the end it has not answered."""
+    """The other one serves then."""
     first, second = Door(), Door()
     first.silent = 1000
     async with relaying(first), relaying(second), mailer(first, second, connections=2, timeouts=30) as posting:
         await one(posting)
-        assert now() == pytest.approx(32, abs=3)
-        assert len(first.guests) == 2
+        assert now() == pytest.approx(10, abs=1)
+        assert len(first.guests) == 1
         assert second.numbers == [0]
+        for number in range(100):  # and it is not waited for again, though one looks whether it is back
+            await one(posting, number)
+            await asyncio.sleep(1)
+        assert now() < 112
+        assert 3 <= len(first.guests) < 9
 
 
 # ---- messages for many -------------------------------------------------------------------------
@@ -814,7 +826,10 @@ async def test_the_limit_is_found_out(crowded: str, shape: tuple[str, ...]) -> N
         assert [len(each) for each in taken] == [4, 4, 2] * 2
         assert sorted(sum(taken, [])) == sorted(CROWD + CROWD)
         rcpts = relay.verbs.count("RCPT")
-        assert rcpts == 10 + 6 + 10  # each once; those over the limit again, four at a time then; each once
+        if crowded == "452 insufficient system storage":  # that may be said of anything
+            assert rcpts == 2 * (10 + 6 + 2)
+        else:
+            assert rcpts == 10 + 6 + 10  # each once; those over the limit again, four at a time then; each once
 
 
 @pytest.mark.virtual_clock
@@ -1143,7 +1158,6 @@ class Owner:
         self.pool = Pool(
             [asmtp.Relay(relay.host, relay.port, local_hostname="me.example")],
             1,
-            asmtp.Timeouts(),
             idle=None,
             max_messages=None,
             max_age=None,
@@ -1154,7 +1168,7 @@ class Owner:
 
     def submit(self, number: int = 0) -> Part:
         envelope = envelope_of(item(number))
-        part = Part(Shipment(None, envelope, lambda shipment: None, 0, 0), envelope)
+        part = Part(Shipment(None, envelope, lambda shipment: None, 0), envelope)
         self.pool.submit(part)
         self.pool.dispatch()
         return part

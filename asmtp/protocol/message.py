@@ -14,7 +14,7 @@ from typing import Any, cast
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.envelope import addresses_from_headers, ascii_domain
 
-__all__ = ["compose", "flatten", "render", "weight"]
+__all__ = ["compose", "flatten", "weight"]
 
 _ADDRESS_FIELDS = frozenset(
     prefix + name for prefix in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc")
@@ -51,17 +51,10 @@ def compose(
         )
     if international:
         mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-    return sender, recipients, render(message, has_extn, utf8=international, downgrade=downgrade), mail_options
-
-
-def render(
-    message: Message[Any, Any], has_extn: Callable[[str], bool], *, utf8: bool = False, downgrade: bool = True
-) -> bytes:
-    """A message as octets that the server takes.  Args: as for `compose` and `flatten`."""
-    octets = flatten(message, utf8=utf8)
+    octets = flatten(message, utf8=international)
     if downgrade and not octets.isascii() and not has_extn("8bitmime"):
-        octets = flatten(message, utf8=utf8, seven_bit=True)
-    return octets
+        octets = flatten(message, utf8=international, seven_bit=True)
+    return sender, recipients, octets, mail_options
 
 
 def weight(message: Message[Any, Any]) -> int:

@@ -22,6 +22,7 @@ from collections.abc import Generator
 from typing import Any, NoReturn
 
 from asmtp.errors import (
+    DeliveryState,
     SMTPDataError,
     SMTPException,
     SMTPProtocolError,
@@ -114,6 +115,11 @@ class Transaction:
         self._ended = False  # the end of the content was written
         self._group: Group | None = None
         self._prepare()
+
+    @property
+    def state(self) -> DeliveryState:
+        """What is known of the message, where the rest was not waited for."""
+        return "in_doubt" if self._ended else "not_sent"
 
     # ---- writing ----------------------------------------------------------------------------
 

@@ -1,0 +1,275 @@
+"""What is on its way: messages on connections, in line, and waiting to be tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+
+from asmtp.delivery import Shipment, refusals
+from asmtp.errors import SMTPException, SMTPRecipientsRefused, SMTPResponseException, SMTPSenderRefused, SMTPStateError
+from asmtp.lane import Part
+from asmtp.policy import Retry, any_throttling
+from asmtp.pool import Pool
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.transaction import Outcome
+from asmtp.source import Source
+
+__all__ = ["Outbox"]
+
+
+class Outbox:
+    """Judges what became of each transaction: to be told, to be tried again, or to be divided.
+
+    Args:
+        open_pool: makes the pool; it is given what is called with each part that has come to an end, and when a batch
+            of them has.
+        retry: what is tried again, and when.
+        settled: is called when a batch of messages has been seen to.
+
+    Attributes:
+        loop: the event loop that it belongs to.
+        in_flight: how many messages have no outcome yet.
+        retried: how often one was sent again.
+    """
+
+    def __init__(
+        self,
+        open_pool: Callable[[Callable[[Part, Source], None], Callable[[], None]], Pool],
+        retry: Retry | None,
+        settled: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.in_flight = 0
+        self.retried = 0
+        self.pool = open_pool(self._ended, self._settled)
+        self._retry = retry
+        self._tell_settled = settled
+        self._aborted = False
+        self._quiet: asyncio.Future[None] | None = None
+        self._later: list[tuple[float, int, Part]] = []  # a heap: parts that are tried again at a time
+        self._counter = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many parts are on no connection now."""
+        return len(self._later) + len(self.pool.waiting)
+
+    # ---- what its owner does ----------------------------------------------------------------
+
+    def submit(self, shipment: Shipment) -> None:
+        """Put a message in line.  `pool.dispatch` is to be called then."""
+        self.in_flight += 1
+        self.pool.submit(Part(shipment, shipment.envelope))
+
+    def withdraw(self, shipment: Shipment) -> None:
+        """Nobody wants it any more: it is stopped, as far as it can be stopped."""
+        for part in self._taken_back(lambda part: part.shipment is shipment):
+            self._give_up(part)
+        for part in list(shipment.parts):
+            self.pool.withdraw(part)
+        self.pool.dispatch()
+        self._settled()
+
+    def give_up(self, chosen: Callable[[Part], bool]) -> None:
+        """End those that are chosen, of what is on no connection."""
+        waiting = self.pool.waiting
+        found = [part for part in waiting if chosen(part)]
+        if found:
+            rest = [part for part in waiting if not chosen(part)]
+            waiting.clear()
+            waiting.extend(rest)
+        for part in [*found, *self._taken_back(chosen)]:
+            self._give_up(part)
+        self._settled()
+
+    async def quiet(self) -> None:
+        """Until nothing is in flight."""
+        while self.in_flight:
+            if self._quiet is None or self._quiet.done():
+                self._quiet = self.loop.create_future()
+            await asyncio.shield(self._quiet)
+
+    def abort(self) -> None:
+        """Close all connections at once; what is in flight is ended with what is known of it."""
+        self._aborted = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.pool.abort()
+        later, self._later = self._later, []
+        for _, _, part in later:
+            self._give_up(part)
+        self._settled()
+
+    # ---- the end of a try -------------------------------------------------------------------
+
+    def _ended(self, part: Part, source: Source) -> None:
+        """A part has come to an end: to tell, or to try again."""
+        shipment = part.shipment
+        shipment.attempts = max(shipment.attempts, part.attempts)
+        outcome, error = part.outcome, part.error
+        if error is None and outcome is not None:
+            shipment.took(outcome, source.name)
+            if outcome.refused:
+                self._refused_for_some(part, outcome, source)
+        elif part.withdrawn or not isinstance(error, Exception):
+            # Nobody will ask, but the account has to be closed.
+            given_up = SMTPException("given up")
+            given_up.state = getattr(error, "state", None)
+            shipment.failed_for(part.envelope.recipients, error if isinstance(error, Exception) else given_up)
+        else:
+            self._failed(part, error, source)
+            return
+        self._close(shipment)
+
+    def _close(self, shipment: Shipment) -> None:
+        """One of its parts is done with."""
+        shipment.open -= 1
+        if not shipment.open:
+            shipment.parts.clear()
+            self.in_flight -= 1
+            shipment.arrived(shipment)
+
+    def _failed(self, part: Part, error: Exception, source: Source) -> None:
+        """It came to nothing: try again, or leave it at that."""
+        self._heed(error, source)
+        delay = None
+        if self._retry is not None and not part.shipment.once and not self._aborted:
+            delay = self._retry.delay(part.attempts, self._elapsed(part.shipment), error, random.random())
+        if delay is not None:
+            self._drop_refused(part, error)
+            self._try_later(part, delay)
+            return
+        part.shipment.failed_for(part.envelope.recipients, error)
+        self._close(part.shipment)
+
+    def _elapsed(self, shipment: Shipment) -> float:
+        """Seconds since it was tried first."""
+        return 0.0 if shipment.began is None else self.loop.time() - shipment.began
+
+    def _drop_refused(self, part: Part, error: Exception) -> None:
+        """What is tried again is tried for those only whom the server may take later."""
+        if isinstance(error, SMTPRecipientsRefused):
+            final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
+            if final:
+                part.shipment.refused.update(final)
+                part.envelope = _without(part, final)
+
+    def _refused_for_some(self, part: Part, outcome: Outcome, source: Source) -> None:
+        """It was taken, but not for everyone: some may get a transaction of their own."""
+        shipment, refused = part.shipment, outcome.refused
+        if any_throttling(refused.values()):
+            self._throttle()
+        if shipment.once or part.withdrawn or self._aborted:
+            shipment.refused.update(refused)
+            return
+        crowded = self._crowded_out(part, outcome, source)
+        later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
+        delay = None
+        if later and self._retry is not None:
+            delay = self._retry.wait(part.attempts, self._elapsed(shipment), random.random())
+        if delay is not None:
+            again = Part(shipment, _only(part, later), part.attempts)
+            again.error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
+            again.error.state = "refused"
+            self._try_later(again, delay)
+        else:
+            later = {}
+        shipment.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
+
+    def _crowded_out(self, part: Part, outcome: Outcome, source: Source) -> set[str]:
+        """Those behind the server's limit of recipients, who get a transaction of their own (RFC 5321 §4.5.3.1.10)."""
+        crowded = {who: reply for who, reply in outcome.refused.items() if _too_many(reply)}
+        if crowded:
+            recipients = part.envelope.recipients
+            if set(recipients[-len(crowded) :]) == set(crowded):
+                certain = all(map(_says_too_many, crowded.values()))
+                source.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
+            self.pool.waiting.append(Part(part.shipment, _only(part, crowded), part.attempts))
+        return set(crowded)
+
+    def _heed(self, error: Exception, source: Source) -> None:
+        """What the reply says of the server, not of the message."""
+        if isinstance(error, SMTPRecipientsRefused):
+            if any_throttling(refusals(error).values()):
+                self._throttle()
+        elif isinstance(error, SMTPResponseException):
+            text = error.smtp_error
+            reply = Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())
+            if any_throttling([reply]):
+                self._throttle()
+            elif isinstance(error, SMTPSenderRefused) and reply.enhanced.startswith("4.3."):
+                self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
+
+    def _throttle(self) -> None:
+        """A server that says it is sent too much is sent less."""
+        pool = self.pool
+        if pool.pace is not None:
+            pool.pace = pool.pace.throttled(self.loop.time())
+
+    # ---- trying again -----------------------------------------------------------------------
+
+    def _try_later(self, part: Part, delay: float) -> None:
+        """Try a part again, in so many seconds."""
+        self.retried += 1
+        heapq.heappush(self._later, (self.loop.time() + delay, next(self._counter), part))
+        if self._later[0][2] is part:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(self._later[0][0], self._due) if self._later else None
+
+    def _due(self) -> None:
+        """It is time for some parts."""
+        now = self.loop.time()
+        while self._later and self._later[0][0] <= now:
+            self.pool.submit(heapq.heappop(self._later)[2])
+        self._set_timer()
+        self.pool.dispatch()
+
+    def _taken_back(self, chosen: Callable[[Part], bool]) -> list[Part]:
+        """Those that were to be tried again, and are not any more."""
+        found = [entry[2] for entry in self._later if chosen(entry[2])]
+        if found:
+            self._later = [entry for entry in self._later if not chosen(entry[2])]
+            heapq.heapify(self._later)
+            self._set_timer()
+        return found
+
+    def _give_up(self, part: Part) -> None:
+        """A part that is on no connection is not tried any more."""
+        error = part.error
+        if not isinstance(error, Exception):
+            error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
+            error.state = "not_sent"
+        part.shipment.failed_for(part.envelope.recipients, error)
+        self._close(part.shipment)
+
+    def _settled(self) -> None:
+        """A batch of parts has been seen to."""
+        self._tell_settled()
+        if self._quiet is not None and not self.in_flight and not self._quiet.done():
+            self._quiet.set_result(None)
+
+
+def _only(part: Part, chosen: dict[str, Reply]) -> Envelope:
+    return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who in chosen])
+
+
+def _without(part: Part, left_out: dict[str, Reply]) -> Envelope:
+    return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who not in left_out])
+
+
+def _too_many(reply: Reply) -> bool:
+    """RFC 5321 §4.5.3.1.10: 452, and 552 of old servers, may mean that there are too many recipients."""
+    return reply.code in (452, 552) and (_says_too_many(reply) or (reply.code == 452 and not reply.enhanced))
+
+
+def _says_too_many(reply: Reply) -> bool:
+    return reply.enhanced.endswith(".5.3") or b"too many" in reply.message.lower()

@@ -1,0 +1,136 @@
+"""A relay as the pool knows it: whether it is to be left alone, and what it takes."""
+
+from __future__ import annotations
+
+import copy
+import math
+import ssl
+
+from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.policy import Rest, is_transient
+from asmtp.url import Relay
+
+__all__ = ["Source"]
+
+ALONE = 0.5
+"""Seconds between two tries of a relay that cannot be reached, where there is no other."""
+
+HANGING = 10.0
+"""Seconds, at least, after which a connection that is being opened is not waited for alone; some greet after 5 s."""
+
+SHRUNK = 60.0
+"""Seconds in which no more connections are opened than a server said it takes."""
+
+LEARNT = 600.0
+"""Seconds in which no more recipients are given to a transaction, and messages to a connection, than a server took."""
+
+CERTAIN = 10
+"""Recipients that a server took before it said "452", which may mean other things too, without an enhanced code."""
+
+
+class Source:
+    """A relay, and what was learnt of it.
+
+    Attributes:
+        rest: whether it is to be left alone.
+        failed_at: the loop's time at which it could not be reached, or was of no use, last.
+        lasting: why, where that is nothing that passes: a wrong password, say.
+        connect, service: seconds it takes to connect, and for a message, as last seen.
+        overlap: it takes a transaction behind an unanswered message.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.name = relay.name
+        self.rest = Rest()
+        self.failed_at = -math.inf
+        self.lasting: Exception | None = None
+        self.connect = 0.05
+        self.service = 0.001
+        self.overlap = True
+        self._most_recipients: int | None = None
+        self._recipients_until = 0.0
+        self._most_messages: int | None = None
+        self._messages_until = 0.0
+        self._ended_after = 0
+        self._cap = 0
+        self._cap_until = 0.0
+
+    # ---- whether it can be had --------------------------------------------------------------
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a connection that is being opened is taken to hang."""
+        return max(HANGING, 3 * self.connect)
+
+    def failed(self, now: float, error: Exception, chance: float) -> None:
+        """It could not be reached, or is of no use.
+
+        Args:
+            chance: a random number from 0 to 1.
+        """
+        self.failed_at = now
+        if self.rest.over(now):  # several connections that fail together have failed once
+            self.rest = self.rest.failed(now, chance)
+        self.lasting = None if is_transient(self.no_connection(error)) else error
+
+    def next_try(self, *, alone: bool) -> float:
+        """The loop's time at which it may be tried.
+
+        Args:
+            alone: there is no other, so that all wait for it.
+        """
+        if alone and self.lasting is None:
+            return min(self.rest.until, self.failed_at + ALONE)
+        return self.rest.until
+
+    def no_connection(self, error: Exception) -> SMTPException:
+        """What a message is told that there was no connection for: an exception of its own."""
+        if isinstance(error, SMTPException):
+            told = copy.copy(error)
+            told.__traceback__ = None
+            told.__cause__ = error.__cause__
+            told.state = error.state or "not_sent"
+            return told
+        # A certificate that does not fit, or a token that cannot be had: it will not be better in a second.
+        lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError)
+        told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {error}")
+        told.__cause__ = error
+        told.state = "not_sent"
+        return told
+
+    # ---- what it takes ----------------------------------------------------------------------
+
+    def most_connections(self, limit: int, now: float) -> int:
+        """How many connections it may have."""
+        return min(limit, self._cap) if now < self._cap_until else limit
+
+    def shrink(self, connections: int, now: float) -> None:
+        """It does not take more connections than these."""
+        self._cap = max(1, connections)
+        self._cap_until = now + SHRUNK
+
+    def most_recipients(self, now: float) -> int | None:
+        """The most it takes in one transaction, as far as it is known."""
+        return self._most_recipients if now < self._recipients_until else None
+
+    def crowded(self, taken: int, now: float, *, certain: bool) -> None:
+        """It took so many recipients of a transaction, and no more (RFC 5321 §4.5.3.1.10).
+
+        Args:
+            certain: it said that they are too many.
+        """
+        if certain or taken >= CERTAIN:
+            self._most_recipients = max(1, taken)
+            self._recipients_until = now + LEARNT
+
+    def most_messages(self, now: float) -> int | None:
+        """The most it takes on one connection, as far as it is known."""
+        return self._most_messages if now < self._messages_until else None
+
+    def ended(self, answered: int, now: float) -> None:
+        """It ended a busy connection after so many messages.  Twice after as many, that is its limit."""
+        if answered == self._ended_after:
+            self._most_messages = answered
+            self._messages_until = now + LEARNT
+        self._ended_after = answered
