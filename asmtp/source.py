@@ -80,9 +80,8 @@ class Source:
         Args:
             alone: there is no other, so that all wait for it.
         """
-        if alone and self.lasting is None:
-            return min(self.rest.until, self.failed_at + ALONE)
-        return self.rest.until
+        soon = self.failed_at + ALONE
+        return soon if alone and self.lasting is None else max(soon, self.rest.until)
 
     def no_connection(self, error: Exception) -> SMTPException:
         """What a message is told that there was no connection for: an exception of its own."""

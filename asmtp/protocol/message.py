@@ -104,7 +104,8 @@ class _QuickPolicy(EmailPolicy):
     def fold_binary(self, name: str, value: str) -> bytes:
         limit = self.max_line_length
         if (
-            limit
+            value
+            and limit
             and len(name) + len(value) + 2 <= limit
             and value.isascii()
             and value.isprintable()  # a tab is where a field may be folded

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import email
+import email.generator
 import email.policy
+import io
 from email.message import EmailMessage, Message
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asmtp.errors import SMTPNotSupportedError
+from asmtp.protocol import message as message_module
 from asmtp.protocol.message import addresses_from_headers, compose, flatten, weight
 
 
@@ -188,3 +193,40 @@ def test_weight() -> None:
     assert 4000 < weight(message) < 4200
     empty = Message()
     assert weight(empty) == 0
+
+
+# ---- short fields are not taken apart ----------------------------------------------------------
+
+names = st.sampled_from(["Subject", "From", "To", "Date", "Message-ID", "X-Other", "MIME-Version", "Content-Type"])
+values = st.text(st.sampled_from('ab =?é\t,;:<>@"()\\.-1'), max_size=100) | st.sampled_from(
+    [
+        "Ann <ann@x.example>, bob@y.example",
+        "undisclosed-recipients:;",
+        "Tue, 24 Nov 2026 10:00:00 +0000",
+        "<1@x.example>",
+        "=?utf-8?q?Gr=C3=BC=C3=9Fe?=",
+        "a (comment) <b@y.example>",
+        "text/plain; charset=utf-8",
+        "1.0",
+        "word " * 30,
+        "x" * 70,
+        "x" * 300,
+    ]
+)
+
+
+@given(names, values, st.sampled_from([78, 60, 998, 0, None]), st.booleans())
+def test_fields_are_as_the_standard_library_writes_them(name: str, value: str, length: Any, utf8: bool) -> None:
+    policy = email.policy.EmailPolicy(max_line_length=length, utf8=utf8)
+    message = EmailMessage(policy)
+    try:
+        message[name] = value
+    except Exception:  # what cannot be set cannot be written
+        return
+    with io.BytesIO() as out:
+        email.generator.BytesGenerator(out, mangle_from_=False, policy=policy).flatten(message, linesep="\r\n")
+        expected = out.getvalue()
+    with io.BytesIO() as out:
+        quick = message_module._quick(policy)
+        email.generator.BytesGenerator(out, mangle_from_=False, policy=quick).flatten(message, linesep="\r\n")
+        assert out.getvalue() == expected
