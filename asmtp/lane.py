@@ -99,7 +99,7 @@ class Lane(AsyncSMTP):
         limit: how many it may take, or None.
         until: the loop's time at which it is replaced, or None.
         busy_since: the loop's time at which the last replies came, or it became busy.
-        idle_since: the loop's time at which it became idle.
+        idle_since: the loop's time at which it became idle, or the last replies came.
         retiring: it is given no more messages.
         stale: it had been idle when it was last given something to do, and may have been dead.
         cut: a message was withdrawn, which may have ended the connection.
@@ -303,7 +303,7 @@ class Lane(AsyncSMTP):
         """So many messages were answered since it was asked last, or became busy."""
         self.answered += answered
         each = (now - self.busy_since) / answered
-        self.busy_since = now
+        self.busy_since = self.idle_since = now
         weight = min(1.0, 0.1 * answered)
         self.service += weight * (each - self.service)
         self.source.service = self.service

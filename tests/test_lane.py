@@ -536,6 +536,17 @@ async def test_measuring() -> None:
         assert Bench(relay, lane.source).lane.service == lane.service
 
 
+async def test_a_connection_that_has_just_answered_is_not_stale() -> None:
+    """It may be given more before anyone has seen that it has nothing to do: that content need not wait."""
+    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        now = asyncio.get_running_loop().time()
+        lane.idle_since = now - 100
+        lane.measure(now, 1)
+        await bench.sent(bench.begin())
+        assert relay.reads[-1].count(b"BDAT") == relay.reads[-1].lower().count(b"mail") == 1
+
+
 @pytest.mark.virtual_clock
 async def test_measured_is_the_time_in_which_it_is_busy() -> None:
     async with relaying(Relay(latency=0.5)) as relay, lane_to(relay) as bench:

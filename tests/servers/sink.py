@@ -1,6 +1,7 @@
 """A server that takes everything as fast as it can: for tests with very many messages.
 
-It speaks PIPELINING and CHUNKING, and understands what a client writes then: groups of RSET, MAIL, RCPT and BDAT LAST.
+It speaks PIPELINING and CHUNKING, and understands what a client writes then: groups of RSET, MAIL, RCPT and BDAT LAST;
+or the envelope apart from the content.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .script import listening
 __all__ = ["Sink", "sinking"]
 
 GROUP = re.compile(rb"(rset\r\n)?mail from:<[^\r\n]*\r\n((?:rcpt to:<[^\r\n]*\r\n)+)BDAT (\d+) LAST\r\n")
+CHUNK = re.compile(rb"BDAT (\d+) LAST\r\n")
 LINE = re.compile(rb"([A-Za-z]+)[^\r\n]*\r\n")
 
 
@@ -60,17 +62,21 @@ class _Connection(asyncio.Protocol):
         place = 0
         replies: list[bytes] = []
         while place < len(data):
-            if (group := GROUP.match(data, place)) is not None:
-                end = group.end() + int(group[3])
-                if end > len(data):
+            group = GROUP.match(data, place)
+            chunk = group or CHUNK.match(data, place)
+            if chunk is not None:
+                octets = int(chunk[chunk.lastindex or 1])
+                if chunk.end() + octets > len(data):
                     break
-                recipients = group[2].count(b"\n")
-                replies.append(b"250 reset\r\n" if group[1] else b"")
-                replies.append(b"250 sender\r\n" + b"250 recipient\r\n" * recipients + b"250 taken\r\n")
+                if group is not None:
+                    recipients = group[2].count(b"\n")
+                    replies.append(b"250 reset\r\n" if group[1] else b"")
+                    replies.append(b"250 sender\r\n" + b"250 recipient\r\n" * recipients)
+                replies.append(b"250 taken\r\n")
                 self._sink.messages += 1
-                self._sink.octets += int(group[3])
-                place = end
-            elif (line := LINE.match(data, place)) is not None and line[1].lower() not in (b"mail", b"rcpt", b"bdat"):
+                self._sink.octets += octets
+                place = chunk.end() + octets
+            elif (line := LINE.match(data, place)) is not None:
                 hello = line[1].lower() == b"ehlo"
                 replies.append(b"250-sink\r\n250-PIPELINING\r\n250 CHUNKING\r\n" if hello else b"250 ok\r\n")
                 place = line.end()
