@@ -115,7 +115,7 @@ class Pool:
         self._sweeping_soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._short_since = math.inf  # the loop's time since which there was no room for all that waited
+        self._short_since = math.inf  # the loop's time since which there was no room for more
         self._closed = False
 
     @property
@@ -180,8 +180,8 @@ class Pool:
                 self.pace = self.pace.sent(now, len(part.envelope.recipients))
             lane.begin(part, now)
         least = 0
-        # What can be seen of the load is what is in flight: where some have waited for as long, there are more.
-        if len(chosen) == allowed:
+        # What can be seen of the load is what is in flight: where there was no room left for as long, there is more.
+        if len(chosen) == allowed and any(lane.room for lane in lanes):
             self._short_since = math.inf
         elif opened or self._opening or self._short_since == math.inf:
             self._short_since = now

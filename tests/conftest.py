@@ -6,7 +6,7 @@ import asyncio
 import functools
 import gc
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest_asyncio
 import trustme
 import uvloop
 from blockbuster import BlockBuster, BlockBusterFunction
+from coverage import Coverage
 
 from asmtp.transport import Connection
 
@@ -47,6 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for name in ("nothing_blocks", "nothing_is_left"):
                 if name not in item.fixturenames:
                     item.fixturenames.insert(0, name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Under coverage: what is run is run by this test, its tasks and callbacks too."""
+    coverage = Coverage.current()
+    if coverage is not None:
+        coverage.switch_context(item.nodeid.removesuffix(".py").replace("/", ".").replace(".py::", "."))
+    try:
+        return (yield)
+    finally:
+        if coverage is not None:
+            coverage.switch_context("")
 
 
 @functools.cache

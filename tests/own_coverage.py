@@ -3,7 +3,7 @@
 Reads the data of a run under ``coverage run`` with test contexts (see pyproject.toml), counts for each module
 of asmtp the lines that its own test modules ran, and fails where they are too few.
 
-    coverage run -m pytest && python tests/own_coverage.py
+    coverage run -m pytest -n auto && coverage combine && python tests/own_coverage.py
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ OWN = {
     "asmtp/__main__.py": ("tests.test_cli",),
     "asmtp/client.py": ("tests.test_client", "tests.test_cancellation", "tests.test_misbehaving"),
     "asmtp/commands.py": ("tests.test_client",),
+    "asmtp/lane.py": ("tests.test_lane", "tests.test_pool"),
+    "asmtp/mailer.py": ("tests.test_mailer",),
+    "asmtp/outbox.py": ("tests.test_mailer",),
+    "asmtp/pool.py": ("tests.test_pool", "tests.test_mailer_trouble"),
+    "asmtp/protocol/dialogue.py": ("tests.protocol.test_dialogue", "tests.test_client_tls", "tests.test_client_login"),
+    "asmtp/transport.py": ("tests.test_transport", "tests.test_cancellation", "tests.test_client_sending"),
     "asmtp/run.py": ("tests.test_run", "tests.test_blocking"),
     "asmtp/cli/__init__.py": ("tests.test_cli",),
     "asmtp/cli/demo.py": ("tests.test_cli",),

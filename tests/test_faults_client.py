@@ -15,6 +15,8 @@ from .servers.faults import TIMELESS, Door, Fault, Plan, Proxy, door, everywhere
 from .servers.ledger import Message, Said, complaints, picky
 from .servers.relay import SHAPES, Relay
 
+pytestmark = pytest.mark.long
+
 PATIENCE = 4
 """Seconds the client waits for anything."""
 

@@ -38,6 +38,8 @@ from .servers.faults import (
 from .servers.ledger import Message, Said, complaints, picky
 from .servers.relay import SHAPES, Relay
 
+pytestmark = pytest.mark.long
+
 PATIENCE = 4
 """Seconds the mailer waits for anything."""
 

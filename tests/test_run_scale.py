@@ -16,6 +16,8 @@ from .mailing import agree, item, items, mailer, till
 from .servers.relay import SHAPES, Relay, relaying
 from .servers.sink import Sink, sinking
 
+pytestmark = pytest.mark.long
+
 SENDER = "a@x.example"
 CONTENT = b"Subject: hello\r\n\r\n" + b"A line of text that is not too short.\r\n" * 20
 MANY = 100_000

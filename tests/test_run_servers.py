@@ -14,6 +14,8 @@ from asmtp import Delivery, Retry
 from .mailing import Tired, agree, answering, comings_and_goings, item, items, mailer, till
 from .servers.relay import SHAPES, Relay, relaying
 
+pytestmark = pytest.mark.long
+
 SENDER, WHO = "a@x.example", "b@y.example"
 
 PATIENT = Retry(attempts=10, within=600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from email.message import EmailMessage
 
 import pytest
 from hypothesis import given, settings
@@ -246,3 +247,37 @@ def _unquoted(line: str) -> str:
         elif not quoted:
             outside += character
     return outside
+
+
+def test_a_message_s_envelope() -> None:
+    message = EmailMessage()
+    message["From"], message["To"], message["Cc"] = "Ann <a@x.example>", "b@y.example, c@y.example", "d@y.example"
+    envelope = Envelope.from_message(message)
+    assert (envelope.sender, list(envelope.recipients)) == (
+        "a@x.example",
+        ["b@y.example", "c@y.example", "d@y.example"],
+    )
+    assert envelope.content is message
+    given = Envelope.from_message(message, "e@x.example", "f@y.example", ["BODY=8BITMIME"], ["NOTIFY=NEVER"])
+    assert (given.sender, list(given.recipients)) == ("e@x.example", ["f@y.example"])
+    assert (given.mail_options, given.rcpt_options) == (["BODY=8BITMIME"], ["NOTIFY=NEVER"])
+
+
+def test_some_of_the_recipients() -> None:
+    envelope = Envelope("a@x.example", ["b@y.example", "c@y.example", "d@y.example"], content=b"hi")
+    some = envelope.only([0, 2])
+    assert list(some.recipients) == ["b@y.example", "d@y.example"]
+    assert (some.sender, some.content) == ("a@x.example", b"hi")
+    assert len(envelope.recipients) == 3
+    assert some.commands(Extensions(), "", esmtp=True)[1:] == [
+        b"rcpt to:<b@y.example>\r\n",
+        b"rcpt to:<d@y.example>\r\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "international"),
+    [("b@y.example", False), ("b@y\u00e9.example", False), ("\u00e9@y.example", True), ("\u00e9", True)],
+)
+def test_international(address: str, international: bool) -> None:
+    assert Envelope("a@x.example", ["b@y.example", address]).international is international

@@ -59,6 +59,22 @@ def test_size(value: bytes, size: int | None) -> None:
     assert Extensions.parse(b"hi\n" + value).size == size
 
 
+@pytest.mark.parametrize(
+    ("value", "limits"),
+    [
+        (b"RCPTMAX=100 MAILMAX=7", {"RCPTMAX": 100, "MAILMAX": 7}),
+        (b"rcptmax=5 SURPRISE=1", {"RCPTMAX": 5, "SURPRISE": 1}),
+        (b"RCPTMAX=0 MAILMAX=x MAILMAX", {}),
+        (b"RCPTMAX= =4", {}),
+        (b"", {}),
+    ],
+)
+def test_limits(value: bytes, limits: dict[str, int]) -> None:
+    """RFC 9422 \u00a72."""
+    found = Extensions.parse(b"hi\nLIMITS " + value).limits
+    assert {name: number for name, number in found.items() if name} == limits
+
+
 def test_code_that_edits_the_dict_is_obeyed() -> None:
     found = Extensions.parse(b"hi\nSIZE 1000\nAUTH PLAIN")
     found["size"] = "5"

@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["VirtualClockLoop"]
 
-PATIENCE = 0.005
+PATIENCE = 0.001
 """Real seconds in which the kernel may still deliver something before the clock jumps."""
 
 
