@@ -43,12 +43,16 @@ PATIENCE = 0.005
 """Seconds after which a batch is handed over, however small it is."""
 
 
+AT_EXIT = 30.0
+"""Seconds that a program which ends waits for what is in flight."""
+
+
 class Mailer:
     """Sends messages over a pool of connections, blocking; safe to share by any number of threads.
 
     The thread is started by the first call, so an object made before a fork works in the children.  As a context
     manager it waits for what is in flight on leaving, and closes its connections; at the end of the program it does
-    so by itself.
+    so by itself, and waits half a minute at most.
 
     Args:
         relay, options: as for :class:`~asmtp.AsyncMailer`.
@@ -150,10 +154,18 @@ class Mailer:
         thread = self._started()
         return thread.call(thread.mailer.drain)
 
-    def close(self) -> None:
+    def verify(self) -> None:
+        """Connect to each relay, log in, and close: see :meth:`asmtp.AsyncMailer.verify`."""
+        thread = self._started()
+        thread.call(thread.mailer.verify)
+
+    def close(self, timeout: float | None = None) -> None:
         """Wait until nothing is in flight, and close all connections.  Nothing more is taken.
 
         Who is interrupted meanwhile closes them at once.
+
+        Args:
+            timeout: seconds after which it does not wait any more: what is in flight is ended with what is known of it.
         """
         thread = self._thread
         if thread is not None:
@@ -162,7 +174,7 @@ class Mailer:
             self._closed = True
             thread = self._thread
         if thread is not None and thread.mine:
-            thread.end()
+            thread.end(timeout)
 
     def __enter__(self) -> Self:
         self._check()
@@ -278,6 +290,7 @@ class _Thread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.Context()
         self._leaving = asyncio.Event()
+        self._timeout: float | None = None
         self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
         self._ready: Future[None] = Future()
         self._gone = threading.Event()
@@ -327,13 +340,14 @@ class _Thread:
                 # Not in the caller's context, which connections would keep.
                 self._loop.call_soon_threadsafe(functools.partial(function, *args), context=self._context)
 
-    def leave(self) -> None:
-        """Let it end when nothing is in flight any more."""
+    def leave(self, timeout: float | None = None) -> None:
+        """Let it end when nothing is in flight any more, or in so many seconds."""
+        self._timeout = timeout
         self.soon(self._leaving.set)
 
-    def end(self) -> None:
+    def end(self, timeout: float | None = None) -> None:
         """Let it end, and wait for it; who is interrupted does not wait for what is in flight."""
-        self.leave()
+        self.leave(timeout)
         try:
             self.join()
         except BaseException:
@@ -391,7 +405,7 @@ class _Thread:
         self._context = contextvars.copy_context()
         self._ready.set_result(None)
         await self._leaving.wait()
-        await self.mailer.aclose()
+        await self.mailer.aclose(self._timeout)
         with self._lock:
             self.over = True
         await asyncio.sleep(0)  # the calls that came before that are begun now
@@ -425,6 +439,6 @@ def _at_exit() -> None:
     """The program ends.  The threads are daemons, and go on until after this."""
     threads = [thread for thread in list(_threads) if thread.mine]
     for thread in threads:
-        thread.leave()
+        thread.leave(AT_EXIT)
     for thread in threads:
-        thread.end()
+        thread.end(AT_EXIT)

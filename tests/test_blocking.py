@@ -693,3 +693,9 @@ def test_interrupted_in_drain() -> None:
         stop.go.set()
         assert sending.result().complete
         assert mailer.drain() == []
+
+
+def test_verify() -> None:
+    with mailing() as (relay, mailer):
+        mailer.verify()
+        assert relay.verbs == ["EHLO", "QUIT"]

@@ -85,6 +85,18 @@ def test_close_while_others_send() -> None:
     assert said_goodbye(relay)
 
 
+def test_close_may_have_a_limit() -> None:
+    stop = Stop()
+    with mailing(stop, connections=1) as (relay, mailer):
+        sending = aside(lambda: mailer.send(b"hi", A, B))
+        assert stop.reached.wait(10)
+        mailer.close(timeout=0.01)
+        with pytest.raises(asmtp.SMTPException) as caught:
+            sending.result()
+        assert caught.value.state == "in_doubt"
+        stop.go.set()
+
+
 def test_close_at_any_moment() -> None:
     """Each call is carried out, or raises SMTPStateError; none waits for ever."""
 
@@ -109,7 +121,7 @@ def test_a_call_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     original = asmtp.AsyncMailer.aclose
     sending = []
 
-    async def aclose(self: asmtp.AsyncMailer) -> None:
+    async def aclose(self: asmtp.AsyncMailer, timeout: float | None = None) -> None:
         await original(self)
         sending.append(aside(lambda: mailer.send(b"hi", A, B)))
         until(lambda: thread._calls)
