@@ -438,10 +438,10 @@ def test_send_all_asks_for_no_more_than_there_is_room_for(in_order: bool) -> Non
     with mailing(stop, connections=2, window=5) as (relay, mailer):
         sending = aside(lambda: list(mailer.send_all(source, in_order=in_order)))
         assert stop.reached.wait(10)
-        until(lambda: source.pulled >= blocking.BATCH)
+        until(lambda: mailer.stats.in_flight == 10)
         time.sleep(0.05)  # in which it would ask for all of them
-        assert source.pulled == blocking.BATCH
-        assert mailer.stats.in_flight <= 10
+        assert source.pulled < blocking.BATCH + 10  # some may have been handed over as time went by
+        assert mailer.stats.in_flight == 10
         stop.go.set()
         assert agree(relay, sending.result(), 500) == {"sent": 500}
 
@@ -455,11 +455,11 @@ def test_send_all_in_order_does_not_pile_up_behind_one_that_waits() -> None:
         sending = aside(lambda: into(told, mailer.send_all(source, in_order=True)))
         until(lambda: mailer.stats.sent == 0 and mailer.stats.waiting == 1 and mailer.stats.in_flight == 1)
         time.sleep(0.05)
-        assert source.pulled == blocking.BATCH
+        assert source.pulled < blocking.BATCH + 5
         mailer.close()
         with pytest.raises(SMTPStateError):
             sending.result()
-    states = agree(relay, told, blocking.BATCH)
+    states = agree(relay, told, source.pulled)
     assert states["refused"] == 1
     assert 4 <= states["sent"] <= 10
 
@@ -473,7 +473,7 @@ def test_a_consumer_that_stops_stops_nobody_else() -> None:
         assert mailer.send(b"Subject: hi", A, B).complete
         assert aside(lambda: mailer.send(b"Subject: hi", A, B)).result().complete
         assert mailer.drain() == []
-        assert source.pulled == pulled == blocking.BATCH
+        assert source.pulled == pulled <= blocking.BATCH
         into(told, deliveries)
         relay.letters[:] = [letter for letter in relay.letters if letter.sender != A]
         assert agree(relay, told, 150) == {"sent": 150}
