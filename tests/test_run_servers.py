@@ -226,7 +226,7 @@ async def test_another_server_stands_in_and_steps_back() -> None:
         states = agree([first, second], told, 200)
         assert set(states) <= {"sent", "in_doubt"}
         assert states["in_doubt"] <= 1
-        assert len(first.letters) > 100
+        assert len(first.letters) > 80  # half a minute at most after it is back
         for delivery in told:
             if delivery.receipt is not None:
                 taken_by = first if delivery.receipt.relay.endswith(f":{first.port}") else second
