@@ -15,7 +15,7 @@ from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from asmtp.body import PIECE, WHOLE, check_content
-from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused
+from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten, weight
@@ -24,7 +24,7 @@ from asmtp.protocol.reply import Reply
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Delivery", "Receipt", "Shipment", "envelope_of", "is_heavy", "refusals", "state_of"]
+__all__ = ["Delivery", "Receipt", "Shipment", "envelope_of", "is_heavy", "refusals", "replies_of", "state_of"]
 
 
 @dataclass(slots=True)
@@ -90,6 +90,16 @@ def state_of(error: BaseException | None) -> DeliveryState:
 def refusals(error: SMTPRecipientsRefused) -> dict[str, Reply]:
     """Who was refused, and the replies that did it."""
     return {who: Reply(*reply) for who, reply in error.recipients.items()}
+
+
+def replies_of(error: BaseException) -> list[Reply]:
+    """What the server said, where an error is made of that."""
+    if isinstance(error, SMTPRecipientsRefused):
+        return list(refusals(error).values())
+    if isinstance(error, SMTPResponseException):
+        text = error.smtp_error
+        return [Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())]
+    return []
 
 
 def envelope_of(item: Any) -> Envelope:

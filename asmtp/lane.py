@@ -108,7 +108,7 @@ class Lane(AsyncSMTP):
         service: seconds between the replies to two messages while it is busy, on average.
     """
 
-    left = 0.0  # seconds until it is open: see pool.plan()
+    left = 0.0  # seconds until it is open: see plan.plan()
 
     def __init__(self, source: Source, over: Callable[[Part], None], lost: Callable[[Lane], None]) -> None:
         relay = source.relay
@@ -204,7 +204,7 @@ class Lane(AsyncSMTP):
 
     def serves(self, now: float) -> bool:
         """Whether it can be given a message, and is not silent."""
-        return self.usable and (not self.load or now < self.silent_at())
+        return self.usable and (self.load == self.tidying or now < self.silent_at())
 
     def most_recipients(self, now: float) -> int | None:
         """How many recipients a transaction may have (RFC 9422 §3, RFC 5321 §4.5.3.1.10), as far as it is known."""
@@ -215,7 +215,7 @@ class Lane(AsyncSMTP):
 
     def begin(self, part: Part, now: float) -> None:
         """Start a message; `over` is called when it has come to an end."""
-        idle = not self.load
+        idle = self.load == self.tidying
         apart = False
         if idle:
             self.busy_since = now

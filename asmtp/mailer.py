@@ -12,6 +12,8 @@ from email.message import Message
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
+import anyio.to_thread
+
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
@@ -207,7 +209,6 @@ class AsyncMailer:
             envelope = message
         else:
             envelope = _enveloped(message, sender, recipients, mail_options, rcpt_options)
-        self._begun()
         future: asyncio.Future[tuple[Receipt | None, Exception | None]]
         future = asyncio.get_running_loop().create_future()
 
@@ -218,7 +219,10 @@ class AsyncMailer:
                 future.set_result(verdict)
 
         given = message, envelope, arrived, time.time()
-        shipment = await asyncio.to_thread(Shipment, *given) if is_heavy(envelope) else Shipment(*given)
+        if is_heavy(envelope):
+            shipment = await anyio.to_thread.run_sync(Shipment, *given, abandon_on_cancel=True)
+        else:
+            shipment = Shipment(*given)
         outbox = self._begun()
         outbox.submit(shipment)
         outbox.pool.dispatch()

@@ -6,10 +6,10 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from asmtp.delivery import Shipment, refusals
-from asmtp.errors import SMTPException, SMTPRecipientsRefused, SMTPResponseException, SMTPSenderRefused, SMTPStateError
+from asmtp.delivery import Shipment, refusals, replies_of
+from asmtp.errors import SMTPException, SMTPRecipientsRefused, SMTPSenderRefused, SMTPStateError
 from asmtp.lane import Part
 from asmtp.policy import Retry, any_throttling
 from asmtp.pool import Pool
@@ -157,7 +157,7 @@ class Outbox:
             final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
             if final:
                 part.shipment.refused.update(final)
-                part.envelope = _without(part, final)
+                part.envelope = _only(part, set(part.envelope.recipients) - set(final))
 
     def _refused_for_some(self, part: Part, outcome: Outcome, source: Source) -> None:
         """It was taken, but not for everyone: some may get a transaction of their own."""
@@ -194,16 +194,11 @@ class Outbox:
 
     def _heed(self, error: Exception, source: Source) -> None:
         """What the reply says of the server, not of the message."""
-        if isinstance(error, SMTPRecipientsRefused):
-            if any_throttling(refusals(error).values()):
-                self._throttle()
-        elif isinstance(error, SMTPResponseException):
-            text = error.smtp_error
-            reply = Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())
-            if any_throttling([reply]):
-                self._throttle()
-            elif isinstance(error, SMTPSenderRefused) and reply.enhanced.startswith("4.3."):
-                self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
+        replies = replies_of(error)
+        if any_throttling(replies):
+            self._throttle()
+        elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
+            self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
 
     def _throttle(self) -> None:
         """A server that says it is sent too much is sent less."""
@@ -258,12 +253,8 @@ class Outbox:
             self._quiet.set_result(None)
 
 
-def _only(part: Part, chosen: dict[str, Reply]) -> Envelope:
+def _only(part: Part, chosen: Collection[str]) -> Envelope:
     return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who in chosen])
-
-
-def _without(part: Part, left_out: dict[str, Reply]) -> Envelope:
-    return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who not in left_out])
 
 
 def _too_many(reply: Reply) -> bool:

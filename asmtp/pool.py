@@ -18,18 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asmtp.delivery import refusals
-from asmtp.errors import (
-    SMTPRecipientsRefused,
-    SMTPResponseException,
-    SMTPServerDisconnected,
-    SMTPStateError,
-    SMTPTimeoutError,
-)
+from asmtp.delivery import replies_of
+from asmtp.errors import SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.lane import Lane, LMTPLane, Part
 from asmtp.plan import choose, plan
 from asmtp.policy import Pace, Rest, any_throttling, is_crowded
-from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import NotBegun
 from asmtp.source import Source
 from asmtp.url import Relay
@@ -570,10 +563,5 @@ def _is_answered(error: BaseException | None) -> bool:
 
 def _is_closing(error: BaseException) -> bool:
     """Whether the server said 421: it closes, whatever it was asked (RFC 5321 §3.8).  Not, that it is sent too much."""
-    replies: list[Reply] = []
-    if isinstance(error, SMTPRecipientsRefused):
-        replies = list(refusals(error).values())
-    elif isinstance(error, SMTPResponseException):
-        text = error.smtp_error
-        replies = [Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())]
+    replies = replies_of(error)
     return any(reply.code == 421 for reply in replies) and not any_throttling(replies)

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Protocol
 
+import anyio.to_thread
+
 from asmtp.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
 from asmtp.errors import SMTPStateError
 
@@ -149,7 +151,7 @@ class Run:
     async def _prepared(self, item: Any) -> Shipment | Delivery:
         """The same for what takes long."""
         self._mailer.dispatch()
-        return await asyncio.to_thread(self.prepared, item)
+        return await anyio.to_thread.run_sync(self.prepared, item, abandon_on_cancel=True)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
         """There are no more messages, or none can be had."""

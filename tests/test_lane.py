@@ -599,6 +599,20 @@ async def test_a_busy_connection_is_left_alone() -> None:
         assert relay.verbs == ["EHLO", "MAIL", "RCPT", "BDAT", "RSET", "MAIL", "RCPT", "BDAT"]
 
 
+async def test_a_connection_that_is_tidied_serves() -> None:
+    """However long that takes: nobody is told of its end, and who waits for it would wait in vain."""
+    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, lane_to(relay) as bench:
+        await bench.error(bench.begin(b"hello", "no@y"))
+        lane, now = bench.lane, asyncio.get_running_loop().time()
+        lane.tidy()
+        assert lane.load == 1
+        lane.busy_since = now - 100
+        assert lane.serves(now)
+        part = bench.begin()
+        assert lane.busy_since >= now
+        await bench.sent(part)
+
+
 async def test_a_server_out_of_step_is_left() -> None:
     def answer(verb: str, line: str) -> str | None:
         return "503 5.5.1 what?" if verb == "RSET" else refusing(verb, line)
