@@ -400,7 +400,7 @@ class Transaction:
                     if closing or not self._ended or (len(envelope) > 1 and not envelope[1].ok):
                         error.state = "not_sent"
             self._check_partial(content, error)
-            error.state = error.state or ("in_doubt" if self._ended else "not_sent")
+            error.state = error.state or self.state
         raise error
 
     def _check_partial(self, content: list[Reply], error: SMTPServerDisconnected) -> None:
