@@ -37,7 +37,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
     gc.collect(1)
     assert not complaints
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # an earlier test's worker of anyio's may end meanwhile
 
 
 class Facade:
