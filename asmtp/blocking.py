@@ -42,7 +42,6 @@ BATCH = 64
 PATIENCE = 0.005
 """Seconds after which a batch is handed over, however small it is."""
 
-
 AT_EXIT = 30.0
 """Seconds that a program which ends waits for what is in flight."""
 

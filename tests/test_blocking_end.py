@@ -437,6 +437,20 @@ def test_all_are_closed_at_exit() -> None:
                 mailer.send(b"hi", A, B)
 
 
+def test_a_server_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "AT_EXIT", 0.01)
+    stop = Stop()
+    with mailing(stop, connections=1) as (_, mailer):
+        sending = aside(lambda: mailer.send(b"hi", A, B))
+        assert stop.reached.wait(10)
+        blocking._at_exit()
+        assert not blocking._threads
+        with pytest.raises(asmtp.SMTPException) as caught:
+            sending.result()
+        assert caught.value.state == "in_doubt"
+        stop.go.set()
+
+
 @pytest.mark.parametrize("text", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_program_that_forgets_to_close(text: str) -> None:
     with relay_at(relay_of(answering(RCPT_no="550 5.1.1 no"))) as relay:

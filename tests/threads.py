@@ -51,18 +51,21 @@ class Stop:
     Attributes:
         reached: the server waits.
         go: it shall go on.
+        gave_up: it was not told to, for so long that what it was to show was not seen.
     """
 
     def __init__(self, verb: str = ".", what: str = "") -> None:
         self.reached = threading.Event()
         self.go = threading.Event()
+        self.gave_up = False
         self._verb = verb
         self._what = what
 
     def __call__(self, verb: str, line: str) -> str | None:
         if verb == self._verb and self._what in line:
             self.reached.set()
-            assert self.go.wait(LONG)
+            self.gave_up = not self.go.wait(LONG)
+            assert not self.gave_up
         return None
 
 
@@ -85,6 +88,7 @@ def mailing(answer: Any = None, **options: Any) -> Iterator[tuple[Relay, Mailer]
         finally:
             if isinstance(answer, Stop):
                 answer.go.set()
+                assert not answer.gave_up
 
 
 @contextlib.contextmanager
