@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from asmtp import __version__
 from asmtp.cli import main
+from asmtp.cli.server import Inbox
 
 
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +27,24 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert "refused: nobody@example.com: SMTPRecipientsRefused(" in output
     assert re.search(r"999 of 1000 sent in [\d.]+ s, [\d,]+/s", output)
     assert output.endswith("The server received 999.\n")
+
+
+def test_demo_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs without the bar."""
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    assert main(["demo"]) == 0
+    assert "999 of 1000 sent" in capsys.readouterr().out
+
+
+def test_demo_at_a_server_that_loses_a_letter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def forget(inbox: Inbox, server: Any, session: Any, envelope: Any) -> str:
+        return "250 2.0.0 OK"
+
+    monkeypatch.setattr(Inbox, "handle_DATA", forget)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().out.endswith("  2 letters were expected\n")
 
 
 def test_demo_as_a_module() -> None:

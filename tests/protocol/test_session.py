@@ -369,6 +369,78 @@ def test_nothing_is_written_by_a_dialogue_that_broke_the_session() -> None:
     assert result.state == "BROKEN"
 
 
+def test_eof_within_a_reply() -> None:
+    """It was none, whatever its code would have been."""
+    for begun in ("25", "250 ok", "250-first\r\n250-", "250-first\r\n"):
+        session = opened()()
+        noop = session.start(NOOP.make(session))
+        session.receive_data(begun.encode())
+        session.receive_eof()
+        assert session.state is State.BROKEN
+        assert isinstance(noop.error, SMTPProtocolError)
+        assert b"closed within a reply" in noop.error.smtp_error
+
+
+def test_quit_answered_by_the_end() -> None:
+    result = play("start quit\nC: quit\neof", STARTS, opened())
+    assert result["quit"] == "-1 Connection unexpectedly closed"
+
+
+@pytest.mark.parametrize("end", ["close", "eof", "S: 421 bye"])
+def test_the_end_while_content_is_pulled(end: str) -> None:
+    """The dialogue that has the turn is owed nothing then, and is told all the same."""
+    text = """
+        start streamed
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        S: 250 a
+        S: 250 b
+        """
+    result = play(text + end, STARTS, opened("both"))
+    assert result["streamed"].startswith("SMTPServerDisconnected ")
+    assert result["streamed"].endswith("[not_sent]")
+
+
+def test_content_that_cannot_be_had() -> None:
+    text = """
+        start streamed
+        C: mail from:<a@x>
+        C: rcpt to:<b@x>
+        S: 250 a
+        S: 250 b
+        push streamed Hi
+        C: BDAT 2
+        C: Hi\\
+        abort streamed
+        start noop
+        C: rset
+        S: 250 chunk
+        S: 250 flushed
+        C: noop
+        S: 250 noop
+        """
+    result = play(text, STARTS, opened("both"))
+    assert result["streamed"] == "OSError the file is gone"
+    assert result["noop"] == "250 noop"
+
+
+def test_load() -> None:
+    """What is under way, and what awaits the turn."""
+    session = opened()()
+    assert (session.load, session.queued) == (0, False)
+    session.start(STARTS["streamed"].make(session))
+    assert (session.load, session.queued) == (1, False)
+    session.start(NOOP.make(session))
+    assert (session.load, session.queued) == (2, True)
+    session.receive_data(b"250 a\r\n")
+    session.receive_data(b"250 b\r\n")
+    session.receive_data(b"354 go\r\n")
+    assert session.state is State.CONTENT
+    assert (session.load, session.queued) == (2, True)
+    session.close()
+    assert (session.load, session.queued) == (0, False)
+
+
 def test_lone() -> None:
     """What is written while nothing else is under way need not wait for company."""
     session = opened("both")()
