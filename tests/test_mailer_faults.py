@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import AsyncMailer, Delivery, Receipt, Retry
+from asmtp import AsyncMailer, Delivery, Receipt, Retry, source
 
 from .servers import clock
 from .servers.clock import VirtualClockLoop
@@ -51,9 +51,11 @@ SPOILED = [FIRST, ("the first three", lambda number: number < 3), ("every second
 
 
 @pytest.fixture(autouse=True)
-def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def recorded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     record_writes(monkeypatch)
     monkeypatch.setattr(clock, "PATIENCE", 0.001)  # the clock jumps thousands of times
+    if request.node.get_closest_marker("virtual_clock") is None:
+        monkeypatch.setattr(source, "ALONE", RETRY.initial)  # real seconds, thousands of times
 
 
 # ---- what was said ----------------------------------------------------------------------------
