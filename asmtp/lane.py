@@ -321,6 +321,13 @@ class Lane(AsyncSMTP):
             exchange = session.start(session.reset())
             exchange.owner = _Tidied(self, exchange)
 
+    def orphaned(self) -> None:
+        """The event loop was closed.  What is under way is ended, without the transport, which cannot do anything."""
+        session = self._session
+        session.on_output = lambda: None
+        session.notify = _tell_part
+        session.close()
+
     async def retire(self) -> None:
         """QUIT, and close.  Does not raise."""
         try:
@@ -333,6 +340,12 @@ class Lane(AsyncSMTP):
 
 class LMTPLane(Lane, AsyncLMTP):
     """The same for LMTP."""
+
+
+def _tell_part(exchange: Exchange) -> None:
+    """As a session's `notify`: futures are not told."""
+    if isinstance(exchange.owner, Part):
+        exchange.owner.set_result(None)
 
 
 class _Tidied:

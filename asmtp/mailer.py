@@ -23,7 +23,7 @@ from asmtp.outbox import Outbox
 from asmtp.policy import Pace, Rate, Retry
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
-from asmtp.run import Deliveries, Run
+from asmtp.run import Deliveries, Run, resolve
 from asmtp.source import Source
 from asmtp.url import Relay
 
@@ -215,8 +215,7 @@ class AsyncMailer:
         def arrived(shipment: Shipment) -> None:
             verdict = shipment.verdict(time.time())
             self.count(state_of(verdict[1]))
-            if not future.done():
-                future.set_result(verdict)
+            resolve(future, verdict)
 
         given = message, envelope, arrived, time.time()
         if is_heavy(envelope):
@@ -320,8 +319,11 @@ class AsyncMailer:
         self._closing = True
         for run in list(self._runs):
             run.stop()
-        if self._outbox is not None:
-            self._outbox.abort()
+        outbox = self._outbox
+        if outbox is not None and outbox.loop.is_closed():
+            self._bereaved(outbox)
+        elif outbox is not None:
+            outbox.abort()
         self._settled()
 
     async def __aenter__(self) -> Self:
@@ -364,9 +366,12 @@ class AsyncMailer:
             self._outbox.pool.dispatch()
 
     def give_up(self, run: Run) -> None:
-        """End what is in line and on no connection."""
-        if self._outbox is not None:
-            self._outbox.give_up(lambda part: part.shipment.arrived is run.arrived)
+        """End what is in line and on no connection; everything, where the loop that it went by is closed."""
+        outbox = self._outbox
+        if outbox is not None and outbox.loop.is_closed():
+            self._bereaved(outbox)
+        elif outbox is not None:
+            outbox.give_up(lambda part: part.shipment.arrived is run.arrived)
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""
@@ -399,15 +404,20 @@ class AsyncMailer:
         outbox = self._outbox
         if outbox is None or outbox.loop is asyncio.get_running_loop():
             return outbox
-        if not outbox.loop.is_closed() or outbox.in_flight:
+        if not outbox.loop.is_closed():
             raise SMTPStateError(
                 "a mailer belongs to the event loop that it was first used in; for threads there is asmtp.Mailer"
             )
-        # As with one asyncio.run() after the other: the connections went with their loop.
-        self._retried += outbox.retried
-        self._outbox = None
-        self._runs.clear()
+        self._bereaved(outbox)
         return None
+
+    def _bereaved(self, outbox: Outbox) -> None:
+        """Its loop was closed, as between one asyncio.run() and the next, and the connections went with it."""
+        self._outbox = None
+        outbox.orphaned()
+        self._retried += outbox.retried
+        for run in list(self._runs):
+            run.bereaved()
 
     def _settled(self) -> None:
         """A batch of messages has been seen to."""

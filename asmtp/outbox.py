@@ -100,10 +100,19 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
         self.pool.abort()
+        self._give_up_later()
+        self._settled()
+
+    def orphaned(self) -> None:
+        """The event loop was closed: what is in flight is ended with what is known of it."""
+        self._aborted = True
+        self.pool.orphaned()
+        self._give_up_later()
+
+    def _give_up_later(self) -> None:
         later, self._later = self._later, []
         for _, _, part in later:
             self._give_up(part)
-        self._settled()
 
     # ---- the end of a try -------------------------------------------------------------------
 

@@ -545,6 +545,14 @@ class Pool:
             lane.close()
         self._close_line()
 
+    def orphaned(self) -> None:
+        """The loop was closed, and the connections with it: what is under way is handed back at once."""
+        self._closed = self._sweeping_soon = True  # nothing can be put off any more
+        for lane in self.lanes:
+            lane.orphaned()
+        self._close_line()
+        self._sweep()
+
     def _close_line(self) -> None:
         """Nothing goes any more."""
         waiting, self.waiting = self.waiting, deque()

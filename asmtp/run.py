@@ -7,17 +7,25 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio.to_thread
 
 from asmtp.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
 from asmtp.errors import SMTPStateError
 
-__all__ = ["Carrier", "Deliveries", "Run"]
+__all__ = ["Carrier", "Deliveries", "Run", "resolve"]
+
+T = TypeVar("T")
 
 SLICE = 0.001
 """Seconds after which an iterable that is asked in the loop lets others have their turn."""
+
+
+def resolve(future: asyncio.Future[T], result: T) -> None:
+    """Tell who waits, if anybody does: not where it was told, or its loop is closed."""
+    if not future.done() and not future.get_loop().is_closed():
+        future.set_result(result)
 
 
 class Carrier(Protocol):
@@ -205,10 +213,10 @@ class Run:
 
     def settled(self) -> None:
         """Something has changed: wake who awaits it."""
-        if self._news is not None and (self.ready or self.over) and not self._news.done():
-            self._news.set_result(None)
-        if self._room is not None and not self._room.done() and not self.full:
-            self._room.set_result(None)
+        if self._news is not None and (self.ready or self.over):
+            resolve(self._news, None)
+        if self._room is not None and not self.full:
+            resolve(self._room, None)
         if self._abandoned and self.over:
             self._mailer.left(self, self.ready)
             self.ready = deque()
@@ -267,6 +275,7 @@ class Run:
             self._loop = asyncio.get_running_loop()
             self.pulling = self._loop.create_task(self.pull(messages))
             self.pulling.add_done_callback(self._pulled)
+        self.bereaved()
         while not self.ready:
             if self.over:
                 self._end()
@@ -304,7 +313,9 @@ class Run:
 
     def stop(self) -> None:
         """Take no more, and do not begin what was not begun."""
-        if self.pulling is not None:
+        if self.pulling is not None and self.pulling.get_loop().is_closed():
+            self.pulling = None
+        elif self.pulling is not None:
             self._halted = True
             self.pulling.cancel()
         self.stopped = True
@@ -312,12 +323,19 @@ class Run:
             self._mailer.give_up(self)
         self.settled()
 
+    def bereaved(self) -> None:
+        """Where the loop that it was begun in is closed, nothing goes on."""
+        if self._loop is not None and self._loop.is_closed():
+            if isinstance(self.error, asyncio.CancelledError):
+                self.error = None  # as all tasks are at the end of a loop
+            self.stop()
+
     def forget(self) -> None:
         """The same as `abandon`, in any thread, and though the loop may be closed."""
         here = None
         with contextlib.suppress(RuntimeError):
             here = asyncio.get_running_loop()
-        if self._loop is None or self._loop is here:
+        if self._loop is None or self._loop is here or self._loop.is_closed():
             self.abandon()
         else:
             with contextlib.suppress(RuntimeError):
@@ -341,6 +359,7 @@ class Run:
 
     async def rest(self) -> list[Delivery]:
         """Stop, wait for what is in flight, and give what nobody has taken."""
+        self.bereaved()
         self.stop()
         while not self.over:
             await self._change()

@@ -15,10 +15,12 @@ from asmtp import AsyncMailer, Rate, Retry, Timeouts
 from asmtp.mailer import Statistics
 
 from .conftest import LOOPS, Certificates
+from .facade import relay_at
 from .mailing import Tired, answering, comings_and_goings, email, item, items, mailer, till
 from .servers.embedded import Embedded, embedded
 from .servers.relay import SHAPES, Relay, relaying
 from .servers.script import until
+from .threads import Stop
 
 SENDER, WHO = "a@x.example", "b@y.example"
 
@@ -457,8 +459,9 @@ def test_it_belongs_to_one_loop(loop: str) -> None:
     gc.collect()
 
 
+@pytest.mark.parametrize("first", ["send", "send_all"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_one_loop_after_the_other(loop: str) -> None:
+def test_one_loop_after_the_other(loop: str, first: str) -> None:
     """As with several asyncio.run(), one mailer for all: what was counted goes on, and connections are new ones."""
     posting: list[AsyncMailer] = []
 
@@ -467,8 +470,11 @@ def test_one_loop_after_the_other(loop: str) -> None:
             if not posting:
                 posting.append(mailer(relay))
             posting[0]._relays = [asmtp.Relay(relay.host, relay.port, local_hostname="me.example")]
-            await posting[0].send(b"hi", SENDER, WHO)
+            if first == "send":
+                await posting[0].send(b"hi", SENDER, WHO)
             assert [delivery.ok async for delivery in posting[0].send_all([item(1)])] == [True]
+            if first == "send_all":
+                await posting[0].send(b"hi", SENDER, WHO)
             assert len(relay.letters) == 2
             assert posting[0].stats.sent == 2 * number
             assert await posting[0].drain() == []
@@ -477,6 +483,54 @@ def test_one_loop_after_the_other(loop: str) -> None:
         with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
             runner.run(use(number))
     gc.collect()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("then", ["aclose", "anext", "send", "abort", "nothing"])
+@pytest.mark.parametrize("content", [b"hi", b"hi" * (1 << 16)], ids=["small", "large"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets and transports that nobody has closed
+def test_a_loop_that_ends_with_messages_in_flight(loop: str, then: str, content: bytes) -> None:
+    """They are told of with what is known of them, and the mailer goes on in the next loop."""
+    stop = Stop()
+    with relay_at(Relay(SHAPES["pipelining"], answer=stop)) as relay:
+        posting = AsyncMailer(f"smtp://127.0.0.1:{relay.port}", local_hostname="me.example", connections=1, window=3)
+        deliveries = posting.send_all((SENDER, WHO, content) for _ in range(5))
+        told = []
+
+        async def first() -> None:
+            asking = asyncio.ensure_future(anext(deliveries))
+            await asyncio.to_thread(stop.reached.wait, 10)
+            assert not asking.done()  # and it is cancelled, as all tasks are at the end of a loop
+
+        async def second() -> None:
+            stop.go.set()
+            if then == "aclose":
+                told.extend(await deliveries.aclose())
+            elif then == "anext":
+                told.extend([delivery async for delivery in deliveries])
+            assert (await posting.send(b"hi", SENDER, WHO)).complete
+            assert posting.stats.in_flight == 0
+            assert posting.stats.in_doubt == 1
+            assert posting.stats.not_sent >= 1
+            await posting.aclose()
+
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            runner.run(first())
+        if then == "abort":
+            posting.abort()
+            assert posting.stats.in_flight == 0
+            assert posting.stats.in_doubt == 1
+            stop.go.set()
+        else:
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                runner.run(second())
+        if told:
+            states = [delivery.state for delivery in told]
+            assert states.count("in_doubt") == 1
+            assert set(states) == {"in_doubt", "not_sent"}
+            assert all(delivery.error is not None for delivery in told)
+        del deliveries, posting
+        gc.collect()
 
 
 def test_it_is_made_without_a_loop() -> None:
