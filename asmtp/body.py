@@ -176,10 +176,12 @@ class _Reading:
         return self
 
     async def __anext__(self) -> bytes:
-        piece: bytes = await self._offload(self._file.read, PIECE)
+        piece = await self._offload(self._file.read, PIECE)
         if not piece:
             raise StopAsyncIteration
-        return piece
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise TypeError(f"msg: a file must be binary; its read() returned {type(piece).__name__}")
+        return bytes(piece)
 
     async def aclose(self) -> None:
         if self._close:

@@ -180,6 +180,15 @@ async def test_an_async_iterator_of_something_else() -> None:
         await collected(generator())
 
 
+async def test_a_file_of_something_else() -> None:
+    class Lines:
+        def read(self, size: int) -> str:
+            return "text"
+
+    with pytest.raises(TypeError, match=r"msg: a file must be binary; its read\(\) returned str"):
+        await collected(Lines())
+
+
 async def test_a_message_object_is_flattened_elsewhere_if_it_is_large() -> None:
     message = EmailMessage()
     message["Subject"] = "hi"

@@ -29,12 +29,15 @@ def path(address: str, argument: str) -> str:
 
     Raises:
         TypeError: not a str.
-        ValueError: a control character, or angle brackets that would end the path early.
+        ValueError: a control character, U+FFFD, or angle brackets that would end the path early.
     """
     if not isinstance(address, str):
         raise TypeError(f"{argument} must be str, not {type(address).__name__}")
     if _PLAIN.fullmatch(address):
         return f"<{address}>"
+    if "\ufffd" in address:
+        # What the email package makes of octets that it cannot decode: it would be somebody else's address.
+        raise ValueError(f"{argument}: an address that could not be decoded: {address!a}")
     if len(email.utils.getaddresses([gate(address, argument)])) > 1:
         raise ValueError(f"{argument}: more than one address in one str: {address!a}")
     quoted = quoteaddr(address).strip()

@@ -9,7 +9,7 @@ from email.generator import BytesGenerator
 from email.headerregistry import Address, Group
 from email.message import Message
 from email.policy import EmailPolicy
-from typing import Any, cast
+from typing import Any
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.envelope import addresses_from_headers, ascii_domain
@@ -81,10 +81,10 @@ def flatten(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool =
     del message["Bcc"]
     del message["Resent-Bcc"]
     policy = message.policy
-    if utf8:
-        policy = cast("Any", policy).clone(utf8=True)
-    else:
+    if not utf8:
         _ascii_domains(message)
+    elif isinstance(policy, EmailPolicy):  # the legacy policy has no UTF-8 in fields: they are encoded words then
+        policy = policy.clone(utf8=True)
     if seven_bit:
         policy = policy.clone(cte_type="7bit")
     if type(policy) is EmailPolicy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
 from collections.abc import Sequence
 from email.message import EmailMessage
 
@@ -72,6 +74,13 @@ def test_no_control_passes(control: str) -> None:
             Envelope("a@x", "b@x", [option]).commands(NOTHING, "", esmtp=True)
         with pytest.raises(ValueError, match="^rcpt_options: .*prohibited"):
             Envelope("a@x", "b@x", (), [option]).commands(NOTHING, "", esmtp=True)
+
+
+def test_an_address_that_could_not_be_decoded() -> None:
+    """It would be sent to somebody else, or nobody."""
+    raw = b"From: a@x\r\nTo: J\xfcrg <j\xfcrg@x>\r\n\r\nhi"
+    with pytest.raises(ValueError, match=r"to_addrs: an address that could not be decoded: 'j\\ufffdrg@x'"):
+        Envelope.from_message(email.message_from_bytes(raw, policy=email.policy.default))
 
 
 @pytest.mark.parametrize("thing", [None, b"a@x", 1, ["a@x"]])

@@ -7,6 +7,7 @@ import email.generator
 import email.policy
 import io
 from email.message import EmailMessage, Message
+from email.mime.text import MIMEText
 from typing import Any
 
 import pytest
@@ -128,6 +129,14 @@ def test_international_domains_in_header_fields() -> None:
     assert b"us: b@xn--mller-kva.example, c@x;, d@x" in octets
     assert message["From"].addresses[0].domain == "müller.example"
     assert "From: Jörg <a@müller.example>\r\n".encode() in flatten(message, utf8=True)
+
+
+def test_a_legacy_message_to_an_international_address() -> None:
+    message = MIMEText("Hi.\n")
+    message["Subject"] = "Grüße"
+    octets = flatten(message, utf8=True)
+    assert b"Subject: =?utf-8?" in octets
+    assert octets.isascii()
 
 
 def test_a_local_part_that_is_not_ascii_keeps_its_domain() -> None:
