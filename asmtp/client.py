@@ -128,7 +128,9 @@ class AsyncSMTP(Commands):
     @property
     def is_connected(self) -> bool:
         """Whether commands can be sent."""
-        return self._connection is not None and not self._session.closed and self._preparing is None
+        session = self._session
+        gone = session.closed or session.closing is not None
+        return self._connection is not None and not gone and self._preparing is None
 
     @property
     def sock(self) -> transport.SocketView | None:

@@ -34,6 +34,9 @@ Resolver = Callable[[str, int], Awaitable[list[tuple[Any, ...]]]]
 INCOMING = 1 << 14
 """Octets read at a time: some hundred replies."""
 
+CLOSING = 10.0
+"""Seconds that a server which has said 421 is given to close, where it was sent more."""
+
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
 
@@ -172,7 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         self.session.receive_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None and not self.session.closed:
+        if exc is not None and not self.session.closed and self.session.closing is None:
             error = SMTPServerDisconnected(f"Connection unexpectedly closed: {exc}")
             error.__cause__ = exc
             self.session.fail(error)
@@ -255,6 +258,8 @@ class Connection(asyncio.BufferedProtocol):
             self._seen = progress
             self._since = now
         limit = self._limits.get(phase, math.inf)
+        if session.closing is not None:
+            limit = min(limit, CLOSING)
         deadline = self._since + limit
         if now >= deadline:
             what = phase.value

@@ -153,6 +153,7 @@ class Session:
         self.window_octets = window_octets
         self.paused = False  # the transport cannot take more for now
         self.error: SMTPServerDisconnected | None = None
+        self.closing: SMTPServerDisconnected | None = None  # the server has said 421, and may go on all the same
         self.progress = 0  # replies read so far
         # What the I/O layer hooks in: there is output, or the session has ended; an exchange is done or pulling.
         self.on_output: Callable[[], None] = lambda: None
@@ -170,6 +171,7 @@ class Session:
         self._chunks_left = False  # a dialogue ended between BDAT and BDAT LAST
         self._delivery = 0
         self._receiving = 0
+        self._last_answered: Exchange | None = None  # the one that met the 421; None when the server went on
 
     # ---- what it is doing -------------------------------------------------------------------
 
@@ -315,6 +317,8 @@ class Session:
         if self._reader.pending:
             begun = printable(self._reader.pending)
             self.fail(SMTPProtocolError(-1, f"Connection unexpectedly closed within a reply: {begun}".encode()))
+        elif self.closing is not None:
+            self._end(Event.END, self.closing)
         elif self.idle:
             self._end(Event.END, SMTPServerDisconnected("Connection unexpectedly closed"))
         else:
@@ -355,7 +359,7 @@ class Session:
     # ---- inside -----------------------------------------------------------------------------
 
     def _may_start(self, exchange: Exchange) -> bool:
-        if self.paused:
+        if self.paused or self.closing is not None:
             return False
         if not self._owed:
             return True
@@ -396,7 +400,7 @@ class Session:
             value = step.replies
 
     def _write(self, exchange: Exchange, group: Group) -> None:
-        if self.error is not None:
+        if self.error is not None or self.closing is not None:
             raise self._disconnected()
         data = group.data
         if data and self.trace is not None:
@@ -439,6 +443,7 @@ class Session:
         exchange = self._owed[0]
         group = exchange.group
         assert group is not None
+        self._last_answered = None
         if group.per_recipient is not None or self._reader.closing:
             end = start + 1
             self._count_recipient(exchange, group, replies[start])
@@ -464,13 +469,23 @@ class Session:
             exchange.pulling = False
             self._resume(exchange, b"")
         if reply.code == 421:
-            # RFC 5321 §3.8: the server is closing.  It answers in order, so what stands behind was not looked at.
-            error = SMTPServerDisconnected(f"server closed the connection: {reply}")
-            error.state = "not_sent"
-            self._end(Event.END, error, answered=exchange)
+            self._last_answered = exchange
+            self.closing = SMTPServerDisconnected(f"server closed the connection: {reply}")
+            self._drop_output()
+        if self.closing is not None and not self._may_be_answered():
+            self._end(Event.END, self.closing)
         elif self.state is State.CLOSED:
             self.close()
         return end
+
+    def _may_be_answered(self) -> bool:
+        """Whether something was written whole that a server which goes on behind a 421 may answer.
+
+        RFC 5321 §3.8: it is closing, and as it answers in order, what stands behind was not looked at.  But some say
+        421 to a recipient, and go on: then what they take must not be sent again.
+        """
+        head = self.head
+        return head is not None and head is not self._turn and head.group is not None and not head.group.dropped
 
     @staticmethod
     def _count_recipient(exchange: Exchange, group: Group, reply: Reply) -> None:
@@ -529,13 +544,14 @@ class Session:
         self._finish(exchange)
 
     def _disconnected(self) -> SMTPServerDisconnected:
-        assert self.error is not None
-        error = copy.copy(self.error)
+        why = self.error or self.closing
+        assert why is not None
+        error = copy.copy(why)
         error.__traceback__ = None
-        error.__cause__ = self.error.__cause__  # which a copy does not have
+        error.__cause__ = why.__cause__  # which a copy does not have
         return error
 
-    def _end(self, event: Event, error: SMTPServerDisconnected, answered: Exchange | None = None) -> None:
+    def _end(self, event: Event, error: SMTPServerDisconnected) -> None:
         if self.error is not None:
             return
         self.error = error
@@ -548,10 +564,7 @@ class Session:
         self._turn = None
         self._owed.clear()
         self._queue.clear()
-        self._output.clear()
-        for group in self._leaving:
-            group.dropped = True
-        self._leaving.clear()
+        self._drop_output()
         self.on_output()
         for exchange in waiting:
             if exchange.done:
@@ -562,6 +575,13 @@ class Session:
                     self.notify(exchange)
                 continue
             told = self._disconnected()
-            if exchange is answered:
-                told.state = None  # what became of it, its own replies say
+            if error is self.closing and self._last_answered not in (None, exchange):
+                told.state = "not_sent"  # else what became of it, its own replies say
             self._throw(exchange, told)
+
+    def _drop_output(self) -> None:
+        """What has not left is not written any more."""
+        self._output.clear()
+        for group in self._leaving:
+            group.dropped = True
+        self._leaving.clear()

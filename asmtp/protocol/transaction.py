@@ -391,7 +391,7 @@ class Transaction:
         if error.state is None:
             end = self._base + 1 + len(self.envelope.recipients)
             envelope, content = self.replies[:end], self.replies[end:]
-            closing = any(reply.code == 421 for reply in envelope)
+            closing = bool(envelope) and envelope[-1].code == 421 and not content  # and it did not go on
             # A server that goes on after a refusal and takes recipients may have taken the content too.
             if closing or not self._ended or not any(reply.ok for reply in self._rcpt_replies()):
                 try:

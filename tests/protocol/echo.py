@@ -25,14 +25,21 @@ class Echo:
     Args:
         refuse: asked for each command line, and each content and its recipient; the code to refuse it with, or "".
         impatient: 503 to everything that comes in the same octets behind the end of a content, as Haraka does.
+        goes_on: it does not close when it has said 421.
     """
 
     def __init__(
-        self, *, lmtp: bool = False, refuse: Callable[[str], str] = lambda line: "", impatient: bool = False
+        self,
+        *,
+        lmtp: bool = False,
+        refuse: Callable[[str], str] = lambda line: "",
+        impatient: bool = False,
+        goes_on: bool = False,
     ) -> None:
         self.lmtp = lmtp
         self.refuse = refuse
         self.impatient = impatient
+        self.goes_on = goes_on
         self.closed = False
         self._behind = False
         self.delivered: list[Delivered] = []
@@ -52,7 +59,7 @@ class Echo:
         replies: list[str] = []
         while not self.closed and (some := self._step()) is not None:
             replies += some
-            self.closed = some[-1:] != [] and some[-1].startswith(("421", "221"))
+            self.closed = some[-1:] != [] and some[-1].startswith("221" if self.goes_on else ("421", "221"))
         return replies
 
     def _step(self) -> list[str] | None:
@@ -74,7 +81,7 @@ class Echo:
             self._count = int(line.split()[1])
             self._last = line.endswith("LAST")
             self._failed = self._failed or code != "250"
-            return [f"421 {line}"] if code == "421" else []
+            return [f"421 {line}"] if code == "421" and not self.goes_on else []
         if verb == "rset" and code == "250":
             self._forget()
         elif verb == "mail" and code == "250":
@@ -123,7 +130,7 @@ class Echo:
         codes = [self.refuse(said) or "250" for _ in self._recipients]
         if not self.lmtp:
             codes = [codes[0]] * len(codes)
-        if "421" in codes:
+        if "421" in codes and not self.goes_on:
             del codes[codes.index("421") + 1 :]
         taken = tuple(who for who, code in zip(self._recipients, codes, strict=False) if code == "250")
         if taken:

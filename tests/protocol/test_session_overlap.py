@@ -165,9 +165,30 @@ def test_421_ends_all_that_is_behind_it() -> None:
         ("sent {b@x: 250 b}", "SMTPDataError 421 bye [refused]"),
     ]
     for place, (one, two) in enumerate(told):
-        result = play(TWO_BY_BDAT + replies(*every[:place], "421 bye"), STARTS, opened("both"))
+        result = play(TWO_BY_BDAT + replies(*every[:place], "421 bye") + "eof", STARTS, opened("both"))
         assert (result["one"], result["two"]) == (one, two), place
         assert result.state == "CLOSED"
+
+
+def test_a_server_that_says_421_and_goes_on() -> None:
+    """What it says of what was written whole counts, as it would be sent twice else; nothing more is written."""
+    every = ["250 flushed", "250 c", "250 d", "250 two"]
+    gone = "SMTPServerDisconnected server closed the connection: 421 later "
+    for place in range(len(every) + 1):
+        text = TWO_BY_BDAT + replies("250 a", "421 later", "503 no", *every[:place]) + "start three\neof"
+        result = play(text, STARTS, opened("both"))
+        assert result["one"] == "SMTPRecipientsRefused {b@x: 421 later} [refused]"
+        assert result["two"] == ("sent {d@x: 250 d}" if place == 4 else gone + "[in_doubt]"), place
+        assert result["three"] == gone + "[not_sent]"
+        assert result.state == "CLOSED"
+
+
+@pytest.mark.parametrize("end", ["fail", "close"])
+def test_a_server_that_says_421_and_nothing_more(end: str) -> None:
+    """Nor does it close: then it may go on at any time."""
+    result = play(TWO_BY_BDAT + replies("250 a", "250 b", "421 bye") + end, STARTS, opened("both"))
+    assert result["one"] == "SMTPDataError 421 bye [refused]"
+    assert result["two"].endswith("[in_doubt]")
 
 
 def test_421_drops_what_has_not_left_yet() -> None:
@@ -177,6 +198,7 @@ def test_421_drops_what_has_not_left_yet() -> None:
     two = session.start(STARTS["two"].make(session))
     session.receive_data(b"421 bye\r\n")
     assert session.output() == b"", "it was said not to be sent"
+    session.receive_eof()
     assert one.error.state == "refused"
     assert two.error.state == "not_sent"
 

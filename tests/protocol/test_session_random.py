@@ -51,10 +51,10 @@ class Sent:
 class World:
     """A session, the server, and what is on its way between them."""
 
-    def __init__(self, shape: str, codes: list[str], *, lmtp: bool, impatient: bool, window: int) -> None:
+    def __init__(self, shape: str, codes: list[str], *, window: int, lmtp: bool, **server: bool) -> None:
         self.codes = iter(codes)
         self.session = opened(shape, lmtp=lmtp, window=window)()
-        self.server = Echo(lmtp=lmtp, refuse=self.refuse, impatient=impatient)
+        self.server = Echo(lmtp=lmtp, refuse=self.refuse, **server)
         self.coming = b""
         self.sent: list[Sent] = []
         self.noops: dict[int, Exchange] = {}
@@ -131,6 +131,8 @@ class World:
             self.flush()
             if self.coming:
                 self.act("deliver", 1 << 20)
+            elif self.server.closed and not self.session.closed:
+                self.session.receive_eof()
             elif not any(self._finish_streams()):
                 return
         raise AssertionError("it never comes to an end")
@@ -151,6 +153,7 @@ class World:
         elif how == "421":
             self.server.closed = True
             session.receive_data(self.coming + b"421 bye\r\n")
+            session.receive_eof()
         elif how == "nonsense":
             session.receive_data(self.coming + b"what\r\n")
         elif how == "fail":
@@ -199,6 +202,7 @@ class World:
     shape=st.sampled_from(list(SHAPES)),
     lmtp=st.booleans(),
     impatient=st.booleans(),
+    goes_on=st.booleans(),
     window=st.integers(1, 4),
     codes=CODES,
     actions=st.lists(ACTIONS, min_size=2, max_size=25),
@@ -210,13 +214,14 @@ def test_what_is_said_of_a_message_is_true(
     shape: str,
     lmtp: bool,
     impatient: bool,
+    goes_on: bool,
     window: int,
     codes: list[str],
     actions: list[tuple[str, int]],
     arrived: bool,
     ending: str,
 ) -> None:
-    world = World(shape, codes, lmtp=lmtp, impatient=impatient, window=window)
+    world = World(shape, codes, window=window, lmtp=lmtp, impatient=impatient, goes_on=goes_on)
     session = world.session
     everyone = lambda: [sent.exchange for sent in world.sent] + list(world.noops.values())  # noqa: E731
     for what, number in actions:

@@ -304,7 +304,7 @@ def test_421_instead_of_each_reply(shape: str, lmtp: bool) -> None:
     if "CHUNKING" in SHAPES[shape]:
         del told[3]
     for replies, expected in enumerate(told):
-        text = cut(conversation(shape, finals=finals), replies, "S: 421 bye")
+        text = cut(conversation(shape, finals=finals), replies, "S: 421 bye", "eof")
         result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
         assert result["one"] == expected, f"after {replies} replies"
         assert result.state == "CLOSED"
@@ -313,17 +313,40 @@ def test_421_instead_of_each_reply(shape: str, lmtp: bool) -> None:
 @shapes
 @protocols
 def test_nothing_behind_421_counts(shape: str, lmtp: bool) -> None:
-    """Whatever a server says then, it said that it closes."""
-    text = cut(conversation(shape), 0, "S: 421 bye", "S: 250 ok", "S: 250 ok", "S: 354 go", "S: 250 taken")
+    """Whatever a server says then, it said that it closes; but if it has all of the message, it may have taken it."""
+    finals = ["S: 250 taken"] * (1 + lmtp)
+    content = [] if shape == "both" else ["S: 354 go"]
+    text = cut(conversation(shape), 0, "S: 421 bye", "S: 250 ok", "S: 250 ok", *content, *finals)
     result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
-    assert result["one"] == "SMTPSenderRefused 421 bye [refused]"
+    if shape == "both":
+        assert result["one"] == "SMTPProtocolError 250 content accepted though its envelope was refused [in_doubt]"
+        assert result.state == "BROKEN"
+    else:
+        assert result["one"] == "SMTPSenderRefused 421 bye [refused]"
+        assert result.state == "CLOSED"
+
+
+@protocols
+def test_a_server_that_says_421_to_a_recipient_and_goes_on(lmtp: bool) -> None:
+    """As some do to greylist: what they say of the others and of the content counts."""
+    text = conversation("both", rcpts=["421 later", "250 ok"])
+    result = play(text, ONE_TO_TWO, opened("both", lmtp=lmtp))
+    assert result["one"].startswith("sent {c@x: 250 ")
+    assert result["one"].endswith("but not {b@x: 421 later}")
     assert result.state == "CLOSED"
+    # Whether it has taken it, is not known where it goes on, and does not say.
+    for replies in (2, 3):
+        told = play(cut(text, replies, "eof"), ONE_TO_TWO, opened("both", lmtp=lmtp))["one"]
+        sure = "SMTPRecipientsRefused {b@x: 421 later} [refused]"
+        assert told == (
+            sure if replies == 2 else "SMTPServerDisconnected server closed the connection: 421 later [in_doubt]"
+        )
 
 
 @shapes
 def test_421_behind_the_first_of_two_recipients_of_lmtp(shape: str) -> None:
     """One has it.  To send it again might give it to him twice."""
-    text = conversation(shape, rcpts=["250 ok"] * 3, finals=["250 taken", "421 bye"])
+    text = conversation(shape, rcpts=["250 ok"] * 3, finals=["250 taken", "421 bye"]) + "\neof"
     result = play(text, ONE_TO_THREE, opened(shape, lmtp=True))
     assert result["one"] == "SMTPServerDisconnected server closed the connection: 421 bye [in_doubt]"
     text = conversation(shape, rcpts=["250 ok"] * 2, finals=["250 taken", "421 bye"])
@@ -373,7 +396,7 @@ def test_rset_refused_and_354() -> None:
 
 @shapes
 def test_421_to_rset(shape: str) -> None:
-    text = cut(conversation(shape, rset="250 flushed"), 0, "S: 421 bye")
+    text = cut(conversation(shape, rset="250 flushed"), 0, "S: 421 bye", "eof")
     result = play(text, ONE_TO_TWO, unsettled(shape))
     assert result["one"] in (
         "NotBegun RSET was answered 421 bye",
