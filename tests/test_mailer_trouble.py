@@ -313,3 +313,20 @@ async def test_verify_tells_what_is_wrong_and_with_whom() -> None:
 def test_arguments_are_over_what_the_url_says(url: str, options: Any, window: int, timeout: asmtp.Timeouts) -> None:
     (relay,) = AsyncMailer(url, **options)._relays
     assert (relay.window, relay.timeouts) == (window, timeout)
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "."])
+@pytest.mark.parametrize("retry", [None, asmtp.Retry(initial=0.01)], ids=["once", "retry"])
+async def test_a_server_that_says_421_and_goes_on(shape: tuple[str, ...], verb: str, retry: Any) -> None:
+    """To one message of many, as some do to greylist: nothing is sent twice."""
+    left = ["421 4.7.0 later"]
+
+    def answer(of: str, line: str) -> str | None:
+        return left.pop() if left and of == verb and ("<b3@" in line or "<a3@" in line or ": 3" in line) else None
+
+    relay = Relay(shape, answer=answer, goes_on=True)
+    async with relaying(relay), mailer(relay, connections=1, retry=retry) as posting:
+        deliveries = [delivery async for delivery in posting.send_all(items(20))]
+        assert not left
+        states = agree(relay, deliveries, 20)
+        assert states["sent"] == 20 or (retry is None and states == {"sent": 19, "refused": 1})

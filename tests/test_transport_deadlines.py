@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import asmtp
 from asmtp import AsyncSMTP, SMTPServerDisconnected, SMTPTimeoutError, Timeouts
 from asmtp import transport as transport_module
 
@@ -108,6 +109,27 @@ async def test_a_phase_without_an_answer(phase: str, tmp_path: Path) -> None:
         assert smtp.sock is None
         if phase != "content":
             await asyncio.wait_for(server.peer.closed.wait(), 1)
+        await smtp.close()
+
+
+async def test_421_and_no_end(tmp_path: Path) -> None:
+    """A server that says it closes, and does not, is not waited for as long as one that is to answer."""
+    both = ["mail from:<a@x.example>", "rcpt to:<b@y.example>", "BDAT 4 LAST", "hi"]
+    steps = [
+        send("220 hi"), expect("ehlo me.example"), send("250-hi", "250-PIPELINING", "250 CHUNKING"),
+        expect(*both, "rset", *both), send("250 a", "250 b", "421 bye"), silence,
+    ]  # fmt: skip
+    async with scripted(steps, path=str(tmp_path / "s")) as server:
+        smtp = AsyncSMTP(server.host, 0, "me.example")
+        await smtp.connect()
+        await smtp.ehlo()
+        sending = [asyncio.ensure_future(smtp.sendmail("a@x.example", "b@y.example", b"hi")) for _ in range(2)]
+        first, second = await asyncio.gather(*sending, return_exceptions=True)
+        assert isinstance(first, asmtp.SMTPDataError)
+        assert isinstance(second, SMTPTimeoutError)
+        assert second.state == "in_doubt"
+        assert transport_module.CLOSING <= now() <= transport_module.CLOSING + 2
+        assert not smtp.is_connected
         await smtp.close()
 
 

@@ -54,6 +54,7 @@ class Relay:
         hold: answer so many reads and then no more, until `release`.
         quick_tempered: like Haraka, answer 503 to what comes behind a final dot before its reply is out.
         stalling: read nothing while replies are not taken.
+        goes_on: do not close behind a 421.
     """
 
     offers: tuple[str, ...] = ()
@@ -64,6 +65,7 @@ class Relay:
     lmtp: bool = False
     quick_tempered: bool = False
     stalling: bool = False
+    goes_on: bool = False
     greeting: str = "220 relay.example ESMTP"
     host: str = ""
     port: int = 0
@@ -180,7 +182,7 @@ class Conversation(Peer):
 
     @property
     def _leaving(self) -> bool:
-        return bool(self._replies) and self._replies[-1].startswith("421")
+        return bool(self._replies) and self._replies[-1].startswith("421") and not self.relay.goes_on
 
     def _reply(self, line: str) -> None:
         self._replies.append(line)
