@@ -289,7 +289,6 @@ class _Thread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.Context()
         self._leaving = asyncio.Event()
-        self._timeout: float | None = None
         self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
         self._ready: Future[None] = Future()
         self._gone = threading.Event()
@@ -341,8 +340,7 @@ class _Thread:
 
     def leave(self, timeout: float | None = None) -> None:
         """Let it end when nothing is in flight any more, or in so many seconds."""
-        self._timeout = timeout
-        self.soon(self._leaving.set)
+        self.soon(self._leave, timeout)
 
     def end(self, timeout: float | None = None) -> None:
         """Let it end, and wait for it; who is interrupted does not wait for what is in flight."""
@@ -366,6 +364,11 @@ class _Thread:
         task = asyncio.get_running_loop().create_task(function())
         self._calls[call] = task
         task.add_done_callback(functools.partial(self._done, call))
+
+    def _leave(self, timeout: float | None) -> None:
+        self._leaving.set()
+        if timeout is not None:  # whoever has said before that there is none
+            asyncio.get_running_loop().call_later(timeout, self.mailer.abort)
 
     def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
         del self._calls[call]
@@ -404,7 +407,7 @@ class _Thread:
         self._context = contextvars.copy_context()
         self._ready.set_result(None)
         await self._leaving.wait()
-        await self.mailer.aclose(self._timeout)
+        await self.mailer.aclose()
         with self._lock:
             self.over = True
         await asyncio.sleep(0)  # the calls that came before that are begun now

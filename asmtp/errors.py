@@ -51,7 +51,9 @@ class SMTPException(smtplib.SMTPException):
 
 
 class SMTPStateError(SMTPException):
-    """The call is not possible in the present state of the connection; nothing was written."""
+    """The call is not possible in the present state of the connection or mailer; nothing was written."""
+
+    state: DeliveryState | None = "not_sent"
 
 
 class SMTPNotSupportedError(SMTPException, smtplib.SMTPNotSupportedError):

@@ -252,7 +252,8 @@ class AsyncMailer:
             in_order: tell of them in their order, not as they are done.
 
         Returns:
-            An async iterator of :class:`~asmtp.Delivery`.  Leaving the loop ends the run: no more is pulled, what is in
+            An async iterator of :class:`~asmtp.Delivery`.  Where the mailer is closed meanwhile, it tells what is known
+            and raises SMTPStateError.  Leaving the loop ends the run: no more is pulled, what is in
             flight is finished, and :meth:`drain` (or the iterator's own `aclose`) returns what is known of it.
         """
         if not hasattr(messages, "__aiter__") and not hasattr(messages, "__iter__"):

@@ -272,4 +272,5 @@ def _too_many(reply: Reply) -> bool:
 
 
 def _says_too_many(reply: Reply) -> bool:
-    return reply.enhanced.endswith(".5.3") or b"too many" in reply.message.lower()
+    text = reply.message.lower()  # not: a mailbox with too many messages
+    return reply.enhanced.endswith(".5.3") or (b"too many" in text and (b"recipient" in text or b"rcpt" in text))

@@ -82,6 +82,7 @@ class Run:
         self.pulling: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # once it was begun
         self._halted = False  # the task's cancellation is our own doing
+        self._cut: SMTPStateError | None = None  # why not all was taken, if nobody asked for that
         self._abandoned = False
         self.arrived = self._arrived  # one object, to be compared with
 
@@ -165,6 +166,7 @@ class Run:
         """There are no more messages, or none can be had."""
         if not task.cancelled():
             self.error = task.exception()
+            self._cut = None  # all was taken, or there was no more to be had
         elif not self._halted:
             self.error = asyncio.CancelledError("the iterable was cancelled")
         self.pulling = None
@@ -270,6 +272,7 @@ class Run:
 
         Raises:
             StopAsyncIteration: there is none.
+            SMTPStateError: there is none, as the mailer was closed before all was taken.
         """
         if self._loop is None and not self.stopped:
             self._loop = asyncio.get_running_loop()
@@ -278,8 +281,9 @@ class Run:
         self.bereaved()
         while not self.ready:
             if self.over:
+                cut, self._cut = self._cut, None
                 self._end()
-                raise StopAsyncIteration
+                raise cut or StopAsyncIteration
             await self.news()
         return self.pop()
 
@@ -313,9 +317,11 @@ class Run:
 
     def stop(self) -> None:
         """Take no more, and do not begin what was not begun."""
+        if not self.stopped:
+            self._cut = SMTPStateError("not all was taken: the mailer was closed")
         if self.pulling is not None and self.pulling.get_loop().is_closed():
             self.pulling = None
-        elif self.pulling is not None:
+        elif self.pulling is not None and not self._halted:  # once: it may have to clean up
             self._halted = True
             self.pulling.cancel()
         self.stopped = True
@@ -326,8 +332,8 @@ class Run:
     def bereaved(self) -> None:
         """Where the loop that it was begun in is closed, nothing goes on."""
         if self._loop is not None and self._loop.is_closed():
-            if isinstance(self.error, asyncio.CancelledError):
-                self.error = None  # as all tasks are at the end of a loop
+            if isinstance(self.error, asyncio.CancelledError):  # as all tasks are at the end of a loop
+                self.error = SMTPStateError("not all was taken: the event loop was closed")
             self.stop()
 
     def forget(self) -> None:
@@ -363,6 +369,9 @@ class Run:
         self.stop()
         while not self.over:
             await self._change()
+        self._cut = None
+        if isinstance(self.error, SMTPStateError):
+            self.error = None
         rest = self._told()
         self._end(rest)
         return rest

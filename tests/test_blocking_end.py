@@ -97,6 +97,20 @@ def test_close_may_have_a_limit() -> None:
         stop.go.set()
 
 
+def test_a_limit_holds_though_somebody_waits_without_one() -> None:
+    stop = Stop()
+    with mailing(stop, connections=1) as (_, mailer):
+        sending = aside(lambda: mailer.send(b"hi", A, B))
+        assert stop.reached.wait(10)
+        closing = aside(mailer.close)
+        until(lambda: mailer._closed)
+        mailer.close(timeout=0.01)
+        closing.result()
+        with pytest.raises(asmtp.SMTPException) as caught:
+            sending.result()
+        assert caught.value.state == "in_doubt"
+
+
 def test_close_at_any_moment() -> None:
     """Each call is carried out, or raises SMTPStateError; none waits for ever."""
 

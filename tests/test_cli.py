@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,45 @@ def test_demo_as_a_module() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_was_closed(closed: str, tmp_path: Path) -> None:
+    """What would be said there is not said, and everything else goes on."""
+    path = tmp_path / "one.eml"
+    path.write_bytes(b"From: a@x.example\nTo: b@y.example\n\nhi\n")
+    command = f"{sys.executable} -m asmtp bulk --dry-run {path} {'>&-' if closed == 'stdout' else '2>&-'}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("b@y.example" in done.stdout) == (closed == "stderr")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "foo", "bar"], "error: 2 arguments too many"),
+        (["bulk", "x.eml", "--frob=smtp://u:secret@h"], "error: unrecognized arguments: --frob"),
+        (["bulk", "x.eml", "--connections", "0"], "--connections: must be a whole number, at least 1, not '0'"),
+        (["bulk", "x.eml", "--retry", "two"], "--retry: must be a whole number, at least 0, not 'two'"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.rstrip().endswith(said)
+    assert "secret" not in error
+
+
+def test_paths_behind_two_hyphens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / name for name in ("one.eml", "two.eml")]
+    for path in paths:
+        path.write_bytes(b"From: a@x.example\nTo: %s@y.example\n\nhi\n" % path.stem.encode())
+    assert main(["bulk", str(paths[0]), "--dry-run", "--quiet", "--", str(paths[1])]) == 0
+    output = capsys.readouterr().out
+    assert "one@y.example" in output
+    assert "two@y.example" in output
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,12 +83,13 @@ def test_copied_and_pickled(error: SMTPException) -> None:
 
 @examples
 def test_the_state_is_unknown_until_it_is_said(error: SMTPException) -> None:
-    assert error.state is None
+    nothing = "not_sent" if isinstance(error, SMTPStateError) else None  # it says that nothing was written
+    assert error.state == nothing
     told = copy.copy(error)
     told.state = "in_doubt"
     assert copy.copy(told).state == "in_doubt"
     assert pickle.loads(pickle.dumps(told)).state == "in_doubt"
-    assert error.state is None
+    assert error.state == nothing
 
 
 def test_attributes() -> None:

@@ -253,6 +253,17 @@ async def test_too_many_recipients(reply: str, shape: tuple[str, ...]) -> None:
         assert posting.stats.sent == 2
 
 
+async def test_a_mailbox_with_too_many_messages(shape: tuple[str, ...]) -> None:
+    """RFC 3463 §3.3: that says nothing of how many recipients the server takes."""
+    answer = answering(RCPT_full="452 4.2.2 mailbox full: too many messages")
+    relay = Relay(shape, answer=answer)
+    async with relaying(relay), mailer(relay, retry=None) as posting:
+        receipt = await posting.send(b"hi", SENDER, ["b@y.example", "full@y.example"])
+        assert people(receipt.refused) == {"full@y.example": (452, "4.2.2")}
+        assert (await posting.send(b"hi", SENDER, [f"b{number}@y.example" for number in range(9)])).complete
+        assert [len(letter.recipients) for letter in relay.letters] == [1, 9]
+
+
 async def test_the_server_tells_how_many_it_takes(shape: tuple[str, ...]) -> None:
     """RFC 9422: LIMITS RCPTMAX."""
     everyone = [f"b{number}@y.example" for number in range(25)]

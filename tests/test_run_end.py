@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import AsyncMailer, Delivery, Retry
+from asmtp import AsyncMailer, Delivery, Retry, SMTPStateError
 
 from .conftest import LOOPS
 from .mailing import agree, answering, item, items, mailer, name, till
@@ -420,13 +420,14 @@ async def test_a_time_limit_around_the_loop() -> None:
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_the_mailer_is_closed_during_a_run(in_order: bool, shape: tuple[str, ...]) -> None:
-    """The loop ends by itself; what was asked for is told of in it."""
+    """What was asked for is told of in the loop; then it is said that this was not all."""
     endless = Endless()
     told: list[Delivery] = []
 
     async def consume() -> None:
-        async for delivery in posting.send_all(endless.messages, in_order=in_order):
-            told.append(delivery)
+        with pytest.raises(SMTPStateError, match="not all was taken: the mailer was closed"):
+            async for delivery in posting.send_all(endless.messages, in_order=in_order):
+                told.append(delivery)
 
     async with relaying(Relay(shape)) as relay:
         posting = mailer(relay, connections=2, window=20)
@@ -445,8 +446,9 @@ async def test_the_mailer_is_aborted_during_a_run(shape: str) -> None:
     told: list[Delivery] = []
 
     async def consume() -> None:
-        async for delivery in posting.send_all(endless.messages):
-            told.append(delivery)
+        with pytest.raises(SMTPStateError, match="not all was taken: the mailer was closed"):
+            async for delivery in posting.send_all(endless.messages):
+                told.append(delivery)
 
     async with relaying(Relay(SHAPES[shape])) as relay:
         posting = mailer(relay, connections=2)
@@ -470,7 +472,10 @@ async def test_the_iterable_closes_the_mailer() -> None:
 
     async with relaying(Relay()) as relay:
         posting = mailer(relay)
-        told = [delivery async for delivery in posting.send_all(closing())]
+        told = []
+        with pytest.raises(SMTPStateError, match="not all was taken"):
+            async for delivery in posting.send_all(closing()):
+                told.append(delivery)
         assert agree(relay, told, 3) == {"not_sent": 3}
 
 
@@ -479,8 +484,32 @@ async def test_one_that_was_never_begun() -> None:
         posting = mailer(relay)
         deliveries = posting.send_all(items(3))
         await posting.aclose()
-        assert [delivery async for delivery in deliveries] == []
+        with pytest.raises(SMTPStateError, match="not all was taken: the mailer was closed"):
+            await anext(deliveries)
+        with pytest.raises(StopAsyncIteration):
+            await anext(deliveries)
         assert relay.connections == []
+
+
+async def test_an_iterable_that_cleans_up_is_let_do_so() -> None:
+    """It is cancelled once, though the loop is left and the mailer closed then."""
+    log: list[str] = []
+
+    async def source() -> AsyncIterator[Any]:
+        try:
+            yield item(0)
+            await asyncio.sleep(60)
+        finally:
+            log.append("begun")
+            await asyncio.sleep(0.01)
+            log.append("done")
+
+    async with relaying(Relay()) as relay:
+        async with mailer(relay) as posting:
+            async for _ in posting.send_all(source()):
+                break
+            await till(lambda: log, 0.001)
+        assert log == ["begun", "done"]
 
 
 # ---- nobody has it any more -------------------------------------------------------------------

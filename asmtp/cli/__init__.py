@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,17 +14,22 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, 1 if it failed, 2 if it cannot be run, 130 if it was interrupted."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for the rest of the program
     parser = argparse.ArgumentParser(prog="asmtp", description="An asyncio-native SMTP client.")
     parser.add_argument("--version", action="version", version=f"asmtp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("demo", help="send to a server that it starts itself on loopback, and show the dialogue")
     _bulk_arguments(commands.add_parser("bulk", help="send many messages out of files", description=_BULK))
     arguments, rest = parser.parse_known_args(argv)
+    paths = rest[rest.index("--") + 1 :] if "--" in rest else []
+    rest = rest[: len(rest) - len(paths) - 1] if "--" in rest else rest
     if arguments.command == "bulk" and not any(argument.startswith("-") for argument in rest):
-        arguments.paths += rest  # paths with options between them, which argparse cannot take
+        arguments.paths += rest + paths  # paths with options between them, which argparse cannot take
     elif rest:  # told without their values, which may be URLs with passwords
         options = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
-        parser.error(f"unrecognized arguments: {' '.join(options) or len(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(options)}" if options else f"{len(rest)} arguments too many")
     if arguments.command == "bulk":
         from asmtp.cli.bulk import bulk
 
@@ -66,8 +72,8 @@ def _bulk_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _number(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if int(text) < least:
-            raise ValueError
+        if not text.isascii() or not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}, not {text!r}")
         return int(text)
 
     return number

@@ -15,7 +15,7 @@ from asmtp.cli.journal import Journal, JournalError
 from asmtp.cli.sources import Item, Sources
 from asmtp.cli.tally import Tally
 from asmtp.delivery import Delivery
-from asmtp.errors import SMTPException, SMTPNotSupportedError
+from asmtp.errors import SMTPException, SMTPNotSupportedError, SMTPStateError
 from asmtp.mailer import AsyncMailer
 from asmtp.protocol.envelope import Envelope
 
@@ -88,8 +88,9 @@ class Sending:
         with self._signals():
             try:
                 async with self._mailer:
-                    async for delivery in self._mailer.send_all(outgoing):
-                        self._arrived(delivery)
+                    with contextlib.suppress(SMTPStateError):  # we have closed it: see `stop`
+                        async for delivery in self._mailer.send_all(outgoing):
+                            self._arrived(delivery)
                 if self._closing is not None:
                     await self._closing
             finally:
