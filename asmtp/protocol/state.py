@@ -27,6 +27,10 @@ whole of it is :data:`TRANSITIONS`; whoever adds a command adds its rows there, 
 
 **Broken is sticky.**  After a time-out, a protocol error, an EOF or a cancellation in the wrong place the
 session is CLOSED or BROKEN for good: everyone who waits is told, and nothing is ever written again.
+
+**421** means that the server is closing (RFC 5321 §3.8): nothing more is written, and the session ends; with the
+421, unless something behind it was written whole, which a server that goes on all the same would answer.  That is
+read until the server closes.  Where it closes without a word, it did not look at what stands behind its 421.
 """
 
 from __future__ import annotations
