@@ -10,7 +10,7 @@ from typing import Any
 from asmtp.body import WHOLE, Pieces, whole
 from asmtp.client import AsyncLMTP, AsyncSMTP
 from asmtp.delivery import Shipment
-from asmtp.errors import SMTPException
+from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.session import Exchange, Session
@@ -326,7 +326,7 @@ class Lane(AsyncSMTP):
         session = self._session
         session.on_output = lambda: None
         session.notify = _tell_part
-        session.close()
+        session.fail(SMTPServerDisconnected("the event loop was closed"))
 
     async def retire(self) -> None:
         """QUIT, and close.  Does not raise."""

@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("demo", help="send to a server that it starts itself on loopback, and show the dialogue")
     _bulk_arguments(commands.add_parser("bulk", help="send many messages out of files", description=_BULK))
     arguments, rest = parser.parse_known_args(argv)
-    paths = rest[rest.index("--") + 1 :] if "--" in rest else []
-    rest = rest[: len(rest) - len(paths) - 1] if "--" in rest else rest
+    end = rest.index("--") if "--" in rest else len(rest)
+    rest, paths = rest[:end], rest[end + 1 :]
     if arguments.command == "bulk" and not any(argument.startswith("-") for argument in rest):
         arguments.paths += rest + paths  # paths with options between them, which argparse cannot take
     elif rest:  # told without their values, which may be URLs with passwords
