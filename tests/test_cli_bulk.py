@@ -260,16 +260,18 @@ async def test_what_is_given_twice_is_sent_once(folder: Path, path: str) -> None
 # ---- stopping -----------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+@pytest.fixture
+def shut_port() -> Iterator[int]:
+    """A port that nothing listens on, and nothing can: it is ours."""
+    with socket.socket() as mine:
+        mine.bind(("127.0.0.1", 0))
+        yield mine.getsockname()[1]
 
 
-async def test_no_server(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_server(folder: Path, path: str, shut_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending_module, "HOPELESS", 20)
     fill(folder, 100)
-    async with bench(free_port(), folder, path, connections=1, window=5) as it:
+    async with bench(shut_port, folder, path, connections=1, window=5) as it:
         await it.sending.run()
         assert it.tally.stopped == "20 messages one after the other came to nothing"
         assert it.tally.counts["not_sent"] >= 20
