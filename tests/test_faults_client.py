@@ -11,14 +11,23 @@ import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP
 
 from .servers import clock
-from .servers.faults import TIMELESS, Door, Fault, Plan, Proxy, door, everywhere, plans, proxying, record_writes
+from .servers.faults import (
+    TIMELESS,
+    Door,
+    Fault,
+    Plan,
+    Proxy,
+    door,
+    everywhere,
+    patience,
+    plans,
+    proxying,
+    record_writes,
+)  # fmt: skip
 from .servers.ledger import Message, Said, complaints, picky
 from .servers.relay import SHAPES, Relay
 
 pytestmark = pytest.mark.long
-
-PATIENCE = 4
-"""Seconds the client waits for anything."""
 
 Pairs = list[tuple[Message, Said]]
 
@@ -78,7 +87,7 @@ async def run(
     """Do the work with a fault; what was wrong."""
     relay = Relay(SHAPES[shape], answer=picky, lmtp=client.lmtp)
     async with proxying(opened, relay, plan) as proxy:
-        smtp = client(proxy.host, proxy.port, "me.example", timeout=PATIENCE)
+        smtp = client(proxy.host, proxy.port, "me.example", timeout=patience())
         async with asyncio.timeout(60_000):
             pairs = await work(name, smtp)
             # The same object, connected again.

@@ -21,9 +21,9 @@ import asmtp
 from asmtp import AsyncMailer, Delivery, Receipt, Retry, source
 
 from .servers import clock
-from .servers.clock import VirtualClockLoop
 from .servers.faults import (
     FIRST,
+    PATIENCE,
     TIMELESS,
     Door,
     Fault,
@@ -31,17 +31,16 @@ from .servers.faults import (
     Proxy,
     door,
     everywhere,
+    patience,
     plans,
     proxying,
     record_writes,
+    virtual,
 )  # fmt: skip
 from .servers.ledger import Message, Said, complaints, picky
 from .servers.relay import SHAPES, Relay
 
 pytestmark = pytest.mark.long
-
-PATIENCE = 4
-"""Seconds the mailer waits for anything."""
 
 Pairs = list[tuple[Message, Said]]
 
@@ -119,10 +118,6 @@ async def tasks(mailer: AsyncMailer) -> Pairs:
     return await asyncio.gather(*(send(mailer, message) for message in several(4)))
 
 
-def virtual() -> bool:
-    return isinstance(asyncio.get_running_loop(), VirtualClockLoop)
-
-
 async def reused(mailer: AsyncMailer) -> Pairs:
     first = await send_all(mailer, several(2, "first"))
     if virtual():
@@ -185,8 +180,8 @@ async def mailing(proxy: Proxy, wrong: list[str], **options: Any) -> AsyncIterat
     mine: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
     token = RUN.set(mine)
     relay = asmtp.Relay(proxy.host, proxy.port, lmtp=proxy.relay.lmtp)
-    mailer = AsyncMailer(relay, timeouts=PATIENCE, local_hostname="me.example", **options)
-    async with asyncio.timeout(60_000 if virtual() else 20):
+    mailer = AsyncMailer(relay, timeouts=patience(), local_hostname="me.example", **options)
+    async with asyncio.timeout(60_000 if virtual() else 100):
         async with mailer:
             yield mailer
             stats = mailer.stats

@@ -31,12 +31,13 @@ import pytest
 
 from asmtp.transport import Connection
 
+from .clock import VirtualClockLoop
 from .relay import Conversation, Relay
 from .script import RST, listening
 
 __all__ = [
-    "FAULTS", "FIRST", "TIMELESS", "Door", "Fault", "Link", "Outcome", "Plan", "Point", "Proxy", "door", "everywhere",
-    "plans", "points", "proxying", "record_writes",
+    "FAULTS", "FIRST", "PATIENCE", "TIMELESS", "Door", "Fault", "Link", "Outcome", "Plan", "Point", "Proxy", "door",
+    "everywhere", "patience", "plans", "points", "proxying", "record_writes", "virtual",
 ]  # fmt: skip
 
 AWHILE = 10_000.0
@@ -44,6 +45,19 @@ AWHILE = 10_000.0
 
 MOMENT = 1.0
 """Seconds for which SLOW does: no reason to give up."""
+
+PATIENCE = 4
+"""Seconds that the client waits for anything, where the clock jumps."""
+
+
+def virtual() -> bool:
+    """Whether the clock jumps."""
+    return isinstance(asyncio.get_running_loop(), VirtualClockLoop)
+
+
+def patience() -> int:
+    """Seconds that the client waits for anything; where they are real ones, none of its deadlines is to be met."""
+    return PATIENCE if virtual() else 20
 
 
 ALL = bool(os.environ.get("ASMTP_ALL_FAULTS"))
