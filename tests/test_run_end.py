@@ -32,23 +32,29 @@ def now() -> float:
 
 
 class Endless:
-    """Messages without an end, synchronous or not; knows what it gave, and when it was left."""
+    """Messages without an end, synchronous or not; knows what it gave, and when it was left.
 
-    def __init__(self, *, synchronous: bool = True, pause: float | None = None) -> None:
+    Args:
+        most: after so many it waits for ever, which `waits` tells of.
+    """
+
+    def __init__(self, *, synchronous: bool = True, most: int | None = None) -> None:
         self.given = 0
         self.closed = False
-        self.messages: Any = self._messages() if synchronous else self._asynchronous(pause)
+        self.waits = asyncio.Event()
+        self.messages: Any = self._messages() if synchronous else self._asynchronous(most)
 
     def _messages(self) -> Iterator[Any]:
         while True:
             self.given += 1
             yield item(self.given - 1)
 
-    async def _asynchronous(self, pause: float | None) -> AsyncIterator[Any]:
+    async def _asynchronous(self, most: int | None) -> AsyncIterator[Any]:
         try:
             while True:
-                if pause is not None:
-                    await asyncio.sleep(pause)
+                if self.given == most:
+                    self.waits.set()
+                    await asyncio.Event().wait()
                 self.given += 1
                 yield item(self.given - 1)
         except asyncio.CancelledError:
@@ -192,10 +198,11 @@ async def test_a_loop_that_is_only_interrupted() -> None:
 async def test_an_asynchronous_iterable_is_left_tidily() -> None:
     """Where it waits when nobody asks any more, it is cancelled there; `drain` waits for what it does then."""
     for leave in ("drain", "aclose", "iterator"):
-        endless = Endless(synchronous=False, pause=0.001)
+        endless = Endless(synchronous=False, most=5)
         async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay) as posting:
             deliveries = posting.send_all(endless.messages)
             told = await some(deliveries, 3)
+            await endless.waits.wait()
             assert not endless.closed
             if leave == "iterator":
                 await deliveries.aclose()
@@ -206,6 +213,19 @@ async def test_an_asynchronous_iterable_is_left_tidily() -> None:
                 told += await posting.drain()
                 agree(relay, told, endless.given)
             assert endless.closed
+
+
+async def test_an_asynchronous_iterable_that_does_not_wait_is_the_callers() -> None:
+    """Where it is not asked at the moment, it is not cancelled: who has it can go on with it."""
+    endless = Endless(synchronous=False)
+    async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, window=10) as posting:
+        told = await some(posting.send_all(endless.messages), 3)
+        told += await posting.drain()
+        given = endless.given
+        agree(relay, told, given)
+        assert not endless.closed
+        assert await anext(endless.messages) == item(given)
+        await endless.messages.aclose()
 
 
 async def test_an_iterable_that_does_not_care_that_it_is_cancelled() -> None:
