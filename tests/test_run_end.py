@@ -231,37 +231,50 @@ async def test_an_asynchronous_iterable_that_does_not_wait_is_the_callers() -> N
 async def test_an_iterable_that_does_not_care_that_it_is_cancelled() -> None:
     """What it gives then is told of as well, and not sent."""
     given = 0
+    waits = asyncio.Event()
 
     async def stubborn() -> AsyncIterator[Any]:
         nonlocal given
         while True:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.001 if given < 5 else 1000)
+            if given == 5:
+                waits.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
             given += 1
             yield item(given - 1)
 
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay) as posting:
-        told = await some(posting.send_all(messages := stubborn()), 5)
-        told += await posting.drain()
+        deliveries = posting.send_all(messages := stubborn())
+        told = await some(deliveries, 5)
+        await waits.wait()
+        told += await deliveries.aclose()
         assert agree(relay, told, given) == {"sent": 5, "not_sent": 1}
         await messages.aclose()  # type: ignore[attr-defined]
 
 
 async def test_an_iterable_that_fails_when_it_is_cancelled() -> None:
+    waits = asyncio.Event()
+
     async def failing() -> AsyncIterator[Any]:
         yield item(0)
         try:
-            await asyncio.sleep(1000)
+            waits.set()
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             raise ZeroDivisionError from None
 
     async with relaying(Relay()) as relay, mailer(relay) as posting:
         deliveries = posting.send_all(failing())
         assert (await anext(deliveries)).ok
+        await waits.wait()
         with pytest.raises(ZeroDivisionError):
             await deliveries.aclose()
         await finished(posting)
-        assert len(await some(posting.send_all(failing()), 1)) == 1
+        waits.clear()
+        deliveries = posting.send_all(failing())
+        assert len(await some(deliveries, 1)) == 1
+        await waits.wait()
+        del deliveries
         await finished(posting)  # where nobody asks, it is not told
 
 
