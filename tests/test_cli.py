@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import subprocess
 import sys
@@ -65,6 +67,42 @@ def test_a_stream_that_was_closed(closed: str, tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert ("b@y.example" in done.stdout) == (closed == "stderr")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError(28, "No space"), "asmtp: [Errno 28] No space\n"), (BrokenPipeError(), "")]
+)
+@pytest.mark.parametrize("command", [["demo"], ["bulk", "x.eml"]])
+def test_output_that_cannot_be_written(
+    command: list[str],
+    error: OSError,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A full disk is told of; not a reader who has seen enough.  What is left in the buffer goes nowhere."""
+
+    def fail(*_: object) -> int:
+        print("something")
+        raise error
+
+    monkeypatch.setattr("asmtp.cli.demo.demo", fail)
+    monkeypatch.setattr("asmtp.cli.bulk.bulk", fail)
+    stdout = io.TextIOWrapper(io.FileIO(os.dup(1), "w"))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(command) == 1
+    stdout.flush()
+    assert capfd.readouterr() == ("", said)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "one.eml"
+    path.write_bytes(b"From: a@x.example\nTo: b@y.example\n\nhi\n")
+    command = f"{sys.executable} -m asmtp bulk --dry-run {path} > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "asmtp: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -830,19 +829,3 @@ def test_a_reader_that_has_seen_enough(folder: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) in (0, 1)  # 0 where all of it fitted into the pipe
-
-
-def test_a_broken_pipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced: list[tuple[int, int]] = []
-
-    def refuse(*_: object) -> None:
-        raise BrokenPipeError
-
-    made = SimpleNamespace(
-        open=lambda path, flags: 7, devnull="", O_WRONLY=1, dup2=lambda *files: replaced.append(files)
-    )
-    monkeypatch.setattr(bulk_module, "_bulk", refuse)
-    monkeypatch.setattr(bulk_module, "os", made)
-    monkeypatch.setattr(bulk_module, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1)))
-    assert main(["bulk", str(folder)]) == 1
-    assert replaced == [(7, 1)]

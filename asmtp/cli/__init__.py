@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:  # told without their values, which may be URLs with passwords
         options = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
         parser.error(f"unrecognized arguments: {' '.join(options)}" if options else f"{len(rest)} arguments too many")
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        return _unheard(error)
+    return status
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "bulk":
         from asmtp.cli.bulk import bulk
 
@@ -42,6 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("asmtp demo needs aiosmtpd: pip install 'asmtp[demo]'", file=sys.stderr)
         return 2
     return demo()
+
+
+def _unheard(error: OSError) -> int:
+    """What was to be said could not be written, to a full disk perhaps."""
+    if not isinstance(error, BrokenPipeError):  # else whoever read it has seen enough
+        with contextlib.suppress(OSError):
+            print(f"asmtp: {error}", file=sys.stderr, flush=True)
+    # Python would fail again when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 _BULK = """

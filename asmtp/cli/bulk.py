@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 from typing import Any
 
@@ -30,10 +29,6 @@ def bulk(arguments: argparse.Namespace) -> int:
         return _bulk(arguments)
     except KeyboardInterrupt:  # before or after the sending, which sees to signals itself
         return 130
-    except BrokenPipeError:
-        # Whoever read this has seen enough; Python would fail again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _bulk(arguments: argparse.Namespace) -> int:
