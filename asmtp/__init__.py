@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from asmtp.protocol.envelope import Envelope
     from asmtp.protocol.extensions import Extensions
     from asmtp.protocol.reply import Reply
+    from asmtp.protocol.sasl import Credentials
     from asmtp.sync import LMTP, SMTP, SMTP_SSL
     from asmtp.url import Relay
 
@@ -64,6 +65,7 @@ __all__ = [
     "AsyncMailer",
     "AsyncSMTP",
     "AsyncSMTP_SSL",
+    "Credentials",
     "Delivery",
     "DeliveryState",
     "Envelope",
@@ -98,6 +100,7 @@ _LAZY = {
     "AsyncMailer": "asmtp.mailer",
     "AsyncSMTP": "asmtp.client",
     "AsyncSMTP_SSL": "asmtp.client",
+    "Credentials": "asmtp.protocol.sasl",
     "Delivery": "asmtp.delivery",
     "Envelope": "asmtp.protocol.envelope",
     "Extensions": "asmtp.protocol.extensions",

@@ -6,8 +6,7 @@ import hmac
 from collections.abc import Callable, Generator
 from typing import Any
 
-from asmtp.protocol import sasl
-from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import Conversation, Mechanism, from_authobject
 
 __all__ = ["AuthObjects"]
 
@@ -35,10 +34,12 @@ class AuthObjects:
             return self.user
         return self.password
 
-    def _exchange(
-        self, mechanism: str, authobject: Callable[..., Any], initial_response_ok: bool
-    ) -> Generator[bytes, Reply, Reply]:
-        """The lines of an AUTH exchange with an authobject, which may look at how many it has answered."""
+    def _conversation(
+        self, mechanism: str, authobject: Callable[..., Any] | Mechanism, initial_response_ok: bool, *, again: bool
+    ) -> Conversation:
+        """An AUTH exchange with a generator, or with an authobject, which may look at how many it has answered."""
+        if isinstance(authobject, Generator):
+            return Conversation(mechanism, authobject, initial_response_ok=initial_response_ok, slow=True, again=again)
         self._auth_challenge_count = 0
 
         def counted(*challenge: bytes) -> str | bytes | None:
@@ -48,5 +49,5 @@ class AuthObjects:
                 self._auth_challenge_count = 1
             return response
 
-        responses = sasl.from_authobject(counted, initial_response_ok=initial_response_ok)
-        return sasl.authenticate(mechanism, responses)
+        responses = from_authobject(counted, initial_response_ok=initial_response_ok)
+        return Conversation(mechanism, responses, slow=True, again=again)

@@ -93,7 +93,10 @@ class AsyncSMTP(Commands):
         self._username = options.get("username")
         self._password = options.get("password")
         self._token = options.get("token")
-        default: TLSMode = "none" if self._username is None else "required"
+        self._mechanisms = options.get("mechanisms")
+        self._logs_in = self._username is not None or self._mechanisms is not None
+        self._in_the_clear = options.get("tls") == "none"
+        default: TLSMode = "required" if self._logs_in else "none"
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
         self.ssl_context = options.get("ssl_context")
         self._server_hostname = options.get("server_hostname")
@@ -210,13 +213,11 @@ class AsyncSMTP(Commands):
             if self._tls == "required" or self.has_extn("starttls"):
                 await self._starttls(None if verified else unverified_context())
                 trusted = trusted or verified
-        if self._username is not None:
-            if not trusted:
+        if self._logs_in:
+            if trusted:
+                await self._log_in_as_told()
+            else:
                 logger.warning("not logging in: the connection is not protected by verified TLS")
-            elif self._token is not None:
-                await self._login_by_token(self._username, self._token)
-            elif self._password is not None:
-                await self.login(self._username, self._password)
 
     async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
         """Connect and read the greeting."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
+import functools
 import inspect
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -15,22 +17,23 @@ from asmtp import transport
 from asmtp.auth import AuthObjects
 from asmtp.errors import (
     SMTPAuthenticationError,
-    SMTPException,
     SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
 )
+from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, require_auth
 from asmtp.options import (
     Token,
     context_from_files,
     default_context,
 )
-from asmtp.protocol import dialogue, sasl
+from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, gate, options_text
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import manual_content
@@ -58,6 +61,11 @@ class Commands(AuthObjects):
     _sock_taken: bool
     _greeted: asyncio.Lock
     _rcpts: int  # accepted by hand since MAIL
+    _username: str | None
+    _password: str | None
+    _token: Token | None
+    _mechanisms: Mechanisms | None
+    _in_the_clear: bool  # the caller said that passwords may be sent without TLS
 
     def _live(self) -> Connection:
         """The connection that commands go to.
@@ -65,6 +73,10 @@ class Commands(AuthObjects):
         Raises:
             SMTPServerDisconnected: there is none.
         """
+        raise NotImplementedError
+
+    def close(self) -> Awaitable[None]:
+        """Close at once."""
         raise NotImplementedError
 
     async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
@@ -266,37 +278,121 @@ class Commands(AuthObjects):
         """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
         return await self._hello_name("")
 
-    async def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
+    async def login(
+        self,
+        user: str,
+        password: str,
+        *,
+        initial_response_ok: bool = True,
+        mechanisms: Mechanisms | None = None,
+    ) -> Reply:
         """Log in, with the mechanism that protects the password best among those that both sides know.
 
+        PLAIN and LOGIN, which do not protect it, are not used where others may read along: without TLS, unless the
+        server is on this machine, or the constructor was told tls="none".
+
+        Args:
+            initial_response_ok: send a mechanism's initial response with AUTH (RFC 4954 §4).
+            mechanisms: those to use, in this order: names, or (name, function) for one that asmtp does not have; see
+                :class:`~asmtp.options.Options`.
+
         Raises:
-            SMTPNotSupportedError: the server does not offer AUTH.
-            SMTPAuthenticationError: the credentials were refused.
-            SMTPException: no mechanism is known to both sides.
+            SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.
+            SMTPAuthenticationError: the credentials were refused; or the server could not prove that it knows them
+                (SCRAM): `smtp_code` is -1 then, and the connection is closed.
             ValueError: a control character in the user name.
         """
+        if mechanisms is not None:
+            check_mechanisms(mechanisms)
         await self.ehlo_or_helo_if_needed()
-        if not self.has_extn("auth"):
-            raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
         self.user, self.password = user, password
-        names = sasl.choose(self.esmtp_features.auth, user, password)
-        mechanisms = [(name, sasl.MECHANISMS[name](user, password)) for name in names]
-        return await self._first_accepted(mechanisms, initial_response_ok=initial_response_ok)
+        return await self._log_in(self._credentials(user, password), mechanisms, initial_response_ok)
 
-    async def _login_by_token(self, user: str, source: Token) -> None:
-        """Log in with an access token; if the server rejects it, once more with a fresh one."""
+    async def _log_in_as_told(self) -> None:
+        """Log in with what the constructor was given."""
         await self.ehlo_or_helo_if_needed()
-        if not self.has_extn("auth"):
-            raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
-        token = await self._get_token(source, force=False)
+        user = self._username or ""
+        if self._token is None:
+            await self._log_in(self._credentials(user, self._password or ""))
+            return
+        require_auth(self.esmtp_features)  # before a token is asked for
+        token = await self._get_token(self._token, force=False)
         try:
-            await self._present(user, token)
+            await self._log_in(self._credentials(user, token=token))
         except SMTPAuthenticationError as error:
             rejected = 500 <= error.smtp_code <= 599
-            fresh = await self._get_token(source, force=True) if rejected else token
+            fresh = await self._get_token(self._token, force=True) if rejected else token
             if fresh == token:  # accounts are locked over less
                 raise
-            await self._present(user, fresh)
+            await self._log_in(self._credentials(user, token=fresh))
+
+    def _credentials(self, user: str, password: str = "", token: str = "") -> Credentials:
+        # Of a socket that was given, and of a Unix socket, there is no host to name.
+        named = not self._sock_taken and not self._host.startswith("/")
+        return Credentials(
+            user,
+            password,
+            token,
+            host=self._server_hostname or (self._host if named else ""),
+            port=self._port if named else 0,
+            service="lmtp" if self.lmtp else "smtp",
+            offered=tuple(self.esmtp_features.auth),
+            tls=self._live().tls,
+        )
+
+    def _choices(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Choice]:
+        protected = self._in_the_clear or self._live().private
+        return choose(self.esmtp_features, credentials, wanted or self._mechanisms, protected=protected)
+
+    async def _log_in(
+        self, credentials: Credentials, wanted: Mechanisms | None = None, initial_response_ok: bool = True
+    ) -> Reply:
+        refusal: Exception | None = None
+        for choice in self._choices(credentials, wanted):
+            try:
+                mechanism = await self._call_out(choice.make) if choice.slow else choice.make()
+            except ValueError as error:  # not with these credentials, or not on this machine
+                refusal = refusal or error
+                continue
+            try:
+                return await self._authenticate(choice.name, mechanism, initial_response_ok, slow=choice.slow)
+            except SMTPAuthenticationError as error:
+                refusal = error
+                if is_final(error, choice):
+                    break
+        assert refusal is not None
+        raise refusal
+
+    async def _authenticate(
+        self, name: str, mechanism: Mechanism, initial_response_ok: bool = True, *, slow: bool = True
+    ) -> Reply:
+        begin = functools.partial(
+            Conversation,
+            name,
+            mechanism,
+            initial_response_ok=initial_response_ok,
+            slow=slow,
+            again=self._session.authenticated,
+        )
+        return await self._converse(await self._call_out(begin) if slow else begin())
+
+    async def _converse(self, conversation: Conversation) -> Reply:
+        """Take an AUTH exchange to its end; a slow mechanism is asked in a thread."""
+        connection = self._live()
+        exchange = dialogue.authentication(self._session, conversation)
+        try:
+            async with contextlib.aclosing(self._responses(conversation)) as responses:
+                reply: Reply = await connection.run_streamed(exchange, responses, alone=True)
+                return reply
+        except SMTPAuthenticationError as error:
+            if error.smtp_code == UNPROVEN:
+                self.close()
+            raise
+
+    async def _responses(self, conversation: Conversation) -> AsyncGenerator[bytes, None]:
+        while True:
+            await self._call_out(conversation.go_on)
+            yield b""
 
     async def _get_token(self, source: Any, *, force: bool) -> str:
         if inspect.iscoroutinefunction(source) or inspect.iscoroutinefunction(type(source).__call__):
@@ -307,46 +403,31 @@ class Commands(AuthObjects):
             token = await token
         if not isinstance(token, str):
             raise TypeError(f"token must return a str, not {type(token).__name__}")
+        if not token:
+            raise ValueError("token: empty")
         return token
 
     async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the caller's that may block, in a thread; who is cancelled does not wait for it."""
         return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
 
-    async def _present(self, user: str, token: str) -> Reply:
-        # Of a socket that was given, and of a Unix socket, there is no host to name.
-        named = not self._sock_taken and not self._host.startswith("/")
-        host, port = (self._host, self._port) if named else ("", 0)
-        names = sasl.choose_token(self.esmtp_features.auth, user, token)
-        mechanisms = [(name, sasl.TOKEN_MECHANISMS[name](user, token, host, port)) for name in names]
-        return await self._first_accepted(mechanisms)
-
-    async def _first_accepted(
-        self, mechanisms: Iterable[tuple[str, sasl.Mechanism]], *, initial_response_ok: bool = True
+    async def auth(
+        self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
     ) -> Reply:
-        refusal = SMTPException("No suitable authentication method found.")
-        for name, mechanism in mechanisms:
-            lines = sasl.authenticate(name, mechanism, initial_response_ok=initial_response_ok)
-            try:
-                reply: Reply = await self._run(dialogue.authentication(lines), alone=True)
-                return reply
-            except SMTPAuthenticationError as error:
-                refusal = error
-                if error.smtp_code == 535:  # RFC 4954 §6: the credentials are wrong, whatever the mechanism
-                    break
-        raise refusal
-
-    async def auth(self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Reply:
         """AUTH with a mechanism of the caller's (RFC 4954).
 
         Args:
             mechanism: its name.
-            authobject: called with each challenge (bytes), returns the response (str or bytes); called
-                with nothing for the initial response, where it returns None if there is none.
+            authobject: a generator: it yields its initial response (bytes; None if the server speaks first), is
+                sent each challenge (bytes) and yields the response, and is sent None after success, when it returns or
+                raises.  Or smtplib's: called with each challenge (bytes), returns the response (str or bytes); called
+                with nothing for the initial response, where it returns None if there is none.  Either is called in
+                a thread, as it may block.
 
         Raises:
             SMTPAuthenticationError: the server said no.
+            Exception: what `authobject` raises; the exchange was cancelled.
         """
-        lines = self._exchange(mechanism, authobject, initial_response_ok)
-        reply: Reply = await self._run(dialogue.authentication(lines), alone=True)
-        return reply
+        again = self._session.authenticated
+        begin = functools.partial(self._conversation, mechanism, authobject, initial_response_ok, again=again)
+        return await self._converse(await self._call_out(begin))

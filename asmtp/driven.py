@@ -10,9 +10,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
+from asmtp.login import Choice, Mechanisms
 from asmtp.protocol import dialogue
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Exchange, Group, Session
+from asmtp.protocol.state import HELD
 from asmtp.transport import Connection
 
 __all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive"]
@@ -120,6 +122,24 @@ class DrivenSMTP(AsyncSMTP):
 
     def _audit(self, event: str, *args: Any) -> None:
         sys.audit(event, self.facade(), *args)
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether there was a login on this connection."""
+        return self._session.authenticated
+
+    @authenticated.setter
+    def authenticated(self, value: bool) -> None:
+        self._session.authenticated = value
+
+    @property
+    def in_exchange(self) -> bool:
+        """Whether a command was begun that only its own end leads out of."""
+        return self._session.state in HELD
+
+    def choices(self, user: str, password: str, wanted: Mechanisms | None) -> list[Choice]:
+        """The mechanisms to try with a password."""
+        return self._choices(self._credentials(user, password), wanted)
 
     async def send(self, data: bytes) -> None:
         """Write octets; whatever they are owed is kept for `getreply`."""

@@ -115,8 +115,8 @@ class Lane(AsyncSMTP):
         options: dict[str, Any] = {
             name: value
             for name in (
-                "tls", "ssl_context", "server_hostname", "username", "password", "token", "window", "window_octets",
-                "pipelining", "chunking",
+                "tls", "ssl_context", "server_hostname", "username", "password", "token", "mechanisms", "window",
+                "window_octets", "pipelining", "chunking",
             )
             if (value := getattr(relay, name)) is not None
         }  # fmt: skip

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypedDict, Unpack
+from typing import Any, NamedTuple, Self, TypedDict, Unpack, cast
 
 import anyio.to_thread
 
@@ -18,6 +18,7 @@ from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.lane import Lane, LMTPLane, Part
+from asmtp.login import Mechanisms
 from asmtp.options import Timeouts, TLSMode, Token, check
 from asmtp.outbox import Outbox
 from asmtp.policy import Pace, Rate, Retry
@@ -50,6 +51,7 @@ class RelayOptions(TypedDict, total=False):
     username: str | None
     password: str | None
     token: Token | None
+    mechanisms: Mechanisms | None
     pipelining: bool
     chunking: bool
     window_octets: int | None
@@ -489,5 +491,6 @@ def _relays(
         relays[number] = dataclasses.replace(
             relay, window=relay.window or DEFAULT_WINDOW, timeouts=relay.timeouts or DEFAULT_TIMEOUTS
         )
-        check({"username": relay.username, "password": relay.password, "token": relay.token}, "AsyncMailer")
+        names = ("username", "password", "token", "mechanisms")
+        check(cast("Any", {name: getattr(relay, name) for name in names}), "AsyncMailer")
     return relays

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypedDict
 
+from asmtp.login import Mechanisms, check_mechanisms, needs
 from asmtp.protocol.command import gate
 
 __all__ = [
@@ -43,7 +44,7 @@ class Options(TypedDict, total=False):
     tls: ``"implicit"``: TLS from the first octet.  ``"required"``: STARTTLS or an error.
         ``"opportunistic"``: STARTTLS if it is offered (RFC 7435); a certificate that cannot be verified does not
         stop the mail, but then no password and no token is sent.  ``"none"``: no TLS unless `starttls` is called.
-        The default is "required" where a user name is given, else "none".
+        The default is "required" where a user name or `mechanisms` are given, else "none".
     ssl_context: for TLS; by default certificates and host names are verified, TLS 1.2 at least.
     server_hostname: the name the certificate has to be for, if it is not `host`.
     username, password: log in on connecting.
@@ -52,6 +53,11 @@ class Options(TypedDict, total=False):
         the server rejects that.  It may be async; one that is not is called in a thread, as it may block.
         SMTP, SMTP_SSL and LMTP call it in the calling thread, and run an async one on a loop of their own.
         It has to have a time-out of its own: `timeout` is about the server.
+    mechanisms: the SASL mechanisms to log in with, in this order: names, and for one that asmtp does not have (name,
+        function), the function taking :class:`asmtp.Credentials` and returning a generator from challenge to
+        response: see :meth:`asmtp.AsyncSMTP.auth`.  By default all that fit a password, or a token, the ones that
+        protect it best first.  EXTERNAL (the client certificate of `ssl_context`), GSSAPI (extra "kerberos") and NTLM
+        (extra "ntlm") are used only where they are named here; the first two need no password, nor a user name.
     window: how many messages and commands may be unanswered on the connection.
     window_octets: how many octets may be.
     pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
@@ -64,6 +70,7 @@ class Options(TypedDict, total=False):
     username: str | None
     password: str | None
     token: Token | None
+    mechanisms: Mechanisms | None
     window: int
     window_octets: int
     pipelining: bool
@@ -81,19 +88,7 @@ def check(options: Options, owner: str) -> None:
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
         raise TypeError(f"{owner}() got an unexpected keyword argument {min(unknown)!r}")
-    username = options.get("username")
-    token = options.get("token")
-    if token is not None:
-        if not callable(token):
-            raise TypeError(f"token must be a function that returns a token, not {type(token).__name__}")
-        if options.get("password") is not None:
-            raise ValueError("password and token: only one of them can be given")
-        if username is None:
-            raise ValueError("username is needed with token")
-    elif (username is None) != (options.get("password") is None):
-        raise ValueError("username and password go together")
-    if username is not None:
-        gate(username, "username")
+    _check_credentials(options)
     tls = options.get("tls")
     if tls not in (None, "none", "opportunistic", "required", "implicit"):
         raise ValueError(f"tls must be 'none', 'opportunistic', 'required' or 'implicit', not {tls!r}")
@@ -101,6 +96,30 @@ def check(options: Options, owner: str) -> None:
         value = options.get(name, 1)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+
+
+def _check_credentials(options: Options) -> None:
+    username, password, token = options.get("username"), options.get("password"), options.get("token")
+    mechanisms = options.get("mechanisms")
+    wanted = {"token" if token is not None else "password"}
+    if mechanisms is not None:
+        check_mechanisms(mechanisms)
+        wanted = needs(mechanisms)
+    if token is not None:
+        if not callable(token):
+            raise TypeError(f"token must be a function that returns a token, not {type(token).__name__}")
+        if password is not None:
+            raise ValueError("password and token: only one of them can be given")
+        if username is None:
+            raise ValueError("username is needed with token")
+    elif (username is None) != (password is None) and (username is None or mechanisms is None):
+        raise ValueError("username and password go together")
+    if mechanisms is not None and "" not in wanted:  # else one of them does without
+        for need, given in (("password", password), ("token", token)):
+            if wanted == {need} and given is None:
+                raise ValueError(f"mechanisms: a {need} is needed for them")
+    if username is not None:
+        gate(username, "username")
 
 
 def host_and_port(host: str, port: int, default: int) -> tuple[str, int]:

@@ -30,13 +30,13 @@ from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
-    SMTPException,
     SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
 )
+from asmtp.login import Mechanisms, check_mechanisms, is_final
 from asmtp.options import (
     LMTP_PORT,
     SMTP_PORT,
@@ -46,11 +46,11 @@ from asmtp.options import (
     context_from_files,
     host_and_port,
 )
-from asmtp.protocol import sasl
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose
 from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import UNPROVEN, Mechanism
 
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 
@@ -403,46 +403,66 @@ class SMTP(AuthObjects):
         self.ehlo_or_helo_if_needed()
         return self._run(self._client.starttls(context=context), task=True)
 
-    def auth(self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Reply:
-        """AUTH with smtplib's authobject, which may call methods of this object.
+    def auth(
+        self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
+    ) -> Reply:
+        """AUTH with smtplib's authobject, which may call methods of this object, or with a generator.
+
+        See :meth:`asmtp.AsyncSMTP.auth`.
 
         Raises:
             SMTPAuthenticationError: the server said no.
+            Exception: what `authobject` raises; the exchange was cancelled.
         """
-        lines = self._exchange(mechanism, authobject, initial_response_ok)
-        line = next(lines)
+        again = self._client.authenticated
         try:
-            while True:
-                line = lines.send(self._run(self._client.respond(line)))
-        except StopIteration as stop:
-            reply: Reply = stop.value
-            return reply
+            conversation = self._conversation(mechanism, authobject, initial_response_ok, again=again)
+            while (line := conversation.line) is not None:
+                conversation.reply = self._run(self._client.respond(line))
+                conversation.go_on()
         except BaseException as error:
-            if not isinstance(error, SMTPAuthenticationError):
-                self.close()  # in the middle of an exchange
+            unproven = isinstance(error, SMTPAuthenticationError) and error.smtp_code == UNPROVEN
+            if unproven or self._client.in_exchange:
+                self.close()
             raise
+        self._client.authenticated = True
+        return conversation.reply
 
-    def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
+    def login(
+        self,
+        user: str,
+        password: str,
+        *,
+        initial_response_ok: bool = True,
+        mechanisms: Mechanisms | None = None,
+    ) -> Reply:
         """Log in, with the best mechanism that both sides know, through `auth` and the `auth_*` methods.
 
+        See :meth:`asmtp.AsyncSMTP.login`.
+
         Raises:
-            SMTPNotSupportedError: the server does not offer AUTH.
+            SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.
             SMTPAuthenticationError: the credentials were refused.
-            SMTPException: no mechanism is known to both sides.
         """
+        if mechanisms is not None:
+            check_mechanisms(mechanisms)
         self.ehlo_or_helo_if_needed()
-        if not self.has_extn("auth"):
-            raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
         self.user, self.password = user, password
-        refusal = SMTPException("No suitable authentication method found.")
-        for name in sasl.choose(self._client.esmtp_features.auth, user, password):
-            authobject = getattr(self, "auth_" + name.lower().replace("-", "_"))
+        refusal: Exception | None = None
+        for choice in self._client.choices(user, password, mechanisms):
             try:
-                return self.auth(name, authobject, initial_response_ok=initial_response_ok)
+                made = choice.make()
+            except ValueError as error:  # not with these credentials, or not on this machine
+                refusal = refusal or error
+                continue
+            authobject = getattr(self, "auth_" + choice.name.lower().replace("-", "_"), made)
+            try:
+                return self.auth(choice.name, authobject, initial_response_ok=initial_response_ok)
             except SMTPAuthenticationError as error:
                 refusal = error
-                if error.smtp_code == 535:  # RFC 4954 §6: the credentials are wrong, whatever the mechanism
+                if is_final(error, choice):
                     break
+        assert refusal is not None
         raise refusal
 
     # ---- sending ----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import math
 import os
 import select
@@ -291,14 +292,14 @@ class Connection(asyncio.BufferedProtocol):
         """
         return await self.finished(self.session.start(dialogue, alone=alone, raw=raw))
 
-    async def run_streamed(self, dialogue: Dialogue, pieces: AsyncIterator[bytes]) -> Any:
+    async def run_streamed(self, dialogue: Dialogue, pieces: AsyncIterator[bytes], *, alone: bool = False) -> Any:
         """Take a dialogue that pulls its content through the session.
 
         Args:
             pieces: an async iterator of bytes.  It is asked for a piece when the transport can take one.
         """
         future = self._loop.create_future()
-        exchange = self.session.start(dialogue, future)
+        exchange = self.session.start(dialogue, future, alone=alone)
         try:
             while not exchange.done:
                 await future
@@ -358,6 +359,23 @@ class Connection(asyncio.BufferedProtocol):
             self.session.push(exchange, piece)
 
     # ---- TLS, the end -----------------------------------------------------------------------
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """TLS, if there is."""
+        return cast("ssl.SSLObject | None", self.transport.get_extra_info("ssl_object"))
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody else reads along: there is TLS, or it does not leave this machine."""
+        if self.tls is not None:
+            return True
+        sock = self.transport.get_extra_info("socket")
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return True
+        with contextlib.suppress(OSError, ValueError):  # it has been closed
+            return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
+        return False
 
     async def start_tls(self, dialogue: Dialogue, context: ssl.SSLContext, server_hostname: str | None) -> Any:
         """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.

@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from asmtp.login import Mechanisms, check_mechanisms
 from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Timeouts, TLSMode, Token, check
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
@@ -39,7 +40,7 @@ _MEANT = {"smtp+ssl": "smtps://", "smtp+tls": "smtp+starttls:// (STARTTLS), or s
 _PHASES = {f"timeout.{phase.name}": phase.name for phase in fields(Timeouts)}
 _OPTIONS = (
     "timeout", *_PHASES, "tls", "server_hostname", "local_hostname", "source_address", "pipelining", "chunking",
-    "window", "window_octets", "cafile", "certfile", "keyfile",
+    "window", "window_octets", "cafile", "certfile", "keyfile", "mechanisms",
 )  # fmt: skip
 _FLAGS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
 
@@ -66,6 +67,7 @@ class Relay:
         port: 0 for the protocol's own: 25, 465 with implicit TLS, 2003 for LMTP.
         lmtp: it speaks LMTP (RFC 2033).
         token: see :data:`~asmtp.options.Token`.
+        mechanisms: see :class:`~asmtp.options.Options`; kept as a tuple.
         timeouts: in seconds; None where nothing was said.
         window, window_octets: None where nothing was said.
         others: see :class:`~asmtp.options.Options` and :class:`~asmtp.AsyncSMTP`.
@@ -82,6 +84,7 @@ class Relay:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     token: Token | None = field(default=None, repr=False)
+    mechanisms: Mechanisms | None = None
     ssl_context: ssl.SSLContext | None = None
     server_hostname: str | None = None
     local_hostname: str | None = None
@@ -108,6 +111,9 @@ class Relay:
             gate(self.local_hostname, "local_hostname", secret=True)
             if not _EHLO_NAME.fullmatch(self.local_hostname):
                 raise ValueError("local_hostname must be ASCII, without spaces")
+        if self.mechanisms is not None:
+            check_mechanisms(self.mechanisms)
+            object.__setattr__(self, "mechanisms", tuple(self.mechanisms))
         window = 1 if self.window is None else self.window
         octets = 1 if self.window_octets is None else self.window_octets
         check({"tls": self.tls, "window": window, "window_octets": octets}, "Relay")
@@ -119,9 +125,9 @@ class Relay:
         Options follow behind "?": ``timeout`` (seconds or "none", for all phases) and ``timeout.connect`` etc. (see
         :class:`~asmtp.Timeouts`); ``tls`` (none, opportunistic, required; with ``smtp://`` only); ``server_hostname``;
         ``local_hostname``; ``source_address`` (address, or address:port); ``pipelining``, ``chunking`` (yes or no);
-        ``window``, ``window_octets``; ``cafile`` (trusted instead of the system's certificates), ``certfile`` and
-        ``keyfile`` (our own).  "+" is a plus sign everywhere.  Where nothing is said of TLS, `tls` stays None; with
-        ``lmtp+unix://`` it is "none".
+        ``window``, ``window_octets``; ``mechanisms`` (names, with commas between); ``cafile`` (trusted instead of the
+        system's certificates), ``certfile`` and ``keyfile`` (our own).  "+" is a plus sign everywhere.  Where nothing
+        is said of TLS, `tls` stays None; with ``lmtp+unix://`` it is "none".
 
         Certificate files are read here, which blocks; without them nothing does.
 
@@ -167,6 +173,7 @@ class Relay:
             tls=tls,
             username=username,
             password=password,
+            mechanisms=_mechanisms(options),
             ssl_context=_context(options),
             server_hostname=server_hostname and _host(server_hostname, "URL: option server_hostname"),
             local_hostname=options.get("local_hostname"),
@@ -235,6 +242,9 @@ class Relay:
             written["source_address"] = f"{_bracketed(address)}:{port}" if port else address
         if self.timeouts is not None:
             written |= _written_timeouts(self.timeouts)
+        if self.mechanisms is not None:
+            names = [one if isinstance(one, str) else one[0] for one in self.mechanisms]
+            written["mechanisms"] = ",".join(names)
         for option in ("pipelining", "chunking"):
             written[option] = None if getattr(self, option) else "no"
         query = "&".join([f"{option}={quote(str(value))}" for option, value in written.items() if value is not None])
@@ -399,6 +409,17 @@ def _source_address(options: dict[str, str]) -> tuple[str, int] | None:
         if found is not None and (port := int(found["port"] or 0)) <= 65535:
             return _address(found["literal"] or found["name"]), port
     raise ValueError("URL: option source_address must be an IP address, address:port or [IPv6 address]:port")
+
+
+def _mechanisms(options: dict[str, str]) -> Mechanisms | None:
+    text = options.get("mechanisms")
+    if text is None:
+        return None
+    names = text.split(",")
+    with contextlib.suppress(ValueError):  # it quotes the text
+        check_mechanisms(names)
+        return names
+    raise ValueError("URL: option mechanisms must be names of SASL mechanisms that are known here, with commas between")
 
 
 def _context(options: dict[str, str]) -> ssl.SSLContext | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.command import command, gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import Conversation
 from asmtp.protocol.session import PULL, Dialogue, Group, Phase, Session
 from asmtp.protocol.state import Event, State
 
@@ -95,17 +94,22 @@ def quit_() -> Dialogue:
     return replies[0]
 
 
-def authentication(lines: Generator[bytes, Reply, Reply]) -> Dialogue:
-    """A SASL exchange: see :func:`asmtp.protocol.sasl.authenticate`.  Nothing of it is shown in a trace."""
+def authentication(session: Session, conversation: Conversation) -> Dialogue:
+    """A SASL exchange: see :class:`asmtp.protocol.sasl.Conversation`.  Nothing of it is shown in a trace.
+
+    Where the conversation is slow, it yields PULL when a challenge is in; whoever pushes has called `go_on`.
+    """
     event = Event.auth
-    line = next(lines)
-    while True:
+    while (line := conversation.line) is not None:
         replies = yield Group(line + b"\r\n", (event,), secret=True)
         event = Event.response
-        try:
-            line = lines.send(replies[0])
-        except StopIteration as stop:
-            return stop.value
+        conversation.reply = replies[0]
+        if conversation.slow and replies[0].code == 334:
+            yield PULL
+        else:
+            conversation.go_on()
+    session.authenticated = True
+    return conversation.reply
 
 
 def raw_write(session: Session, data: bytes, *, secret: bool = False, command: bool = False) -> Dialogue:

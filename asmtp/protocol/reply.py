@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from asmtp.errors import SMTPProtocolError
@@ -68,11 +69,21 @@ class ReplyReader:
     Args:
         max_line: octets a line may have, its line end included.
         max_reply: octets a reply may have, all its lines and their ends included.
+        redact: what an error shows of a line goes through it.
     """
 
-    __slots__ = ("_code", "_lines", "_partial", "_seen", "_size", "closing", "error", "max_line", "max_reply")
+    __slots__ = (
+        "_code", "_lines", "_partial", "_redact", "_seen", "_size", "closing", "error", "max_line", "max_reply",
+    )  # fmt: skip
 
-    def __init__(self, max_line: int = MAX_LINE, max_reply: int = MAX_REPLY) -> None:
+    def __init__(
+        self,
+        max_line: int = MAX_LINE,
+        max_reply: int = MAX_REPLY,
+        *,
+        redact: Callable[[bytes], bytes] = lambda text: text,
+    ) -> None:
+        self._redact = redact
         self.max_line = max_line
         self.max_reply = max_reply
         self.error: SMTPProtocolError | None = None
@@ -117,7 +128,7 @@ class ReplyReader:
             if rest:
                 self._partial += rest
                 if len(self._partial) >= self.max_line:
-                    raise _error(500, "reply line too long", self._partial[: self.max_line])
+                    raise self._error(500, "reply line too long", self._partial[: self.max_line])
         except SMTPProtocolError as error:
             self.error = error
             self._partial.clear()
@@ -127,11 +138,11 @@ class ReplyReader:
     def _line(self, line: bytes) -> Reply | None:
         """One line without its LF: the reply that it ends, or None where more lines follow."""
         if len(line) >= self.max_line:
-            raise _error(500, "reply line too long", line[: self.max_line])
+            raise self._error(500, "reply line too long", line[: self.max_line])
         code = _CODES.get(line[:3])
         mark = line[3:4]
         if code is None or (mark not in (b" ", b"-", b"") and line[3:] != b"\r"):
-            raise _error(-1, "not a reply", line)
+            raise self._error(-1, "not a reply", line)
         text = line[4:].strip(b" \t\r")
         if not self._lines:
             if mark != b"-":
@@ -145,10 +156,10 @@ class ReplyReader:
             self._size = 0
         elif code != self._code:
             # RFC 5321 §4.2.1: "the reply code on each of the lines MUST be the same".
-            raise _error(-1, f"reply code changed from {self._code} within a reply", line)
+            raise self._error(-1, f"reply code changed from {self._code} within a reply", line)
         self._size += len(line) + 1
         if self._size > self.max_reply:
-            raise _error(500, "reply too long", line)
+            raise self._error(500, "reply too long", line)
         self._lines.append(text)
         if mark == b"-":
             return None
@@ -156,6 +167,5 @@ class ReplyReader:
         self._lines.clear()
         return reply
 
-
-def _error(code: int, what: str, line: bytes | bytearray) -> SMTPProtocolError:
-    return SMTPProtocolError(code, f"{what}: {printable(bytes(line))}".encode())
+    def _error(self, code: int, what: str, line: bytes | bytearray) -> SMTPProtocolError:
+        return SMTPProtocolError(code, f"{what}: {printable(self._redact(bytes(line)))}".encode())

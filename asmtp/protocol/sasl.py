@@ -1,30 +1,25 @@
-"""SASL (RFC 4422, RFC 4954): mechanisms as plain generators from challenge to response.
-
-A mechanism is a function of user name and password (or token) that returns a generator.  What it yields first is its
-initial response, or None if the server speaks first; then it is sent each challenge (bytes) and yields
-the response (bytes).  A mechanism that has to look at the last challenge does so after its last response,
-and raises what it finds wrong.
-"""
+"""SASL (RFC 4422, RFC 4954): one AUTH exchange, without I/O.  The mechanisms are in mechanisms.py."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hmac
-import re
 from collections.abc import Callable, Generator
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from asmtp.errors import SMTPAuthenticationError, SMTPException
-from asmtp.protocol.command import gate
-from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.reply import Reply
 
-__all__ = [
-    "MECHANISMS", "TOKEN_MECHANISMS", "Mechanism", "authenticate", "choose", "choose_token", "from_authobject",
-]  # fmt: skip
+__all__ = ["UNPROVEN", "Conversation", "Credentials", "Mechanism", "from_authobject", "unproven"]
 
-Mechanism: TypeAlias = Generator[bytes | None, bytes, None]
+Mechanism: TypeAlias = Generator[bytes | None, bytes | None, None]
+"""A generator from challenge to response.
+
+What it yields first is its initial response, or None if the server speaks first; then it is sent each challenge (bytes)
+and yields the response.  When the server has said that the login succeeded, it is sent None: it returns then, or
+raises what is wrong with that; a mechanism that has to look at the server's last message does it here.
+"""
 
 MAX_CHALLENGES = 5
 """Challenges before a server that goes on asking is given up; smtplib's number."""
@@ -32,198 +27,183 @@ MAX_CHALLENGES = 5
 MAX_COMMAND = 512
 """Octets of a command line with its CRLF (RFC 5321 §4.5.3.1.4), AUTH with an initial response included."""
 
-_BEARER = re.compile("[!-~]+")  # RFC 6750 §2.1 has fewer, but not every issuer keeps to it
+MAX_RESPONSE = 12288
+"""Octets of a response's line with its CRLF that servers are asked to take (RFC 4954 §4)."""
+
+UNPROVEN = -1
+"""The code of an error that is not the server's refusal, but ours: it is not who it should be."""
 
 
-def plain(username: str, password: str) -> Mechanism:
-    """PLAIN (RFC 4616)."""
-    yield f"\0{username}\0{password}".encode()
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a mechanism is given: who logs in, and where.
 
-
-def login(username: str, password: str) -> Mechanism:
-    """LOGIN (draft-murchison-sasl-login): two prompts whose text does not matter."""
-    yield None
-    yield username.encode()
-    yield password.encode()
-
-
-def cram_md5(username: str, password: str) -> Mechanism:
-    """CRAM-MD5 (RFC 2195).
-
-    Raises:
-        ValueError: this machine's OpenSSL forbids MD5 (FIPS).
+    Attributes:
+        username, password, token: what is known; empty where it is not.
+        host, port: where the client has connected to; empty and 0 where there is none to name.
+        service: the service's name for GSSAPI (RFC 4954 §4, RFC 2033): "smtp" or "lmtp".
+        offered: the mechanisms that the server offers.
+        tls: the connection's :class:`ssl.SSLObject`, for channel binding; None without TLS.
     """
-    hmac.new(b"", b"", "md5")
-    challenge = yield None
-    digest = hmac.new(password.encode(), challenge, "md5").hexdigest()
-    yield f"{username} {digest}".encode()
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    host: str = ""
+    port: int = 0
+    service: str = "smtp"
+    offered: tuple[str, ...] = ()
+    tls: Any = field(default=None, repr=False, compare=False)
 
 
-def oauthbearer(username: str, token: str, host: str = "", port: int = 0) -> Mechanism:
-    """OAUTHBEARER (RFC 7628).
-
-    Args:
-        host, port: where the client has connected to; left out if empty.
-    """
-    name = username.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 §4
-    fields = [b"n,a=%b," % name.encode()]
-    if host:
-        fields.append(b"host=%b" % ascii_domain(host, "host").encode())
-    if port:
-        fields.append(b"port=%d" % port)
-    # A challenge that comes behind the token is the error; the server says no when it is answered (§3.2.3).
-    yield b"\1".join([*fields, b"auth=Bearer %b\1\1" % token.encode()])
-    yield b"\1"
+def unproven(why: str) -> SMTPAuthenticationError:
+    """The server's part of a login was wrong: it may be someone who does not know the password."""
+    return SMTPAuthenticationError(UNPROVEN, why.encode("ascii", "backslashreplace"))
 
 
-def xoauth2(username: str, token: str, host: str = "", port: int = 0) -> Mechanism:
-    """XOAUTH2, what Google and Microsoft had before there was an RFC.
-
-    Args:
-        host, port: not used.
-    """
-    yield b"user=%b\1auth=Bearer %b\1\1" % (username.encode(), token.encode())
-    yield b""
-
-
-MECHANISMS: dict[str, Callable[[str, str], Mechanism]] = {
-    "CRAM-MD5": cram_md5,
-    "PLAIN": plain,
-    "LOGIN": login,
-}
-"""By name, the ones that protect the password best first."""
-
-TOKEN_MECHANISMS: dict[str, Callable[[str, str, str, int], Mechanism]] = {
-    "OAUTHBEARER": oauthbearer,
-    "XOAUTH2": xoauth2,
-}
-"""Those of OAuth 2.0, by name, the standard's first: functions of user name, token, host and port."""
-
-
-def choose(offered: list[str], username: str, password: str) -> list[str]:
-    """The names of the mechanisms to try, in order.
-
-    Args:
-        offered: what the server offers.
-
-    Raises:
-        TypeError: user name or password is not a str.
-        ValueError: one holds a control character; the password is not shown.
-        SMTPException: the server offers none that is known here.
-    """
-    gate(username, "user")
-    if not isinstance(password, str):
-        raise TypeError(f"password must be str, not {type(password).__name__}")
-    if "\0" in password:
-        raise ValueError("password: contains a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in password):
-        raise ValueError("password: not characters (a lone surrogate)")  # encode() would show it
-    names = [name for name in MECHANISMS if name in offered and (name != "CRAM-MD5" or _md5_allowed())]
-    if not names:
-        raise SMTPException("No suitable authentication method found.")
-    return names
-
-
-def choose_token(offered: list[str], username: str, token: str) -> list[str]:
-    """The names of the mechanisms to try with a token, in order.
-
-    Args:
-        offered: what the server offers.
-
-    Raises:
-        TypeError: user name or token is not a str.
-        ValueError: one holds a control character, or the token what no token has; the token is not shown.
-        SMTPException: the server offers none that is known here.
-    """
-    gate(username, "username")
-    gate(token, "token", secret=True)
-    if not _BEARER.fullmatch(token):
-        raise ValueError("token: empty, or contains a space or characters that are not ASCII")
-    names = [name for name in TOKEN_MECHANISMS if name in offered]
-    if not names:
-        raise SMTPException("No suitable authentication method found.")
-    return names
-
-
-def _md5_allowed() -> bool:
-    try:
-        hmac.new(b"", b"", "md5")
-    except ValueError:  # FIPS
-        return False
-    return True
-
-
-def from_authobject(
-    authobject: Callable[..., str | bytes | None], *, initial_response_ok: bool = True
-) -> Generator[bytes | None, bytes, None]:
+def from_authobject(authobject: Callable[..., str | bytes | None], *, initial_response_ok: bool = True) -> Mechanism:
     """A mechanism from smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
     response = authobject() if initial_response_ok else None
     while True:
         octets = response.encode() if isinstance(response, str) else response
         challenge = yield octets
+        if challenge is None:
+            return
         response = authobject(challenge)
 
 
-def authenticate(
-    name: str, mechanism: Mechanism, *, initial_response_ok: bool = True
-) -> Generator[bytes, Reply, Reply]:
-    """The lines of one AUTH exchange (RFC 4954 §4); is sent each reply, and returns the last.
+class Conversation:
+    """One AUTH exchange (RFC 4954 §4).  Whoever has it writes `line`, puts the reply into `reply`, and calls `go_on`.
 
-    235 is success; 503 (already authenticated) is taken for it, as smtplib does.  What a token mechanism's error
-    challenge says stands behind the text of the refusal.
+    235 is success; 503 (already authenticated) is taken for it, as smtplib does, unless the mechanism objects.  What
+    the mechanism's error challenge says stands behind the text of the refusal.
+
+    Args:
+        name: the mechanism's name.
+        slow: the mechanism computes for long, or asks others: `go_on` is to be called off the event loop.
+        again: there was a login on this connection already, so 503 is no surprise.
+
+    Attributes:
+        line: what is to be written next, without CRLF; None: it is over, and `reply` is the last.
+        answered: how many challenges were answered.
 
     Raises:
-        ValueError: `name` is not a word.
-        SMTPAuthenticationError: the server said no, or its challenge was not base64.
-        SMTPException: it asks and asks.
+        ValueError: `name` is not a word; or the generator ends before it has begun.
     """
-    if not name.isascii() or not all(c.isalnum() or c in "-_" for c in name) or not name:
-        raise ValueError(f"mechanism: not a SASL mechanism's name: {name!a}")
-    verb = b"AUTH " + name.upper().encode()
-    held = next(mechanism)
-    line = verb
-    if held is not None:
-        # RFC 4954 §4: an empty initial response is sent as "=".
-        line = verb + b" " + (_encode(held) or b"=")
-        if not initial_response_ok or len(line) + 2 > MAX_COMMAND:
-            line = verb
-        else:
-            held = None
-    reply = yield line
-    asked = 0
-    challenge = b""
-    while reply.code == 334:
-        asked += 1
-        if asked > MAX_CHALLENGES:
-            yield b"*"
-            raise SMTPException(f"Server AUTH mechanism infinite loop. Last response: {tuple(reply)!r}")
+
+    def __init__(
+        self,
+        name: str,
+        mechanism: Mechanism,
+        *,
+        initial_response_ok: bool = True,
+        slow: bool = False,
+        again: bool = False,
+    ) -> None:
+        if not name.isascii() or not all(c.isalnum() or c in "-_" for c in name) or not name:
+            raise ValueError(f"mechanism: not a SASL mechanism's name: {name!a}")
+        self.slow = slow
+        self.reply = Reply(0, b"")
+        self.answered = 0
+        self._name = name.upper()
+        self._mechanism = mechanism
+        self._initial_response_ok = initial_response_ok
+        self._again = again
+        self._challenge = b""  # the last that was understood
+        self._steps = self._run()
+        self.line: bytes | None = next(self._steps)
+
+    def go_on(self) -> None:
+        """Look at `reply`.
+
+        Raises:
+            SMTPAuthenticationError: the server said no, its challenge was not base64, or it has not proved to be the
+                one that knows the password: `smtp_code` is `UNPROVEN` then, and it must not be trusted.
+            SMTPException: it asks and asks.
+            Exception: what the mechanism raised, when the exchange was cancelled.
+        """
+        self.line = next(self._steps, None)
+
+    def _run(self) -> Generator[bytes, None, None]:
+        """Each line; `reply` is looked at in between."""
+        verb = b"AUTH " + self._name.encode()
         try:
-            if held is None:
-                challenge = _challenge(name, reply.message)
-                response = mechanism.send(challenge)
-            else:  # the server's empty challenge asks for it
-                response = held
-        except (binascii.Error, StopIteration):
-            # RFC 4954 §4: "*" cancels.
-            reply = yield b"*"
-            raise SMTPAuthenticationError(
-                reply.code, b"challenge not understood; cancelled: " + reply.message
-            ) from None
-        held = None
-        reply = yield _encode(response or b"")
-    if reply.code in (235, 503):
-        return reply
-    why = _why(challenge) if challenge and name.upper() in TOKEN_MECHANISMS else b""
-    raise SMTPAuthenticationError(reply.code, reply.message + why)
+            response = next(self._mechanism)
+        except StopIteration:
+            raise ValueError(f"mechanism: {self._name}: the generator yields nothing") from None
+        line = verb
+        held = response is not None
+        if response is not None and self._initial_response_ok:
+            # RFC 4954 §4: an empty initial response is sent as "="; one that makes the line too long is not sent.
+            whole = verb + b" " + (base64.b64encode(response) or b"=")
+            if len(whole) + 2 <= MAX_COMMAND:
+                line, held = whole, False
+        yield line
+        challenges = 0
+        while self.reply.code == 334:
+            challenges += 1
+            if challenges > MAX_CHALLENGES:
+                last = tuple(self.reply)
+                yield from self._cancel()
+                raise SMTPException(f"Server AUTH mechanism infinite loop. Last response: {last!r}")
+            if not held:  # else the server's empty challenge asks for it
+                try:
+                    response = self._respond()
+                except (binascii.Error, StopIteration):
+                    yield from self._cancel()
+                    code, text = self.reply
+                    raise SMTPAuthenticationError(code, b"challenge not understood; cancelled: " + text) from None
+                except Exception:
+                    yield from self._cancel()
+                    raise
+            held = False
+            encoded = base64.b64encode(response or b"")
+            if len(encoded) + 2 > MAX_RESPONSE:
+                yield from self._cancel()
+                raise ValueError(f"{self._name}: a response of {len(encoded)} octets; {MAX_RESPONSE - 2} are possible")
+            self.answered += 1
+            yield encoded
+        self._judge()
+
+    def _respond(self) -> bytes | None:
+        text = self.reply.message
+        # A prompt does not matter: some servers do not even encode it.
+        self._challenge = text if self._name in ("LOGIN", "PLAIN") else base64.b64decode(text, validate=True)
+        return self._mechanism.send(self._challenge)
+
+    def _cancel(self) -> Generator[bytes, None, None]:
+        """RFC 4954 §4: "*" cancels."""
+        self._mechanism.close()
+        yield b"*"
+
+    def _judge(self) -> None:
+        if self.reply.code == 503 and self._again:
+            self._mechanism.close()
+            return
+        if self.reply.code in (235, 503):
+            try:
+                self._mechanism.send(None)
+            except StopIteration:
+                pass
+            else:
+                self._mechanism.close()
+            return
+        self._mechanism.close()
+        raise SMTPAuthenticationError(self.reply.code, self.reply.message + self._why())
+
+    def _why(self) -> bytes:
+        """What the last challenge told of the refusal that came behind it."""
+        if not self._challenge:
+            return b""
+        if self._name in ("OAUTHBEARER", "XOAUTH2"):
+            return _token_error(self._challenge)
+        if self._name.startswith("SCRAM-") and self._challenge.startswith(b"e="):  # RFC 5802 §7
+            told = self._challenge[2:].decode("ascii", "backslashreplace")
+            return f" ({told})".encode("unicode_escape")
+        return b""
 
 
-def _challenge(name: str, text: bytes) -> bytes:
-    if name.upper() in ("LOGIN", "PLAIN"):
-        return text  # a prompt, which does not matter: some servers do not even encode it
-    return base64.b64decode(text, validate=True)
-
-
-def _why(challenge: bytes) -> bytes:
+def _token_error(challenge: bytes) -> bytes:
     """What there is to tell of a token mechanism's error challenge (RFC 7628 §3.2.2): status and scope."""
     import json  # few logins need it
 
@@ -235,7 +215,3 @@ def _why(challenge: bytes) -> bytes:
         return b""
     told = [f"{key}: {error[key]}" for key in ("status", "scope") if isinstance(error.get(key), str | int)]
     return f" ({', '.join(told)})".encode("unicode_escape") if told else b""
-
-
-def _encode(response: bytes) -> bytes:
-    return base64.b64encode(response)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, printable
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State
 
@@ -159,7 +160,9 @@ class Session:
         self.on_output: Callable[[], None] = lambda: None
         self.notify: Callable[[Exchange], None] = lambda exchange: None
         self.trace: Callable[[str, bytes], None] | None = None
-        self._reader = ReplyReader()
+        self.authenticated = False
+        self._redaction = Redaction()
+        self._reader = ReplyReader(redact=self._redaction.text)
         self._owed: deque[Exchange] = deque()
         self._queue: deque[Exchange] = deque()
         self._turn: Exchange | None = None
@@ -282,9 +285,10 @@ class Session:
     def secured(self) -> None:
         """TLS is up: everything learnt before it is forgotten (RFC 3207 §4.2)."""
         self._apply(Event.SECURED)
-        self._reader = ReplyReader()
+        self._reader = ReplyReader(redact=self._redaction.text)
         self.extensions = Extensions()
         self.esmtp = False
+        self.authenticated = False
 
     # ---- what the transport does ------------------------------------------------------------
 
@@ -301,7 +305,9 @@ class Session:
         self.progress += len(replies)
         if self.trace is not None:
             for reply in replies:
-                self.trace("<", b"%d %s" % reply)
+                self.trace("<", self._redaction.text(b"%d %s" % reply))
+        if self._redaction.secrets and self.state is not State.HELLO:
+            replies = [self._redaction.reply(reply) for reply in replies]
         start = 0
         while start < len(replies) and self.error is None:
             start = self._receive(replies, start)
@@ -315,7 +321,7 @@ class Session:
         if self.closed:
             return
         if self._reader.pending:
-            begun = printable(self._reader.pending)
+            begun = printable(self._redaction.text(self._reader.pending))
             self.fail(SMTPProtocolError(-1, f"Connection unexpectedly closed within a reply: {begun}".encode()))
         elif self.closing is not None:
             self._end(Event.END, self.closing)
@@ -403,6 +409,8 @@ class Session:
         if self.error is not None or self.closing is not None:
             raise self._disconnected()
         data = group.data
+        if group.secret:
+            self._redaction.learn(data)
         if data and self.trace is not None:
             self.trace(">", b"(not shown)" if group.secret else data)
         state = self.state
@@ -464,7 +472,7 @@ class Session:
                 self._finish(exchange)
             elif exchange.waiting:
                 self._resume(exchange, group.replies)
-        if exchange.pulling and (self.state is State.CONTENT or not all(seen.ok for seen in replies[start:end])):
+        if exchange.pulling and self._to_be_judged(replies[start:end]):
             # An answer to content that is not complete: the dialogue shall judge it now, not with the next octets.
             exchange.pulling = False
             self._resume(exchange, b"")
@@ -477,6 +485,12 @@ class Session:
         elif self.state is State.CLOSED:
             self.close()
         return end
+
+    def _to_be_judged(self, replies: list[Reply]) -> bool:
+        """Whether a dialogue that pulls content has a reply that it should look at now."""
+        if self.state is State.CHALLENGE:  # what it pulls is the response to it
+            return False
+        return self.state is State.CONTENT or not all(reply.ok for reply in replies)
 
     def _may_be_answered(self) -> bool:
         """Whether something was written whole that a server which goes on behind a 421 may answer.
@@ -504,7 +518,8 @@ class Session:
 
     def _injected(self, data: bytes) -> None:
         # RFC 3207 §6 and CVE-2011-0411: what came in plaintext must not be taken for an answer under TLS.
-        self.fail(SMTPProtocolError(-1, f"plaintext behind the reply to STARTTLS: {printable(data)}".encode()))
+        shown = printable(self._redaction.text(data))
+        self.fail(SMTPProtocolError(-1, f"plaintext behind the reply to STARTTLS: {shown}".encode()))
 
     def _apply(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]

@@ -7,7 +7,8 @@ from typing import Any
 
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.sasl import authenticate, plain
+from asmtp.protocol.mechanisms import plain
+from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Dialogue, Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import Body, Transaction
@@ -26,7 +27,9 @@ CONTENT = b"Hi.\r\n"
 NOOP = Start(lambda session: single(b"noop\r\n"))
 QUIT = Start(lambda session: quit_(), alone=True)
 RSET = Start(Session.reset)
-LOGIN = Start(lambda session: authentication(authenticate("PLAIN", plain("me", "secret"))), alone=True)
+LOGIN = Start(
+    lambda session: authentication(session, Conversation("PLAIN", plain(Credentials("me", "secret")))), alone=True
+)
 
 
 def opened(shape: str = "lock-step", *, lmtp: bool = False, **options: Any) -> Callable[[], Session]:

@@ -1,0 +1,151 @@
+"""SASL mechanisms: functions of :class:`~asmtp.protocol.sasl.Credentials` that return a generator.
+
+A function that cannot be used with these credentials, or on this machine, says so with a ValueError before anything is
+written, and another mechanism may do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.sasl import Credentials, Mechanism, unproven
+
+__all__ = ["channel_bindings", "cram_md5", "external", "login", "oauthbearer", "plain", "scram", "xoauth2"]
+
+
+def plain(credentials: Credentials) -> Mechanism:
+    """PLAIN (RFC 4616)."""
+    yield f"\0{credentials.username}\0{credentials.password}".encode()
+
+
+def login(credentials: Credentials) -> Mechanism:
+    """LOGIN (draft-murchison-sasl-login): two prompts whose text does not matter."""
+    yield None
+    yield credentials.username.encode()
+    yield credentials.password.encode()
+
+
+def cram_md5(credentials: Credentials) -> Mechanism:
+    """CRAM-MD5 (RFC 2195).
+
+    Raises:
+        ValueError: this machine's OpenSSL forbids MD5 (FIPS).
+    """
+    hmac.new(b"", b"", "md5")
+    return _cram_md5(credentials)
+
+
+def _cram_md5(credentials: Credentials) -> Mechanism:
+    challenge = yield None
+    digest = hmac.new(credentials.password.encode(), challenge, "md5").hexdigest()
+    yield f"{credentials.username} {digest}".encode()
+
+
+def external(credentials: Credentials) -> Mechanism:
+    """EXTERNAL (RFC 4422 appendix A): who we are, the client certificate says; a user name asks to act as someone."""
+    yield credentials.username.encode()
+
+
+def oauthbearer(credentials: Credentials) -> Mechanism:
+    """OAUTHBEARER (RFC 7628)."""
+    name = credentials.username.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 §4
+    fields = [b"n,a=%b," % name.encode()]
+    if credentials.host:
+        fields.append(b"host=%b" % ascii_domain(credentials.host, "host").encode())
+    if credentials.port:
+        fields.append(b"port=%d" % credentials.port)
+    # A challenge that comes behind the token is the error; the server says no when it is answered (§3.2.3).
+    yield b"\1".join([*fields, b"auth=Bearer %b\1\1" % credentials.token.encode()])
+    yield b"\1"
+
+
+def xoauth2(credentials: Credentials) -> Mechanism:
+    """XOAUTH2, what Google and Microsoft had before there was an RFC."""
+    yield b"user=%b\1auth=Bearer %b\1\1" % (credentials.username.encode(), credentials.token.encode())
+    yield b""
+
+
+# ---- SCRAM --------------------------------------------------------------------------------------
+
+
+def channel_bindings(tls: Any) -> list[str]:
+    """The types of channel binding that a connection can have, the best first.
+
+    tls-unique (RFC 5929 §3) is not for TLS 1.3 (RFC 8446 appendix C.5), and tls-exporter (RFC 9266), which would be,
+    is not to be had from Python's ssl.
+
+    Args:
+        tls: the :class:`ssl.SSLObject`, or None.
+    """
+    if tls is None:
+        return []
+    found = ["tls-server-end-point"] if tls.getpeercert(binary_form=True) is not None else []
+    return ["tls-unique", *found] if tls.version() in ("TLSv1", "TLSv1.1", "TLSv1.2") else found
+
+
+def scram(
+    name: str,
+    credentials: Credentials,
+    *,
+    binding: str | None = None,
+    proved: Callable[[], None] = lambda: None,
+) -> Mechanism:
+    """SCRAM (RFC 5802, RFC 7677), by the library scramp.  It computes for a good part of a second.
+
+    Args:
+        name: ``"SCRAM-SHA-256"``, or with ``-PLUS``.
+        binding: the type of channel binding, for the -PLUS forms.
+        proved: is called before the first octets that depend on the password.
+
+    Raises:
+        ValueError: this machine's OpenSSL forbids the hash (FIPS); or user name or password cannot be prepared
+            (RFC 4013), or the certificate is of a kind that has no tls-server-end-point (RFC 5929 §4.1).
+    """
+    from scramp import ScramClient, ScramException  # few connections need it, and it takes long to import
+
+    hashlib.new(name.removesuffix("-PLUS").removeprefix("SCRAM-").replace("SHA-", "sha"), b"")
+    bound = None
+    if binding is not None:
+        bound = (binding, credentials.tls)
+    elif not any(other.endswith("-PLUS") for other in credentials.offered) and (
+        types := channel_bindings(credentials.tls)
+    ):
+        # RFC 5802 §6: "y" tells a server which did offer -PLUS that somebody took that out.
+        bound = (types[0], credentials.tls)
+    try:
+        client = ScramClient([name], credentials.username, credentials.password, channel_binding=bound)
+    except ScramException as error:
+        raise ValueError(f"{name}: {error}") from None
+    return _scram(client, ScramException, proved)
+
+
+def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) -> Mechanism:
+    challenge = yield client.get_client_first().encode()
+    try:
+        first = _text(challenge)
+        if first.startswith("e="):  # the refusal follows
+            yield b""
+        client.set_server_first(first)
+        final = client.get_client_final()
+    except failure as error:
+        raise unproven(f"the server's part of the login is wrong: {error}") from None
+    proved()
+    challenge = yield final.encode()
+    try:
+        verifier = _text(challenge)
+        if verifier.startswith("e="):
+            yield b""
+        client.set_server_final(verifier)
+    except failure as error:
+        raise unproven(f"the server has not proved that it knows the password: {error}") from None
+    yield b""
+
+
+def _text(challenge: bytes | None) -> str:
+    if challenge is None:
+        raise unproven("the server said yes without having proved that it knows the password")
+    return challenge.decode("utf-8", "backslashreplace")

@@ -1,0 +1,62 @@
+"""Keeps secrets out of what a server says: it may echo the line that held one, and replies end up in logs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import re
+
+from asmtp.protocol.reply import Reply
+
+__all__ = ["Redaction"]
+
+_BEARER = re.compile(rb"auth=Bearer ([^\1]+)")
+
+SHORTEST = 4
+"""Octets that a password has at least to be looked for: shorter ones are in any text."""
+
+HIDDEN = b"(not shown)"
+
+
+class Redaction:
+    """What was written that nobody shall read, in the forms in which a server could give it back."""
+
+    __slots__ = ("_name_is_said", "secrets")
+
+    def __init__(self) -> None:
+        self.secrets: list[bytes] = []  # the long ones first, as one may hold another
+        self._name_is_said = False  # of LOGIN: what comes next is the password
+
+    def learn(self, written: bytes) -> None:
+        """A line that holds a SASL response, or may hold one: AUTH with its arguments, or the response alone."""
+        words = written.split()
+        if words and words[0].upper() == b"AUTH":
+            self._name_is_said = False
+            words = words[2:]
+        if not words:
+            return
+        encoded = words[-1]
+        found = [encoded.rstrip(b"=")]
+        with contextlib.suppress(binascii.Error):
+            response = base64.b64decode(encoded, validate=True)
+            name, _, password = response.rpartition(b"\0")  # PLAIN
+            bearer = _BEARER.search(response)
+            found += [password if name or self._name_is_said else b"", bearer[1] if bearer else b""]
+        self._name_is_said = True
+        new = {secret for secret in found if len(secret) >= SHORTEST and secret not in self.secrets}
+        self.secrets = sorted([*self.secrets, *new], key=len, reverse=True)
+
+    def text(self, text: bytes) -> bytes:
+        """The same without the secrets in it."""
+        for secret in self.secrets:
+            if secret in text:
+                text = text.replace(secret, HIDDEN)
+        return text
+
+    def reply(self, reply: Reply) -> Reply:
+        """The same, but for a challenge, which is a mechanism's to read."""
+        if reply.code == 334:
+            return reply
+        text = self.text(reply.message)
+        return reply if text is reply.message else Reply(reply.code, text)
