@@ -150,11 +150,20 @@ class Certificates:
     @functools.cached_property
     def server(self) -> ssl.SSLContext:
         """For 127.0.0.1 and localhost."""
-        return self.server_for("127.0.0.1", "localhost")
+        return self.showing(self.issued)
+
+    @functools.cached_property
+    def issued(self) -> trustme.LeafCert:
+        """What `server` shows."""
+        return self.ca.issue_cert("127.0.0.1", "localhost")
 
     def server_for(self, *names: str) -> ssl.SSLContext:
+        return self.showing(self.ca.issue_cert(*names))
+
+    @staticmethod
+    def showing(certificate: trustme.LeafCert) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert(*names).configure_cert(context)
+        certificate.configure_cert(context)
         return context
 
     @functools.cached_property
@@ -162,6 +171,16 @@ class Certificates:
         """A client that trusts the CA."""
         context = ssl.create_default_context()
         self.ca.configure_trust(context)
+        return context
+
+    def client(self, **attributes: Any) -> ssl.SSLContext:
+        """A client of its own that trusts the CA, with attributes set; `certificate`: with one of ours to show."""
+        context = ssl.create_default_context()
+        self.ca.configure_trust(context)
+        if attributes.pop("certificate", False):
+            self.ca.issue_cert("client@example.com").configure_cert(context)
+        for name, value in attributes.items():
+            setattr(context, name, value)
         return context
 
     @functools.cached_property

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import re
+import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +15,11 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
+from asmtp.transport import Connection
 
+from .conftest import Certificates
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
-from .servers.script import Step, expect, nothing_more, scripted, send
+from .servers.script import Step, expect, fin, nothing_more, scripted, send
 
 SECRET = base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
 
@@ -219,3 +224,156 @@ async def test_nothing_shows_the_credentials(mechanism: str, password: str, capl
         # Not even a digest of it.
         assert not re.search(r"[A-Za-z0-9+/]{40,}", shown)
         assert b"(not shown)" in written
+
+
+# ---- in the clear -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is not on this machine."""
+    monkeypatch.setattr(Connection, "private", property(lambda self: self.tls is not None))
+
+
+@pytest.mark.usefixtures("far_away")
+async def test_no_password_in_the_clear() -> None:
+    """PLAIN and LOGIN are for TLS, unless the caller says so; what protects the password goes without."""
+    async with embedded(Embedded(mechanisms=("PLAIN", "LOGIN"))) as server, client(server) as smtp:
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="PLAIN and LOGIN would send the password"):
+            await smtp.login(USER, PASSWORD)
+        assert server.logins == []
+        assert (await smtp.noop()).ok
+    async with embedded(Embedded(mechanisms=("PLAIN", "CRAM-MD5"))) as server, client(server) as smtp:
+        await smtp.login(USER, PASSWORD)
+        assert server.logins == [("CRAM-MD5", True)]
+
+
+@pytest.mark.usefixtures("far_away")
+async def test_a_password_in_the_clear_where_that_is_meant() -> None:
+    async with embedded(Embedded(mechanisms=("PLAIN",))) as server:
+        async with client(server, tls="none") as smtp:
+            await smtp.login(USER, PASSWORD)
+        async with client(server, tls="none", username=USER, password=PASSWORD):
+            pass
+        assert server.logins == [("PLAIN", True)] * 2
+
+
+@pytest.mark.usefixtures("far_away")
+async def test_a_password_under_tls(certificates: Certificates) -> None:
+    async with (
+        embedded(Embedded(mechanisms=("LOGIN",)), tls=certificates.server) as server,
+        client(server, ssl_context=certificates.trusting) as smtp,
+    ):
+        await smtp.starttls()
+        await smtp.login(USER, PASSWORD)
+        assert server.logins == [("LOGIN", True)]
+
+
+# ---- mechanisms that are asked for ------------------------------------------------------------
+
+
+async def test_external(certificates: Certificates) -> None:
+    """The client's certificate says who it is."""
+    wanted = certificates.showing(certificates.issued)
+    wanted.verify_mode = ssl.CERT_REQUIRED
+    certificates.ca.configure_trust(wanted)
+    under_tls = [expect("ehlo me.example"), send("250-hi", "250 AUTH PLAIN EXTERNAL")]
+    script = [send("220 hi"), *under_tls, expect("AUTH EXTERNAL ="), send("235 ok"), nothing_more]
+    async with scripted(script, tls=wanted) as server:
+        smtp = asmtp.AsyncSMTP_SSL(
+            "127.0.0.1", server.port, "me.example", mechanisms=["EXTERNAL"],
+            ssl_context=certificates.client(certificate=True),
+        )  # fmt: skip
+        await smtp.connect()
+        await smtp.close()
+
+
+async def test_mechanisms_alone_make_tls_required() -> None:
+    async with embedded(Embedded()) as server:
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="STARTTLS"):
+            await client(server, mechanisms=["EXTERNAL"]).connect()
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="No suitable authentication method"):
+            await client(server, mechanisms=["EXTERNAL"], tls="none").connect()
+
+
+async def test_a_mechanism_of_the_caller_s_is_a_generator() -> None:
+    asked: list[Any] = []
+
+    def corp(credentials: asmtp.Credentials) -> Any:
+        asked.append((credentials.username, credentials.password, credentials.host, threading.current_thread()))
+        challenge = yield b"hello"
+        asked.append(challenge)
+        asked.append((yield challenge[::-1]))
+
+    steps = [expect("AUTH X-CORP " + b64("hello")), send("334 " + b64("abc")), expect(b64("cba")), send("235 welcome")]
+    async with scripted(offering("X-CORP PLAIN", *steps), offering("X-CORP PLAIN", *steps)) as server:
+        smtp = client(server)
+        await smtp.connect()
+        assert await smtp.login("me", "secret", mechanisms=[("x-corp", corp), "PLAIN"]) == (235, b"welcome")
+        await smtp.close()
+        smtp = client(server, username="me", mechanisms=[("X-CORP", corp)], tls="none")
+        await smtp.connect()
+        await smtp.close()
+    assert asked[0][:3] == ("me", "secret", "127.0.0.1")
+    assert asked[0][3] is not threading.main_thread()  # it may block
+    assert asked[1:3] == [b"abc", None]
+    assert asked[3][:2] == ("me", "")
+
+
+async def test_a_generator_given_to_auth() -> None:
+    def corp() -> Any:
+        yield None
+        yield b"there"
+
+    steps = [expect("AUTH X-CORP"), send("334 "), expect(b64("there")), send("235 welcome")]
+    async with scripted(offering("X-CORP", *steps)) as server:
+        smtp = client(server)
+        await smtp.connect()
+        await smtp.ehlo()
+        assert await smtp.auth("X-CORP", corp()) == (235, b"welcome")
+        await smtp.close()
+
+
+async def test_a_slow_mechanism_does_not_keep_a_closed_connection_waiting() -> None:
+    """The server goes while the mechanism computes."""
+    go_on, begun = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> Any:
+        yield None
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(10)
+        yield b"late"
+
+    async with scripted(
+        [send("220 hi"), expect("AUTH X-SLOW"), send("334 "), lambda peer: begun.wait(), fin]
+    ) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPServerDisconnected):
+            await smtp.auth("X-SLOW", slow())
+        go_on.set()
+        await smtp.close()
+
+
+async def test_a_slow_mechanism_is_cancelled() -> None:
+    go_on, begun = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> Any:
+        yield None
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(10)
+        yield b"late"
+
+    async with scripted([send("220 hi"), expect("AUTH X-SLOW"), send("334 "), nothing_more]) as server:
+        smtp = client(server)
+        await smtp.connect()
+        login = asyncio.create_task(smtp.auth("X-SLOW", slow()))
+        await begun.wait()
+        login.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await login
+        assert not smtp.is_connected  # in the middle of an exchange
+        go_on.set()
+        await smtp.close()

@@ -14,7 +14,9 @@ import pytest
 from asmtp import AsyncSMTP
 from asmtp import transport as transport_module
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
-from asmtp.transport import local_hostname, resolve
+from asmtp.options import Timeouts
+from asmtp.protocol.session import Session
+from asmtp.transport import Connection, local_hostname, resolve
 
 from .servers.relay import Relay, relaying
 from .servers.script import deaf, expect, fin, nothing_more, rst, scripted, send, until
@@ -298,3 +300,31 @@ async def test_close_does_not_wait_for_a_server_that_reads_nothing(transports: l
         with pytest.raises(SMTPServerDisconnected) as caught:
             await sending
         assert caught.value.state == "not_sent"
+
+
+@pytest.mark.parametrize(
+    ("family", "peer", "tls", "private"),
+    [
+        (socket.AF_INET, ("127.0.0.1", 25), None, True),
+        (socket.AF_INET6, ("::1", 25, 0, 0), None, True),
+        (socket.AF_INET, ("192.0.2.1", 25), None, False),
+        (socket.AF_INET6, ("fe80::1%eth0", 25, 0, 2), None, False),
+        (socket.AF_INET, ("192.0.2.1", 25), object(), True),
+        (socket.AF_UNIX, "", None, True),
+        (socket.AF_INET, OSError("closed"), None, False),
+    ],
+)
+async def test_who_can_read_along(family: int, peer: Any, tls: Any, private: bool) -> None:
+    class Transport:
+        def get_extra_info(self, name: str) -> Any:
+            return {"socket": self, "ssl_object": tls}[name]
+
+        def getpeername(self) -> Any:
+            if isinstance(peer, OSError):
+                raise peer
+            return peer
+
+    Transport.family = family  # type: ignore[attr-defined]
+    connection = Connection(Session(), Timeouts())
+    connection.transport = Transport()  # type: ignore[assignment]
+    assert connection.private is private

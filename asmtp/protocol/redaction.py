@@ -37,7 +37,7 @@ class Redaction:
         if not words:
             return
         encoded = words[-1]
-        found = [encoded.rstrip(b"=")]
+        found = [encoded, encoded.rstrip(b"=")]
         with contextlib.suppress(binascii.Error):
             response = base64.b64decode(encoded, validate=True)
             name, _, password = response.rpartition(b"\0")  # PLAIN

@@ -106,7 +106,7 @@ async def embedded(
             enable_SMTPUTF8=True,
             tls_context=None if implicit else tls,
             auth_require_tls=False,
-            auth_exclude_mechanism={"CRAM-MD5", "PLAIN", "LOGIN"} - set(handler.mechanisms),
+            auth_exclude_mechanism={*_has(handler), "PLAIN", "LOGIN"} - set(handler.mechanisms),
             authenticator=handler.authenticate,
             **options,
         )
@@ -120,6 +120,10 @@ async def embedded(
         finally:
             for server in handler.servers:
                 await _stop(server)
+
+
+def _has(handler: Embedded) -> set[str]:
+    return {name.removeprefix("auth_").replace("__", "-") for name in dir(handler) if name.startswith("auth_")}
 
 
 async def _stop(server: Server) -> None:

@@ -1,0 +1,119 @@
+"""What a server gives back of what was said to it in secret."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from asmtp.protocol.dialogue import hello
+from asmtp.protocol.redaction import Redaction
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import Session
+
+from .letters import LOGIN, opened
+from .transcript import play
+
+
+def b64(data: bytes) -> bytes:
+    return base64.b64encode(data)
+
+
+def learnt(*lines: bytes) -> Redaction:
+    redaction = Redaction()
+    for line in lines:
+        redaction.learn(line + b"\r\n")
+    return redaction
+
+
+PLAIN = b64(b"\0me\0secret")
+LOGINS: dict[str, tuple[list[bytes], list[bytes]]] = {
+    "PLAIN": ([b"AUTH PLAIN " + PLAIN], [PLAIN, b"secret"]),
+    "PLAIN, asked for": ([b"AUTH PLAIN", PLAIN], [PLAIN, b"secret"]),
+    "LOGIN": ([b"AUTH LOGIN", b64(b"name"), b64(b"secret")], [b64(b"secret"), b64(b"name").rstrip(b"="), b"secret"]),
+    "LOGIN, with a name": ([b"AUTH LOGIN " + b64(b"name"), b64(b"secret")], [b64(b"secret"), b"secret"]),
+    "OAUTHBEARER": (
+        [b"AUTH OAUTHBEARER " + b64(b"n,a=me,\1host=x\1auth=Bearer t0ken==\1\1")],
+        [b"t0ken==", b64(b"n,a=me,\1host=x\1auth=Bearer t0ken==\1\1").rstrip(b"=")],
+    ),
+    "XOAUTH2": ([b"auth xoauth2 " + b64(b"user=me\1auth=Bearer t0ken==\1\1")], [b"t0ken=="]),
+    "not base64": ([b"AUTH LOGIN", b"n\xc3\xa4me"], [b"n\xc3\xa4me"]),
+}
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_what_is_not_shown(login: str) -> None:
+    lines, secrets = LOGINS[login]
+    redaction = learnt(*lines)
+    for secret in secrets:
+        assert redaction.text(b"no: %b, %b!" % (secret, secret)) == b"no: (not shown), (not shown)!"
+        assert redaction.reply(Reply(535, b"no: " + secret)) == (535, b"no: (not shown)")
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_what_is_shown(login: str) -> None:
+    """The names of users and mechanisms are in many texts, and a challenge is read by the mechanism."""
+    redaction = learnt(*LOGINS[login][0])
+    text = b"535 5.7.8 AUTH PLAIN LOGIN for name, me: no, = nor * "
+    assert redaction.text(text) == text
+    challenge = Reply(334, LOGINS[login][1][0])
+    assert redaction.reply(challenge) is challenge
+
+
+@pytest.mark.parametrize("line", [b"", b"AUTH", b"AUTH LOGIN", b"*", b"=", b"AUTH EXTERNAL ="])
+def test_nothing_to_hide(line: bytes) -> None:
+    assert learnt(line).secrets == []
+
+
+def test_a_short_password() -> None:
+    """In the clear it would be anywhere; encoded it is not."""
+    redaction = learnt(b"AUTH PLAIN " + b64(b"\0me\0abc"))
+    assert redaction.text(b"abc " + b64(b"\0me\0abc")) == b"abc (not shown)"
+
+
+def test_one_secret_within_another() -> None:
+    redaction = learnt(b"AUTH PLAIN " + b64(b"\0me\0secret"), b"AUTH PLAIN " + b64(b"\0me\0secretly"))
+    assert redaction.text(b"secretly secret") == b"(not shown) (not shown)"
+
+
+# ---- in a session -------------------------------------------------------------------------------
+
+ECHO = b64(b"\0me\0secret").decode()
+START = f"start login\nC: AUTH PLAIN {ECHO}\n"
+
+
+@pytest.mark.parametrize("reply", [f"535 what is {ECHO}", "535-no\nS: 535 secret", f"501-AUTH PLAIN {ECHO}\nS: 501 ?"])
+def test_a_refusal_that_echoes(reply: str) -> None:
+    told = play(f"{START}S: {reply}", {"login": LOGIN}, opened())["login"]
+    assert ECHO not in told
+    assert "secret" not in told
+    assert "(not shown)" in told
+
+
+@pytest.mark.parametrize("line", [f"AUTH PLAIN {ECHO}", f"5355 {ECHO}", "535-no\nS: 250 secret", f"535-{ECHO}\neof"])
+def test_a_breach_that_echoes(line: str) -> None:
+    told = play(f"{START}S: {line}", {"login": LOGIN}, opened())["login"]
+    assert told.startswith("SMTPProtocolError")
+    assert ECHO not in told
+    assert "secret" not in told
+
+
+def test_the_trace() -> None:
+    seen: list[Any] = []
+    session = opened()()
+    session.trace = lambda direction, data: seen.append((direction, data))
+    session.start(LOGIN.make(session), alone=True)
+    session.output()
+    session.receive_data(f"535 what is {ECHO}, secret?\r\n".encode())
+    assert seen == [(">", b"(not shown)"), ("<", b"535 what is (not shown), (not shown)?")]
+
+
+def test_ehlo_is_read_as_it_is() -> None:
+    """What is parsed is not changed, whatever the password."""
+    session: Session = opened()()
+    session.start(LOGIN.make(session), alone=True)
+    session.receive_data(b"235 ok\r\n")
+    session.start(hello(session, "ehlo", "me.example"))
+    session.receive_data(b"250-hi\r\n250-X-secret\r\n250 SIZE\r\n")
+    assert "x-secret" in session.extensions
