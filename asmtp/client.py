@@ -31,9 +31,7 @@ from asmtp.options import (
     Timeouts,
     TLSMode,
     check,
-    default_context,
     host_and_port,
-    unverified_context,
 )
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import gate
@@ -43,6 +41,7 @@ from asmtp.protocol.message import compose, weight
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
+from asmtp.tls import Handshake, Sessions, default_context, unverified_context
 from asmtp.transport import Address, Connection, open_connection
 
 __all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
@@ -99,6 +98,7 @@ class AsyncSMTP(Commands):
         default: TLSMode = "required" if self._logs_in else "none"
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
         self.ssl_context = options.get("ssl_context")
+        self._sessions = Sessions()
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
         self._window_octets = options.get("window_octets", 1 << 20)
@@ -236,7 +236,10 @@ class AsyncSMTP(Commands):
         self._audit("smtplib.connect", self._host, self._port)
         context = None
         if self._tls == "implicit":
-            context = self.ssl_context or await self._offload(default_context)
+            given = self.ssl_context
+            if given is None:
+                given = await self._offload(default_context)
+            context = Handshake(given, self._sessions)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._session.start(dialogue.greeting())
         connection = await open_connection(

@@ -22,11 +22,7 @@ from asmtp.errors import (
     SMTPResponseException,
 )
 from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, require_auth
-from asmtp.options import (
-    Token,
-    context_from_files,
-    default_context,
-)
+from asmtp.options import Token
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, gate, options_text
 from asmtp.protocol.content import to_octets
@@ -37,6 +33,7 @@ from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import manual_content
+from asmtp.tls import Handshake, Sessions, context_from_files, default_context
 from asmtp.transport import Connection
 
 __all__ = ["Commands"]
@@ -65,6 +62,7 @@ class Commands(AuthObjects):
     _password: str | None
     _token: Token | None
     _mechanisms: Mechanisms | None
+    _sessions: Sessions
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
 
     def _live(self) -> Connection:
@@ -267,7 +265,7 @@ class Commands(AuthObjects):
         reply: Reply
         hello: Reply | None
         hostname = server_hostname or self._server_hostname or self._host
-        reply, hello = await connection.start_tls(asking, chosen, hostname)
+        reply, hello = await connection.start_tls(asking, Handshake(chosen, self._sessions), hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
         self.helo_resp = None

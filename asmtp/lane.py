@@ -123,6 +123,7 @@ class Lane(AsyncSMTP):
         super().__init__(
             relay.host, relay.port, relay.local_hostname, relay.timeouts or Timeouts(), relay.source_address, **options
         )
+        self._sessions = source.sessions
         self.source = source
         self.over = over
         self._on_lost = lost

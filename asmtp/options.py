@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import ssl
-import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -22,10 +20,7 @@ __all__ = [
     "Timeouts",
     "Token",
     "check",
-    "context_from_files",
-    "default_context",
     "host_and_port",
-    "unverified_context",
 ]
 
 SMTP_PORT = 25
@@ -135,39 +130,6 @@ def host_and_port(host: str, port: int, default: int) -> tuple[str, int]:
         except ValueError:
             raise OSError("nonnumeric port") from None
     return host, port or default
-
-
-@functools.cache
-def default_context() -> ssl.SSLContext:
-    """The context used where none is given: certificates and names verified, TLS 1.2 at least.
-
-    Made once: it takes milliseconds to load the system's certificates.
-    """
-    return ssl.create_default_context()
-
-
-@functools.cache
-def unverified_context() -> ssl.SSLContext:
-    """For tls="opportunistic", where a certificate that cannot be verified is better than no TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates, which take long to load
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def context_from_files(
-    keyfile: str | None, certfile: str | None, context: ssl.SSLContext | None
-) -> ssl.SSLContext | None:
-    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context."""
-    if keyfile is None and certfile is None:
-        return context
-    if context is not None:
-        which = "keyfile" if keyfile is not None else "certfile"
-        raise ValueError(f"context and {which} arguments are mutually exclusive")
-    warnings.warn("keyfile and certfile are deprecated, use a custom context instead", DeprecationWarning, stacklevel=3)
-    made = ssl.create_default_context()
-    made.load_cert_chain(certfile or "", keyfile)
-    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import ssl
 
 from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.policy import Rest, is_transient
+from asmtp.tls import Sessions
 from asmtp.url import Relay
 
 __all__ = ["Source"]
@@ -36,6 +37,7 @@ class Source:
         failed_at: the loop's time at which it could not be reached, or was of no use, last.
         lasting: why, where that is nothing that passes: a wrong password, say.
         connect, service: seconds it takes to connect, and for a message, as last seen.
+        sessions: its TLS sessions, which connections resume.
         overlap: it takes a transaction behind an unanswered message.
     """
 
@@ -47,6 +49,7 @@ class Source:
         self.lasting: Exception | None = None
         self.connect = 0.05
         self.service = 0.001
+        self.sessions = Sessions()
         self.overlap = True
         self._most_recipients: int | None = None
         self._recipients_until = 0.0

@@ -43,7 +43,6 @@ from asmtp.options import (
     SMTP_SSL_PORT,
     Options,
     Timeouts,
-    context_from_files,
     host_and_port,
 )
 from asmtp.protocol.command import command
@@ -51,6 +50,7 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
+from asmtp.tls import context_from_files, verifying_context
 
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 
@@ -587,7 +587,7 @@ class SMTP_SSL(SMTP):
     def context(self) -> ssl.SSLContext:
         """The context for TLS.  It is this object's own: to change it changes nobody else's."""
         if self._client.ssl_context is None:
-            self._client.ssl_context = ssl.create_default_context()
+            self._client.ssl_context = verifying_context()
         return self._client.ssl_context
 
     @context.setter

@@ -24,6 +24,7 @@ import anyio
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.options import Timeouts
 from asmtp.protocol.session import Dialogue, Exchange, Phase, Session
+from asmtp.tls import Handshake, explain
 
 __all__ = ["Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve"]
 
@@ -377,7 +378,7 @@ class Connection(asyncio.BufferedProtocol):
             return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
         return False
 
-    async def start_tls(self, dialogue: Dialogue, context: ssl.SSLContext, server_hostname: str | None) -> Any:
+    async def start_tls(self, dialogue: Dialogue, context: Handshake, server_hostname: str | None) -> Any:
         """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.
 
         Raises:
@@ -396,7 +397,7 @@ class Connection(asyncio.BufferedProtocol):
             raise
         return await self.finished(exchange)
 
-    async def _handshake(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
+    async def _handshake(self, context: Handshake, server_hostname: str | None) -> None:
         try:
             transport = await self._loop.start_tls(
                 self.transport,
@@ -411,7 +412,8 @@ class Connection(asyncio.BufferedProtocol):
             self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
             self.transport.abort()
             self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
-            raise _tls_error(error, self.timeouts.tls) from error
+            raise _tls_error(error, self.timeouts.tls, context) from error
+        context.succeeded()
         self.transport = transport
         self._written = 0
         self.session.secured()
@@ -472,7 +474,9 @@ def _handshake_limit(timeouts: Timeouts) -> float:
     return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
 
 
-def _tls_error(error: BaseException, limit: float | None) -> BaseException:
+def _tls_error(error: BaseException, limit: float | None, handshake: Handshake | None) -> BaseException:
+    if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
+        explain(error, handshake)
     if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
         return SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
     if isinstance(error, ConnectionError):
@@ -503,7 +507,7 @@ async def open_connection(
     timeouts: Timeouts,
     *,
     source_address: tuple[str, int] | None = None,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: Handshake | None = None,
     server_hostname: str | None = None,
     sock: socket.socket | None = None,
     resolver: Resolver = resolve,
@@ -542,12 +546,14 @@ async def open_connection(
         connection.connection_lost(None)
         if sock is not None:
             sock.close()
-            raise _tls_error(error, timeouts.tls) from error
+            raise _tls_error(error, timeouts.tls, ssl_context) from error
         if type(error) is TimeoutError and error.errno is None and timeouts.connect is not None:
             where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
             limit = f"{timeouts.connect:g} seconds"
             raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit}") from None
         raise
+    if ssl_context is not None:
+        ssl_context.succeeded()
     return connection
 
 

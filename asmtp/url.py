@@ -21,6 +21,7 @@ from asmtp.login import Mechanisms, check_mechanisms
 from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Timeouts, TLSMode, Token, check
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
+from asmtp.tls import verifying_context
 
 __all__ = ["Relay"]
 
@@ -431,7 +432,7 @@ def _context(options: dict[str, str]) -> ssl.SSLContext | None:
         return None
     option = "cafile"
     try:
-        context = ssl.create_default_context(cafile=cafile)
+        context = verifying_context(cafile)
         if certfile is not None:
             option = "certfile" if keyfile is None else "certfile or keyfile"
             context.load_cert_chain(certfile, keyfile, password="")  # with None it would ask on the terminal

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, Timeouts
-from asmtp.options import check, context_from_files, default_context, host_and_port, unverified_context
-
-from .conftest import Certificates
+from asmtp.options import check, host_and_port
 
 
 def test_nothing_is_an_option() -> None:
@@ -29,6 +26,11 @@ def test_everything_that_is_an_option() -> None:
     )  # fmt: skip
     check({"username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
     check({"username": "me", "password": "secret", "token": None}, "AsyncSMTP")
+    check({"mechanisms": ["EXTERNAL"]}, "AsyncSMTP")
+    check({"mechanisms": [("X-OWN", lambda credentials: iter(()))]}, "AsyncSMTP")  # type: ignore[list-item]
+    check({"mechanisms": ("PLAIN", "GSSAPI"), "username": "me"}, "AsyncSMTP")
+    check({"mechanisms": ["PLAIN"], "username": "me", "password": "secret"}, "AsyncSMTP")
+    check({"mechanisms": ["XOAUTH2"], "username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
 
 
 @pytest.mark.parametrize("kind", [AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP])
@@ -54,6 +56,12 @@ def test_half_of_the_credentials(options: Any) -> None:
             ValueError,
             "password and token: only one of them can be given",
         ),
+        ({"mechanisms": ["PLAIN"]}, ValueError, "mechanisms: a password is needed for them"),
+        ({"mechanisms": ["PLAIN"], "username": "me"}, ValueError, "mechanisms: a password is needed for them"),
+        ({"mechanisms": ["XOAUTH2"], "username": "me"}, ValueError, "mechanisms: a token is needed for them"),
+        ({"mechanisms": ["PLAIN"], "username": "me", "token": str}, ValueError, "mechanisms: a password is needed"),
+        ({"mechanisms": ["EXTERNAL"], "password": "s3cret"}, ValueError, "username and password go together"),
+        ({"mechanisms": "PLAIN"}, TypeError, "mechanisms must be a sequence of names, not str"),
         (
             {"token": "s3cret", "username": "me"},
             TypeError,
@@ -104,43 +112,6 @@ def test_host_and_port(host: str, port: int, result: tuple[str, int]) -> None:
 def test_a_port_that_is_no_number(host: str) -> None:
     with pytest.raises(OSError, match="nonnumeric port"):
         host_and_port(host, 0, 25)
-
-
-def test_the_default_context_verifies() -> None:
-    context = default_context()
-    assert context.verify_mode == ssl.CERT_REQUIRED
-    assert context.check_hostname
-    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
-    assert default_context() is context
-
-
-def test_the_unverified_context_does_not() -> None:
-    context = unverified_context.__wrapped__()
-    assert context.verify_mode == ssl.CERT_NONE
-    assert not context.check_hostname
-    assert context is not default_context()
-
-
-def test_context_from_files(certificates: Certificates, tmp_path: Path) -> None:
-    given = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    assert context_from_files(None, None, None) is None
-    assert context_from_files(None, None, given) is given
-    issued = certificates.ca.issue_cert("client.example")
-    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
-    issued.private_key_pem.write_to_path(key)
-    for blob in issued.cert_chain_pems:
-        blob.write_to_path(chain, append=True)
-    with pytest.warns(DeprecationWarning, match="custom context"):
-        made = context_from_files(str(key), str(chain), None)
-    assert made is not None
-    assert made.verify_mode == ssl.CERT_REQUIRED
-    assert made.check_hostname
-
-
-@pytest.mark.parametrize(("files", "named"), [(("key", None), "keyfile"), ((None, "cert"), "certfile")])
-def test_files_and_a_context(files: tuple[str | None, str | None], named: str) -> None:
-    with pytest.raises(ValueError, match=f"context and {named} arguments are mutually exclusive"):
-        context_from_files(*files, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 def test_one_number_sets_every_limit() -> None:

@@ -325,20 +325,6 @@ def test_login(module: Any) -> None:
     assert handler.logins == [("PLAIN", False), ("PLAIN", True)]
 
 
-def test_an_authobject_that_fails() -> None:
-    def authobject(challenge: bytes | None = None) -> str:
-        raise LookupError(challenge)
-
-    script = [send("220 hi"), expect("AUTH X"), send("334 "), nothing_more]
-    with script_at(script) as server, connected(asmtp, server) as smtp:
-        with pytest.raises(LookupError, match="None"):
-            smtp.auth("X", authobject)
-        assert smtp.sock is not None
-        with pytest.raises(LookupError, match="b''"):
-            smtp.auth("X", authobject, initial_response_ok=False)
-        assert smtp.sock is None
-
-
 # ---- subclasses, handlers ------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.options import default_context
+from asmtp.tls import default_context
 
 from .conftest import Certificates
 from .facade import BOTH, connected, nothing_left, relay_at, script_at, told

@@ -1,0 +1,168 @@
+"""TLS: the contexts used where none is given, sessions that are resumed, and what is wrong with a certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ssl
+import warnings
+from typing import Any, Self
+
+__all__ = [
+    "Handshake", "Sessions", "context_from_files", "default_context", "explain", "unverified_context",
+    "verifying_context",
+]  # fmt: skip
+
+
+def verifying_context(cafile: str | None = None) -> ssl.SSLContext:
+    """A context with which certificates and names are verified, TLS 1.2 at least.
+
+    Args:
+        cafile: the certificates to trust, instead of the system's.
+    """
+    return _modern(ssl.create_default_context(cafile=cafile))
+
+
+@functools.cache
+def default_context() -> ssl.SSLContext:
+    """The context used where none is given; made once, as it takes milliseconds to load the system's certificates."""
+    return verifying_context()
+
+
+@functools.cache
+def unverified_context() -> ssl.SSLContext:
+    """For tls="opportunistic", where a certificate that cannot be verified is better than no TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates, which take long to load
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return _modern(context)
+
+
+def context_from_files(
+    keyfile: str | None, certfile: str | None, context: ssl.SSLContext | None
+) -> ssl.SSLContext | None:
+    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context."""
+    if keyfile is None and certfile is None:
+        return context
+    if context is not None:
+        which = "keyfile" if keyfile is not None else "certfile"
+        raise ValueError(f"context and {which} arguments are mutually exclusive")
+    warnings.warn("keyfile and certfile are deprecated, use a custom context instead", DeprecationWarning, stacklevel=3)
+    made = verifying_context()
+    made.load_cert_chain(certfile or "", keyfile)
+    return made
+
+
+def _modern(context: ssl.SSLContext) -> ssl.SSLContext:
+    """RFC 8996: TLS 1.2 at least, whatever the system's configuration says."""
+    if context.minimum_version < ssl.TLSVersion.TLSv1_2:
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class Sessions:
+    """The last TLS session with one server, for the next connection to resume (RFC 8446 §2.2, RFC 5246 §7.3)."""
+
+    def __init__(self) -> None:
+        self._last: Handshake | None = None
+
+    def of(self, context: ssl.SSLContext, hostname: str | None) -> ssl.SSLSession | None:
+        """The session to resume: one with the same name, verified by the same context."""
+        last = self._last
+        if last is None or last.object is None or last.context is not context or last.hostname != hostname:
+            return None
+        return last.object.session  # with TLS 1.3 it comes after the handshake, so it is asked for now
+
+    def keep(self, handshake: Handshake) -> None:
+        """This one was successful."""
+        self._last = handshake
+
+
+class Handshake(ssl.SSLContext):
+    """Somebody's context, for one handshake: it resumes a session, and knows the certificate that was not accepted.
+
+    To event loops it is a context; what it is asked for, the other one does.
+
+    Attributes:
+        object: what was made of it, or None.
+        hostname: the name that the certificate has to be for.
+    """
+
+    context: ssl.SSLContext
+    hostname: str | None
+    object: ssl.SSLObject | None
+    _sessions: Sessions | None
+
+    def __new__(cls, context: ssl.SSLContext, sessions: Sessions | None = None) -> Self:
+        self = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        self.context = context
+        self.object = self.hostname = None
+        self._sessions = sessions
+        return self
+
+    def __init__(self, context: ssl.SSLContext, sessions: Sessions | None = None) -> None:
+        pass
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """As SSLContext has it."""
+        self.hostname = server_hostname if isinstance(server_hostname, str | None) else server_hostname.decode()
+        if session is None and self._sessions is not None:
+            session = self._sessions.of(self.context, self.hostname)
+        self.object = self.context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        return self.object
+
+    def succeeded(self) -> None:
+        """There is TLS."""
+        if self._sessions is not None:
+            self._sessions.keep(self)
+
+
+UNKNOWN_ISSUER = {18, 19, 20, 21}  # OpenSSL's X509_V_ERR_: self-signed, and no issuer that is trusted
+EXPIRED, NOT_YET_VALID, OTHER_NAME, OTHER_ADDRESS = 10, 9, 62, 64
+
+
+def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
+    """Have the error say which name was wanted, which the certificate has, and what can be done."""
+    wanted = handshake.hostname or "no name"
+    certificate = _refused_certificate(handshake)
+    names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    offered = f"it is for {', '.join(names[:10])}{', ...' if names[10:] else ''}" if names else "it names no host"
+    if not certificate:
+        offered = "it is not known what it is for"
+    advice = ""
+    if error.verify_code in (OTHER_NAME, OTHER_ADDRESS):
+        advice = "; if that is the right server, connect to it by such a name, or pass it as server_hostname="
+    elif error.verify_code in UNKNOWN_ISSUER:
+        advice = (
+            f", issued by {_issuer(certificate)}; if that is the right server, trust the issuer with "
+            "ssl_context=ssl.create_default_context(cafile=...), or cafile= in a URL"
+        )
+    elif error.verify_code in (EXPIRED, NOT_YET_VALID):
+        valid = f"{certificate.get('notBefore')} to {certificate.get('notAfter')}"
+        advice = f", valid from {valid}; the server needs another, or our clock is wrong"
+    why = str(error.verify_message).rstrip(".")
+    error.strerror = f"the server's certificate was not accepted for {wanted}: {why}; {offered}{advice}"
+
+
+def _refused_certificate(handshake: Handshake) -> dict[str, Any]:
+    """What the certificate says, as SSLObject.getpeercert() would; empty where it cannot be had.
+
+    ssl has no public name for a certificate that was refused.
+    """
+    with contextlib.suppress(Exception):
+        chain = handshake.object._sslobj.get_unverified_chain()  # type: ignore[union-attr]
+        return dict(chain[0].get_info())
+    return {}
+
+
+def _issuer(certificate: dict[str, Any]) -> str:
+    fields = {key: value for part in certificate.get("issuer", ()) for key, value in part}
+    known = [fields[key] for key in ("commonName", "organizationalUnitName", "organizationName") if key in fields]
+    return ascii(known[0]) if known else "someone"

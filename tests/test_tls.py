@@ -1,0 +1,257 @@
+"""TLS: contexts, sessions that are resumed, and what is said of a certificate that was not accepted."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asmtp
+from asmtp.tls import (
+    Handshake,
+    Sessions,
+    context_from_files,
+    default_context,
+    explain,
+    unverified_context,
+    verifying_context,
+)
+
+from .conftest import Certificates
+from .servers.embedded import PASSWORD, USER, Embedded, embedded
+
+V1_2, V1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+
+# ---- contexts -----------------------------------------------------------------------------------
+
+
+def test_the_default_context_verifies() -> None:
+    context = default_context()
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert default_context() is context
+
+
+def test_the_unverified_context_does_not() -> None:
+    context = unverified_context.__wrapped__()
+    assert context.verify_mode == ssl.CERT_NONE
+    assert not context.check_hostname
+    assert context is not default_context()
+
+
+def test_context_from_files(certificates: Certificates, tmp_path: Path) -> None:
+    given = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert context_from_files(None, None, None) is None
+    assert context_from_files(None, None, given) is given
+    issued = certificates.ca.issue_cert("client.example")
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    issued.private_key_pem.write_to_path(key)
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(chain, append=True)
+    with pytest.warns(DeprecationWarning, match="custom context"):
+        made = context_from_files(str(key), str(chain), None)
+    assert made is not None
+    assert made.verify_mode == ssl.CERT_REQUIRED
+    assert made.check_hostname
+
+
+@pytest.mark.parametrize(("files", "named"), [(("key", None), "keyfile"), ((None, "cert"), "certfile")])
+def test_files_and_a_context(files: tuple[str | None, str | None], named: str) -> None:
+    with pytest.raises(ValueError, match=f"context and {named} arguments are mutually exclusive"):
+        context_from_files(*files, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+@pytest.mark.parametrize("context", [default_context, unverified_context, verifying_context])
+def test_tls_1_2_at_least(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 8996, also where the system's configuration allows less."""
+    real = ssl.create_default_context
+
+    def lax(*args: Any, **options: Any) -> ssl.SSLContext:
+        made = real(*args, **options)
+        made.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        return made
+
+    monkeypatch.setattr(ssl, "create_default_context", lax)
+    assert getattr(context, "__wrapped__", context)().minimum_version == V1_2
+
+
+# ---- sessions -----------------------------------------------------------------------------------
+
+
+def resumed(smtp: asmtp.AsyncSMTP) -> bool:
+    assert smtp._connection is not None
+    assert smtp._connection.tls is not None
+    return bool(smtp._connection.tls.session_reused)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("version", [V1_2, V1_3])
+async def test_the_next_connection_resumes_the_session(
+    version: ssl.TLSVersion, implicit: bool, certificates: Certificates
+) -> None:
+    context = certificates.client(maximum_version=version)
+    async with embedded(Embedded(), tls=certificates.server, implicit=implicit) as server:
+        tls: Any = "implicit" if implicit else "required"
+        smtp = asmtp.AsyncSMTP("127.0.0.1", server.port, "me.example", tls=tls, ssl_context=context)
+        seen = []
+        for _ in range(4):
+            await smtp.connect()
+            await smtp.ehlo()
+            seen.append(resumed(smtp))
+            assert smtp.sock is not None
+            assert smtp.sock.version() == version.name.replace("_", ".").replace("TLSv1.", "TLSv1.")
+            assert smtp.sock.getpeercert()["subjectAltName"]
+            if len(seen) == 2:
+                await smtp.close()  # without a goodbye
+            else:
+                await smtp.quit()
+        assert seen == [False, True, True, True]
+
+
+async def test_a_pool_s_connections_resume_one_session(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handshakes: list[Handshake] = []
+    real = Handshake.succeeded
+
+    def succeeded(self: Handshake) -> None:
+        handshakes.append(self)
+        real(self)
+
+    monkeypatch.setattr(Handshake, "succeeded", succeeded)
+    async with embedded(Embedded(), tls=certificates.server) as server:
+        url = f"smtp://{USER}:{PASSWORD}@127.0.0.1:{server.port}"
+        async with asmtp.AsyncMailer(url, ssl_context=certificates.trusting, max_messages=1) as mailer:
+            for _ in range(3):
+                await mailer.send(b"hi", "a@b.example", "c@d.example")
+    reused = [handshake.object.session_reused for handshake in handshakes if handshake.object is not None]
+    assert len(reused) >= 3
+    assert not reused[0]
+    assert all(reused[1:])
+
+
+def test_a_session_is_for_one_name_and_one_context(certificates: Certificates) -> None:
+    """Resumed under another name, the certificate would not be looked at."""
+    sessions = Sessions()
+    first = Handshake(certificates.trusting, sessions)
+    assert sessions.of(certificates.trusting, "mx.example") is None
+    shaken(first, certificates.server, "localhost")
+    first.succeeded()
+    assert sessions.of(certificates.trusting, "localhost") is not None
+    assert sessions.of(certificates.trusting, "127.0.0.1") is None
+    assert sessions.of(certificates.wary, "localhost") is None
+
+
+def shaken(handshake: Handshake, server: ssl.SSLContext, name: str) -> None:
+    """A handshake without a network."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = handshake.wrap_bio(to_client, to_server, server_hostname=name)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for end in (ours, theirs) * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+
+
+# ---- a certificate that was not accepted --------------------------------------------------------
+
+
+def refused(context: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str:
+    handshake = Handshake(context)
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        shaken(handshake, server, name)
+    explain(caught.value, handshake)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("version", [V1_2, V1_3])
+def test_another_name(version: ssl.TLSVersion, certificates: Certificates) -> None:
+    server = certificates.server_for("mail.example.com", "*.example.org", "192.0.2.7")
+    context = certificates.client(maximum_version=version)
+    offered = (
+        "it is for mail.example.com, *.example.org, 192.0.2.7; if that is the right server, connect to it by such a"
+    )
+    for name in ("mx.example.net", "192.0.2.8"):
+        told = refused(context, server, name)
+        assert told.startswith(f"the server's certificate was not accepted for {name}: ")
+        assert f" mismatch, certificate is not valid for '{name}'; {offered} a name, or pass it as" in told
+
+
+def test_many_names(certificates: Certificates) -> None:
+    server = certificates.server_for(*(f"mx{n}.example.com" for n in range(50)))
+    assert "mx9.example.com, ...; if" in refused(certificates.trusting, server, "mx.example.net")
+
+
+@pytest.mark.parametrize("version", [V1_2, V1_3])
+def test_an_unknown_issuer(version: ssl.TLSVersion, certificates: Certificates) -> None:
+    context = ssl.create_default_context()
+    context.maximum_version = version
+    told = refused(context, certificates.server, "localhost")
+    assert "not accepted for localhost: " in told
+    assert "; it is for 127.0.0.1, localhost, issued by 'Testing CA #" in told
+    assert "'; if that is the right server, trust the issuer with ssl_context=" in told
+
+
+def test_a_certificate_of_yesterday(certificates: Certificates) -> None:
+    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    server = certificates.showing(certificates.ca.issue_cert("localhost", not_after=yesterday))
+    told = refused(certificates.trusting, server, "localhost")
+    assert "certificate has expired; it is for localhost, valid from " in told
+    assert told.endswith("; the server needs another, or our clock is wrong")
+
+
+def test_a_certificate_that_cannot_be_had(certificates: Certificates) -> None:
+    handshake = Handshake(certificates.wary)
+    error = ssl.SSLCertVerificationError(1, "no")
+    error.verify_code, error.verify_message = 1, "unspecified"
+    explain(error, handshake)
+    told = "the server's certificate was not accepted for no name: unspecified; it is not known what it is for"
+    assert str(error) == told
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+async def test_what_a_caller_gets(implicit: bool, certificates: Certificates) -> None:
+    """Still the exception that ssl raises, with its attributes."""
+    async with embedded(Embedded(), tls=certificates.server, implicit=implicit) as server:
+        smtp = asmtp.AsyncSMTP(
+            "127.0.0.1", server.port, "me.example", tls="implicit" if implicit else "required",
+            ssl_context=certificates.trusting, server_hostname="mx.example.net",
+        )  # fmt: skip
+        with pytest.raises(
+            ssl.SSLCertVerificationError, match="mx.example.net: .*it is for 127.0.0.1, localhost"
+        ) as caught:
+            await smtp.connect()
+        assert caught.value.verify_code == 62
+
+
+async def test_and_a_mailer(certificates: Certificates) -> None:
+    async with embedded(Embedded(), tls=certificates.server) as server:
+        url = f"smtp+starttls://127.0.0.1:{server.port}?server_hostname=mx.example.net"
+        async with asmtp.AsyncMailer(url, ssl_context=certificates.trusting) as mailer:
+            with pytest.raises(asmtp.SMTPException, match="mx.example.net: Host.*; it is for 127.0.0.1, localhost;"):
+                await mailer.send(b"hi", "a@b.example", "c@d.example")
+
+
+def test_no_subject_alternative_name() -> None:
+    """As in old certificates."""
+
+    class Chain:
+        def get_info(self) -> dict[str, Any]:
+            return {"issuer": ()}
+
+    class Object:
+        class _sslobj:
+            @staticmethod
+            def get_unverified_chain() -> list[Chain]:
+                return [Chain()]
+
+    handshake = Handshake(default_context())
+    handshake.object = Object()  # type: ignore[assignment]
+    error = ssl.SSLCertVerificationError(1, "no")
+    error.verify_code, error.verify_message = 20, "no issuer"
+    explain(error, handshake)
+    assert "no issuer; it names no host, issued by someone; if" in str(error)
