@@ -178,7 +178,7 @@ def test_another_name(version: ssl.TLSVersion, certificates: Certificates) -> No
     for name in ("mx.example.net", "192.0.2.8"):
         told = refused(context, server, name)
         assert told.startswith(f"the server's certificate was not accepted for {name}: ")
-        assert f" mismatch, certificate is not valid for '{name}'; {offered} a name, or pass it as" in told
+        assert f" mismatch, certificate is not valid for '{name}'; {offered} name, or pass it as" in told
 
 
 def test_many_names(certificates: Certificates) -> None:

@@ -132,5 +132,6 @@ async def _stop(server: Server) -> None:
             transport.abort()  # type: ignore[attr-defined]
     task = server._handler_coroutine
     if task is not None:
+        task.cancel()  # it may wait for a handshake that nobody goes on with
         with contextlib.suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
             await task
