@@ -22,12 +22,11 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 __all__ = [
-    "Peer", "Scripted", "Step", "deaf", "drip", "expect", "fin", "flood", "listening", "nothing_more",
-    "read_all", "rst", "scripted", "send", "silence",
-    "start_tls", "until",
+    "Peer", "Scripted", "Step", "deaf", "drip", "expect", "fin", "flood", "listening", "nothing_more", "octets",
+    "read_all", "rst", "running", "scripted", "send", "silence", "start_tls", "until",
 ]  # fmt: skip
 
 RST = struct.pack("ii", 1, 0)
@@ -173,6 +172,8 @@ def flood(block: bytes, blocks: int) -> Step:
                 break
             peer.transport.write(block)
             await asyncio.sleep(0)
+            while peer.transport.get_write_buffer_size() and not peer.eof:  # noqa: ASYNC110  # there is no event
+                await asyncio.sleep(0)
 
     return step
 
@@ -297,10 +298,12 @@ async def listening(
         server.close()
 
 
+S = TypeVar("S", bound=Scripted)
+
+
 @contextlib.asynccontextmanager
-async def scripted(*scripts: Sequence[Step], **where: Any) -> AsyncIterator[Scripted]:
-    """A scripted server, with a script for each connection that will be made."""
-    server = Scripted(scripts, None)
+async def running(server: S, **where: Any) -> AsyncIterator[S]:
+    """Run a server; what went wrong with its scripts is raised."""
     async with listening(server.accept, **where) as server.address:
         try:
             yield server
@@ -311,3 +314,8 @@ async def scripted(*scripts: Sequence[Step], **where: Any) -> AsyncIterator[Scri
                 raise unexpected from error
             raise
         await server.finish(check=True)
+
+
+def scripted(*scripts: Sequence[Step], **where: Any) -> contextlib.AbstractAsyncContextManager[Scripted]:
+    """A scripted server, with a script for each connection that will be made."""
+    return running(Scripted(scripts, None), **where)
