@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from .relay import PATH, Letter
-from .script import Peer, Scripted, Step, octets, start_tls
+from .script import Peer, Scripted, Step, drip, octets, start_tls
 
-__all__ = ["NOBODY", "PASSWORD", "USER", "Liar", "Says"]
+__all__ = ["NOBODY", "PASSWORD", "USER", "Liar", "Says", "Slowly"]
 
 USER, PASSWORD = "tester", "s3cret-Pa55word"
 
@@ -33,6 +33,10 @@ NOBODY = "nobody@y.example"
 
 Say: TypeAlias = "str | bytes | Step | None"
 Says: TypeAlias = Mapping[str, "Say | list[Say]"]
+
+
+class Slowly(bytes):
+    """Words that are said octet by octet."""
 
 
 class Liar(Scripted):
@@ -148,7 +152,7 @@ class Conversation:
                 await lie(self.peer)
                 return 0
             words = octets(lie)
-        await self._write(words)
+        await (drip(words)(self.peer) if isinstance(lie, Slowly) else self._write(words))
         return int(words[:3]) if words[:3].isdigit() else 0
 
     # ---- before there is a message ----------------------------------------------------------
@@ -265,8 +269,8 @@ class Conversation:
                 if 200 <= await self._say(point, f"250 2.0.0 <{who}> taken") <= 299:
                     taken.append(who)
         if taken:
-            assert self.sender is not None
-            self.liar.letters.append(Letter(self.sender, taken if self.liar.lmtp else self.recipients, content))
+            recipients = taken if self.liar.lmtp else self.recipients
+            self.liar.letters.append(Letter(self.sender or "", recipients, content))
         self._reset()
         if "afterwards" in self._says:
             await self._say("afterwards")

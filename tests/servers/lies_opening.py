@@ -15,11 +15,11 @@ from asmtp import (
     SMTPResponseException,
 )
 
-from .liar import PASSWORD, USER
+from .liar import PASSWORD, USER, Slowly
 from .lies import Contract, Lie, broken, gone, late, sent
 from .script import Peer, Step, drip, fin, flood, octets, rst, send, silence
 
-__all__ = ["OPENING"]
+__all__ = ["OPENING", "dripping", "says", "then"]
 
 STATELESS = {"facade": "the facade says EHLO outside of the call that tells the state"}
 FORGETFUL = {"facade": "the facade does not tell why a connection broke between two calls"}
@@ -40,9 +40,9 @@ def then(*steps: Step) -> Step:
     return step
 
 
-def says(code_and_text: str, ends: Step = fin) -> Step:
+def says(words: str | bytes, ends: Step = fin) -> Step:
     """The last words."""
-    return then(send(code_and_text), ends)
+    return then(send(words), ends)
 
 
 async def moment(peer: Peer) -> None:
@@ -81,7 +81,7 @@ GREETING = {
     "greeting of bytes over 127": Lie({"greeting": b"220 gr\xfc\xdf Gott \xff\r\n"}, sent()),
     "greeting without text": Lie({"greeting": "220"}, sent()),
     "greeting with lone LF": Lie({"greeting": b"220-hi\n220 there\n"}, sent()),
-    "greeting byte by byte": Lie({"greeting": drip("220-hi", "220 there")}, sent()),
+    "greeting byte by byte": Lie({"greeting": Slowly(b"220-hi\r\n220 there\r\n")}, sent()),
     "greeting of another protocol": Lie({"greeting": b"SSH-2.0-OpenSSH_9.9\r\n"}, broken("not_sent")),
     "greeting of HTTP": Lie({"greeting": b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"}, broken("not_sent")),
     "greeting of TLS": Lie({"greeting": then(send(b"\x15\x03\x01\x00\x02\x02\x0a"), fin)}, broken("not_sent")),
@@ -146,7 +146,7 @@ EHLO = {
     "EHLO cut between lines": Lie(
         {"EHLO": then(send("250-hi", "250-PIPELINING"), fin)}, broken("not_sent"), xfail=STATELESS
     ),
-    "EHLO byte by byte": Lie({"EHLO": drip("250-hi", "250-PIPELINING", "250 8BITMIME")}, sent()),
+    "EHLO byte by byte": Lie({"EHLO": Slowly(b"250-hi\r\n250-PIPELINING\r\n250 8BITMIME\r\n")}, sent()),
     "FIN for EHLO": Lie({"EHLO": fin}, gone("not_sent"), xfail=STATELESS),
     "RST for EHLO": Lie({"EHLO": rst}, gone("not_sent"), xfail=STATELESS),
 }
