@@ -33,7 +33,7 @@ from .mailing import mailer
 from .servers.background import calling, in_background
 from .servers.liar import NOBODY, PASSWORD, USER, Liar
 from .servers.lies import Lie
-from .servers.lies_opening import OPENING
+from .servers.lies_opening import AUTH, OPENING
 from .servers.lies_sending import SENDING
 from .servers.script import running
 
@@ -326,3 +326,43 @@ async def test_mailer(lie: Lie, certificates: Certificates, caplog: pytest.LogCa
         check_next(liar, receipt.refused, 1 + closed)
         assert list(receipt.accepted) == [ERIN]
         assert ERIN.encode() in receipt.accepted[ERIN].message
+
+
+# ---- who logs in by hand ------------------------------------------------------------------------
+
+
+def echoed(lie: Lie) -> str:
+    """Why the password is seen."""
+    return next((reason for reason in lie.xfail.values() if "repeats" in reason), "")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        pytest.param(
+            lie, id=name, marks=[pytest.mark.xfail(strict=True, reason=reason)] if (reason := echoed(lie)) else []
+        )
+        for name, lie in AUTH.items()
+        if not lie.limit and name != "AUTH 334 behind all that PLAIN has"  # smtplib's authobject says it again
+    ],
+)
+def test_login_by_hand(
+    lie: Lie, certificates: Certificates, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The facade has a way of its own then; and the connection is in step afterwards, or closed."""
+    caplog.set_level(logging.DEBUG)
+    with in_background(running(liar_of(lie, certificates))) as liar:
+        smtp = SMTP(liar.host, liar.port, "me.example", timeout=PATIENCE)
+        with contextlib.closing(smtp):
+            seen = Seen()
+            with bounded(lie):
+                try:
+                    smtp.login(USER, PASSWORD)
+                except asmtp.SMTPException as error:
+                    seen.error = error
+            check_secrets("\n".join([all_of(seen.error), caplog.text, *capsys.readouterr()]))
+            assert lie.contract.raises is None or seen.error is not None or smtp.sock is None
+            try:
+                assert smtp.noop() == (250, b"2.0.0 still here")
+            except SMTPServerDisconnected:
+                assert smtp.sock is None

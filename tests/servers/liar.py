@@ -14,7 +14,6 @@ on, and on every connection but the first, the server is honest: it answers so t
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import socket
 import ssl
@@ -181,9 +180,11 @@ class Conversation:
     async def _do_auth(self, line: str) -> None:
         _, mechanism, *initial = line.split(" ")
         honest = "235 2.7.0 welcome" if initial else "334 VXNlcm5hbWU6" if mechanism == "LOGIN" else "334 PDEuMkB4Pg=="
-        code = await self._say("AUTH", honest)
-        given = b"".join(map(base64.b64decode, initial))
-        asked = 0
+        asked, point = 0, "AUTH"
+        if mechanism == "LOGIN" and initial:  # smtplib says the user's name at once
+            honest = "334 UGFzc3dvcmQ6"
+            asked, point = 1, "AUTH" if "AUTH" in self._says else "response"
+        code = await self._say(point, honest)
         while code == 334:
             response = await self._line()
             if response is None:
@@ -192,7 +193,6 @@ class Conversation:
                 code = await self._say("cancelled", "501 5.7.0 cancelled")
                 continue
             asked += 1
-            given += base64.b64decode(response)
             welcome = mechanism != "LOGIN" or asked > 1
             code = await self._say("response", "235 2.7.0 welcome" if welcome else "334 UGFzc3dvcmQ6")
 

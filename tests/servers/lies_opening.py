@@ -19,7 +19,7 @@ from .liar import PASSWORD, USER, Slowly
 from .lies import Contract, Lie, broken, gone, late, sent
 from .script import Peer, Step, drip, fin, flood, octets, rst, send, silence
 
-__all__ = ["OPENING", "dripping", "says", "then"]
+__all__ = ["AUTH", "OPENING", "dripping", "says", "then"]
 
 STATELESS = {"facade": "the facade says EHLO outside of the call that tells the state"}
 FORGETFUL = {"facade": "the facade does not tell why a connection broke between two calls"}
