@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import hashlib
+import hmac
 import importlib.util
+import json
 import os
 import random
 import secrets
@@ -34,95 +37,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if TYPE_CHECKING or __package__:
+    from . import recipes
+else:  # run as a script
+    import recipes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HOST = "127.0.0.1"
-DOMAIN = "lab.test"
-USERNAME = "tester"
-PASSWORD = "s3cret-Pa55"
-UTF8_LOCAL = "δοκιμή"  # delivered into the mailbox "utf8" where SMTPUTF8 is offered
-MAX_SIZE = 50 * 1024 * 1024
-VMAIL = 5000  # who owns the mail; the other numbers are in PASSWD
-
-PASSWD = f"""\
-root:x:0:0::/:/bin/sh
-nobody:x:65534:65534::/:/bin/false
-vmail:x:{VMAIL}:{VMAIL}::/srv/mail:/bin/false
-postfix:x:5001:5001::/:/bin/false
-Debian-exim:x:5003:5003::/:/bin/false
-dovecot:x:5004:5004::/:/bin/false
-dovenull:x:5005:5005::/:/bin/false
-"""
-GROUP = f"""\
-root:x:0:
-nogroup:x:65534:
-mail:x:8:
-vmail:x:{VMAIL}:
-postfix:x:5001:
-postdrop:x:5002:
-Debian-exim:x:5003:
-dovecot:x:5004:
-dovenull:x:5005:
-"""
+DOMAIN, MAX_SIZE, UTF8_LOCAL = recipes.DOMAIN, recipes.MAX_SIZE, recipes.UTF8_LOCAL
 
 
 class Unavailable(Exception):
     """This machine cannot run the servers; the text says what is missing."""
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one kind of server is installed and started."""
-
-    packages: str
-    roles: tuple[str, ...]  # the ports it listens on
-    files: dict[str, str]  # template under conf/ -> path under /etc
-    prepare: str  # shell, run in the server's root folder with the machine's own tools
-    command: str
-
-
-# usr-is-merged stands in for usrmerge, which would bring the whole of Perl.
-RECIPES = {
-    "postfix": Recipe(
-        "postfix sasl2-bin libsasl2-modules libsasl2-modules-db usr-is-merged",
-        ("plain", "submission", "tls"),
-        {
-            "postfix-main.cf": "postfix/main.cf",
-            "postfix-master.cf": "postfix/master.cf",
-            "postfix-mailboxes": "postfix/mailboxes",
-            "postfix-sasl.conf": "postfix/sasl/smtpd.conf",
-        },
-        # What `postfix check` would make, without its half second of shell scripts.
-        f"""
-        queue=var/spool/postfix
-        mkdir -p $queue/pid var/lib/postfix
-        chown 5001 var/lib/postfix
-        for d in active bounce corrupt defer deferred flush hold incoming private saved trace; do
-            install -d -o 5001 -m 700 $queue/$d
-        done
-        install -d -o 5001 -g 5002 -m 710 $queue/public
-        install -d -o 5001 -g 5002 -m 1730 $queue/maildrop
-        printf %s '{PASSWORD}' | chroot . /usr/sbin/saslpasswd2 -p -c -u {DOMAIN} {USERNAME}
-        chgrp 5001 etc/sasldb2 && chmod 640 etc/sasldb2
-        """,
-        "/usr/lib/postfix/sbin/master -d",
-    ),
-    "exim": Recipe(
-        "exim4-daemon-light usr-is-merged",
-        ("plain", "submission", "tls"),
-        {"exim.conf": "exim4/exim4.conf"},
-        "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
-        "/usr/sbin/exim4 -bdf",
-    ),
-    "dovecot": Recipe(
-        "dovecot-core dovecot-lmtpd usr-is-merged",
-        ("lmtp",),
-        {"dovecot.conf": "dovecot/dovecot.conf", "dovecot-mailboxes": "dovecot/mailboxes"},
-        "mkdir var/lib/dovecot",
-        "/usr/sbin/dovecot -F",
-    ),
-}
 
 # The first process of the server's pid namespace; when it ends, the kernel ends all the others. It lives as
 # long as its standard input stays open: the server ends with the process that started it, even a killed one.
@@ -143,8 +71,9 @@ mount -t proc proc proc || :
 mkdir -p var/lib var/log var/spool var/tmp
 ln -s ../run var/run
 chmod 1777 tmp var/tmp
+serve() { { chroot . "$@" || :; echo "$1 ended by itself"; kill $$; } 3<&- & }
 {prepare}
-{ chroot . {command} || :; echo 'the server ended by itself'; kill $$; } 3<&- &
+serve {command}
 cat <&3 >/dev/null &
 wait $!
 """
@@ -161,7 +90,7 @@ class MailServer:
 
     name: str
     host: str
-    ports: dict[str, int]  # of plain, submission (STARTTLS, then AUTH), tls (implicit TLS, AUTH), lmtp
+    ports: dict[str, int]  # by role; the recipes say what each of them is
     lmtp_socket: Path | None
     ca_pem: Path
     username: str
@@ -169,9 +98,34 @@ class MailServer:
     directory: Path
     startup: float = 0.0  # seconds
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """A client context that trusts this server's CA alone and verifies."""
-        return ssl.create_default_context(cafile=self.ca_pem)
+    @property
+    def client_pem(self) -> Path:
+        """The user's certificate, with its key: what EXTERNAL asks for."""
+        return self.directory / "client.pem"
+
+    @property
+    def krb5(self) -> dict[str, str]:
+        """The environment in which MIT Kerberos finds the user's key, and needs no kinit."""
+        folder = self.directory / "srv/krb5"
+        keytab = f"FILE:{folder / self.username}.keytab"
+        cache = f"FILE:{folder / self.username}.ccache"
+        return {"KRB5_CONFIG": str(self.directory / "etc/krb5.conf"), "KRB5_CLIENT_KTNAME": keytab, "KRB5CCNAME": cache}
+
+    def ssl_context(self, *, certificate: bool = False) -> ssl.SSLContext:
+        """A client context that trusts this server's CA alone and verifies; it may have the user's certificate."""
+        context = ssl.create_default_context(cafile=self.ca_pem)
+        if certificate:
+            context.load_cert_chain(self.client_pem)
+        return context
+
+    def oauth_token(self, lifetime: int = 3600) -> str:
+        """A token for the user, as an authorization server would have made it; below zero it has expired."""
+        now = int(time.time())
+        claims = {"sub": self.username, "iat": now - 7200, "nbf": now - 7200, "exp": now + lifetime}
+        parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "HS256"}, claims)]
+        signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+        signature = base64.urlsafe_b64encode(hmac.digest(recipes.JWT_KEY, signed, "sha256")).rstrip(b"=")
+        return (signed + b"." + signature).decode()
 
     def messages(self, mailbox: str, containing: bytes = b"") -> list[bytes]:
         """What was delivered, oldest first, as stored; mailboxes outlive a test, hence the filter."""
@@ -213,7 +167,8 @@ def cache_folder() -> Path:
 
 def root_folder(name: str) -> Path:
     """A server's root; another list of packages means another folder, so nothing running loses its files."""
-    return cache_folder() / f"{name}-{hashlib.sha256(RECIPES[name].packages.encode()).hexdigest()[:8]}"
+    packages = recipes.RECIPES[name].packages
+    return cache_folder() / f"{packages.split()[0]}-{hashlib.sha256(packages.encode()).hexdigest()[:8]}"
 
 
 def check_machine() -> None:
@@ -244,7 +199,7 @@ def install(name: str) -> None:
         if root.is_dir():
             return
         with tempfile.TemporaryDirectory(prefix="apt-", dir=cache) as folder:
-            debs = download(RECIPES[name].packages.split(), Path(folder))
+            debs = download(recipes.RECIPES[name].packages.split(), Path(folder))
             partial = Path(folder) / "root"
             for mount_point in ("dev", "etc", "proc", "run", "srv", "tmp", "var"):
                 (partial / mount_point).mkdir(parents=True)
@@ -301,7 +256,7 @@ def free_ports(count: int) -> list[int]:
     while len(ports) < count:
         port = random.SystemRandom().randrange(20000, 32000)
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((HOST, port))
+            probe.bind((recipes.HOST, port))
             if port not in ports:
                 ports.append(port)
     return ports
@@ -314,24 +269,28 @@ def write_files(server: MailServer, token: str) -> None:
     etc, srv = server.directory / "etc", server.directory / "srv"
     shutil.copytree(root_folder(server.name) / "etc", etc, symlinks=True)
     (server.directory / "root").mkdir()
-    for sub in ("mail", "log", "sock"):
+    for sub in ("mail", "log", "sock", "krb5"):
         (srv / sub).mkdir(parents=True)
-    os.chown(srv / "mail", VMAIL, VMAIL)
+    os.chown(srv / "mail", recipes.VMAIL, recipes.VMAIL)
     (srv / "log").chmod(0o777)  # each daemon logs as a user of its own
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(server.ca_pem))
-    certificate = ca.issue_cert("localhost", HOST)
+    ca.cert_pem.write_to_path(str(etc / "ca.pem"))
+    client = ca.issue_cert(f"{recipes.USERNAME}@{recipes.DOMAIN}", common_name=recipes.USERNAME)
+    client.private_key_and_cert_chain_pem.write_to_path(str(server.client_pem))
+    certificate = ca.issue_cert("localhost", recipes.HOST)
     (etc / "server.pem").write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
-    (etc / "passwd").write_text(PASSWD)
-    (etc / "group").write_text(GROUP)
+    (etc / "passwd").write_text(recipes.PASSWD)
+    (etc / "group").write_text(recipes.GROUP)
     # No DNS: names come from here only, so no query leaves the machine and none is waited for.
-    (etc / "hosts").write_text(f"127.0.0.1 localhost mail.{DOMAIN}\n")
+    (etc / "hosts").write_text(f"127.0.0.1 localhost mail.{recipes.DOMAIN}\n")
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\nservices: files\n")
     (etc / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     values = {f"PORT_{role.upper()}": str(port) for role, port in server.ports.items()}
-    values |= {"DOMAIN": DOMAIN, "USER": USERNAME, "PASSWORD": PASSWORD, "TOKEN": token}
-    values |= {"UTF8_LOCAL": UTF8_LOCAL, "MAX_SIZE": str(MAX_SIZE), "VMAIL": str(VMAIL)}
-    for template, target in RECIPES[server.name].files.items():
+    values |= {"USER": recipes.USERNAME, "PASSWORD": recipes.PASSWORD, "TOKEN": token}
+    for name in ("DOMAIN", "REALM", "UTF8_LOCAL", "MAX_SIZE", "VMAIL"):
+        values[name] = str(getattr(recipes, name))
+    for template, target in recipes.RECIPES[server.name].files.items():
         text = (Path(__file__).parent / "conf" / template).read_text("utf-8")
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
@@ -344,9 +303,13 @@ def greets(server: MailServer, role: str, token: str) -> bool:
     """Whether this very server answers: another test run's may have taken the port in the meantime."""
     try:
         with contextlib.ExitStack() as stack:
-            sock = stack.enter_context(socket.create_connection((HOST, server.ports[role]), timeout=5))
-            if role == "tls":
-                sock = stack.enter_context(server.ssl_context().wrap_socket(sock, server_hostname=HOST))
+            sock = stack.enter_context(socket.create_connection((recipes.HOST, server.ports[role]), timeout=5))
+            if "silent" in role:
+                return True
+            if "haproxy" in role:
+                sock.sendall(b"PROXY UNKNOWN\r\n")
+            if "tls" in role:
+                sock = stack.enter_context(server.ssl_context().wrap_socket(sock, server_hostname=recipes.HOST))
             return token.encode() in sock.recv(1000)
     except OSError:
         return False
@@ -355,7 +318,7 @@ def greets(server: MailServer, role: str, token: str) -> bool:
 @contextlib.contextmanager
 def process(server: MailServer) -> Iterator[subprocess.Popen[bytes]]:
     """The server's namespaces; leaving closes the pipe that keeps them alive."""
-    recipe = RECIPES[server.name]
+    recipe = recipes.RECIPES[server.name]
     script = INIT.replace("{prepare}", recipe.prepare).replace("{command}", recipe.command)
     command = ["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "sh", "-c", script, "init"]
     command += [str(root_folder(server.name)), str(server.directory)]
@@ -391,7 +354,7 @@ def running(name: str) -> Iterator[MailServer]:
 
 def start(name: str, stack: contextlib.ExitStack) -> MailServer:
     """Start a server, on other ports if one was taken in between; what ends it goes to `stack`."""
-    roles, logs = RECIPES[name].roles, ""
+    roles, logs = recipes.RECIPES[name].roles, ""
     for _ in range(3):
         began = time.monotonic()
         token = secrets.token_hex(8)
@@ -399,12 +362,12 @@ def start(name: str, stack: contextlib.ExitStack) -> MailServer:
             folder = Path(attempt.enter_context(tempfile.TemporaryDirectory(prefix=f"asmtp-{name}-")))
             server = MailServer(
                 name=name,
-                host=HOST,
+                host=recipes.HOST,
                 ports=dict(zip(roles, free_ports(len(roles)), strict=True)),
                 lmtp_socket=folder / "srv/sock/lmtp" if "lmtp" in roles else None,
                 ca_pem=folder / "ca.pem",
-                username=USERNAME,
-                password=PASSWORD,
+                username=recipes.USERNAME,
+                password=recipes.PASSWORD,
                 directory=folder,
             )
             write_files(server, token)
@@ -421,10 +384,10 @@ def start(name: str, stack: contextlib.ExitStack) -> MailServer:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Install or run the servers of the interop tests.")
     parser.add_argument("command", choices=["install", "run"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; none means all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(recipes.RECIPES)}; none means all")
     arguments = parser.parse_args()
-    names = arguments.names or list(RECIPES)
-    if unknown := set(names) - set(RECIPES):
+    names = arguments.names or list(recipes.RECIPES)
+    if unknown := set(names) - set(recipes.RECIPES):
         parser.error(f"no such server: {', '.join(unknown)}")
     os.umask(0o022)
     try:

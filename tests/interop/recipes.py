@@ -1,0 +1,139 @@
+"""How each of the servers is installed and started."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+HOST = "127.0.0.1"
+DOMAIN = "lab.test"
+REALM = "LAB.TEST"
+USERNAME = "tester"
+PASSWORD = "s3cret-Pa55"
+UTF8_LOCAL = "δοκιμή"  # delivered into the mailbox "utf8" where SMTPUTF8 is offered
+MAX_SIZE = 50 * 1024 * 1024
+VMAIL = 5000  # who owns the mail; the other numbers are in PASSWD
+JWT_KEY = b"the key that the OAuth tokens of the interop tests are signed with"
+
+PASSWD = f"""\
+root:x:0:0::/:/bin/sh
+nobody:x:65534:65534::/:/bin/false
+vmail:x:{VMAIL}:{VMAIL}::/srv/mail:/bin/false
+postfix:x:5001:5001::/:/bin/false
+Debian-exim:x:5003:5003::/:/bin/false
+dovecot:x:5004:5004::/:/bin/false
+dovenull:x:5005:5005::/:/bin/false
+"""
+GROUP = f"""\
+root:x:0:
+nogroup:x:65534:
+mail:x:8:
+vmail:x:{VMAIL}:
+postfix:x:5001:
+postdrop:x:5002:
+Debian-exim:x:5003:
+dovecot:x:5004:
+dovenull:x:5005:
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one kind of server is installed and started.
+
+    The name of a role says how its port is found to be ready: `tls` in it means implicit TLS, `haproxy` that
+    a PROXY header comes first, and `silent` that nothing greets there.
+    """
+
+    packages: str
+    roles: tuple[str, ...]  # the ports it listens on
+    files: dict[str, str]  # template under conf/ -> path under /etc
+    prepare: str  # shell, run in the server's root folder with the machine's own tools
+    command: str
+
+
+# One root folder for whatever Postfix and Dovecot do. usr-is-merged stands in for usrmerge, which would bring
+# the whole of Perl.
+MAIL = (
+    "postfix sasl2-bin libsasl2-modules libsasl2-modules-db libsasl2-modules-gssapi-mit dovecot-core dovecot-lmtpd "
+    "dovecot-submissiond dovecot-gssapi krb5-kdc krb5-admin-server usr-is-merged"
+)
+
+# What `postfix check` would make, without its half second of shell scripts.
+POSTFIX = f"""
+queue=var/spool/postfix
+mkdir -p $queue/pid var/lib/postfix
+chown 5001 var/lib/postfix
+for d in active bounce corrupt defer deferred flush hold incoming private saved trace; do
+    install -d -o 5001 -m 700 $queue/$d
+done
+install -d -o 5001 -g 5002 -m 710 $queue/public
+install -d -o 5001 -g 5002 -m 1730 $queue/maildrop
+printf %s '{PASSWORD}' | chroot . /usr/sbin/saslpasswd2 -p -c -u {DOMAIN} {USERNAME}
+chgrp 5001 etc/sasldb2 && chmod 640 etc/sasldb2
+"""
+
+# The user's keytab is where clients find it, outside the namespace.
+KERBEROS = f"""
+mkdir -p var/lib/krb5kdc
+chroot . /usr/sbin/kdb5_util -P master create -s -r {REALM}
+chroot . /usr/sbin/kadmin.local <<END
+addprinc -randkey {USERNAME}
+addprinc -randkey smtp/localhost
+ktadd -k /srv/krb5/{USERNAME}.keytab {USERNAME}
+ktadd smtp/localhost
+END
+chmod 644 etc/krb5.keytab srv/krb5/{USERNAME}.keytab
+serve /usr/sbin/krb5kdc -n
+"""
+
+OAUTH = f"""
+mkdir -p etc/dovecot/keys/default/HS256
+echo {base64.b64encode(JWT_KEY).decode()} >etc/dovecot/keys/default/HS256/default
+"""
+
+RECIPES = {
+    "postfix": Recipe(
+        MAIL,
+        ("plain", "submission", "tls"),
+        {
+            "postfix-main.cf": "postfix/main.cf",
+            "postfix-master.cf": "postfix/master.cf",
+            "postfix-mailboxes": "postfix/mailboxes",
+            "postfix-sasl.conf": "postfix/sasl/smtpd.conf",
+        },
+        POSTFIX,
+        "/usr/lib/postfix/sbin/master -d",
+    ),
+    "exim": Recipe(
+        "exim4-daemon-heavy usr-is-merged",
+        ("plain", "submission", "tls"),
+        {"exim.conf": "exim4/exim4.conf"},
+        "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
+        "/usr/sbin/exim4 -bdf",
+    ),
+    "dovecot": Recipe(
+        MAIL,
+        ("lmtp",),
+        {"dovecot.conf": "dovecot/dovecot.conf", "dovecot-mailboxes": "dovecot/mailboxes"},
+        "mkdir var/lib/dovecot",
+        "/usr/sbin/dovecot -F",
+    ),
+    "sasl": Recipe(
+        MAIL,
+        ("relay", "cyrus", "dovecot", "submission", "tls", "haproxy", "kdc_silent"),
+        {
+            "postfix-main.cf": "postfix/main.cf",
+            "sasl-master.cf": "postfix/master.cf",
+            "postfix-mailboxes": "postfix/mailboxes",
+            "sasl-cyrus.conf": "postfix/sasl/smtpd.conf",
+            "sasl-dovecot.conf": "dovecot/dovecot.conf",
+            "sasl-oauth2.conf": "dovecot/oauth2.conf",
+            "sasl-users": "dovecot/users",
+            "krb5.conf": "krb5.conf",
+            "kdc.conf": "krb5kdc/kdc.conf",
+        },
+        POSTFIX + KERBEROS + OAUTH + "mkdir var/lib/dovecot; serve /usr/sbin/dovecot -F",
+        "/usr/lib/postfix/sbin/master -d",
+    ),
+}
