@@ -95,7 +95,7 @@ echo {base64.b64encode(JWT_KEY).decode()} >etc/dovecot/keys/default/HS256/defaul
 RECIPES = {
     "postfix": Recipe(
         MAIL,
-        ("plain", "submission", "tls"),
+        ("plain", "submission", "tls", "xclient", "haproxy"),
         {
             "postfix-main.cf": "postfix/main.cf",
             "postfix-master.cf": "postfix/master.cf",
@@ -107,7 +107,7 @@ RECIPES = {
     ),
     "exim": Recipe(
         "exim4-daemon-heavy usr-is-merged",
-        ("plain", "submission", "tls"),
+        ("plain", "submission", "tls", "auth", "haproxy"),
         {"exim.conf": "exim4/exim4.conf"},
         "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
         "/usr/sbin/exim4 -bdf",
