@@ -10,6 +10,7 @@ DOMAIN = "lab.test"
 REALM = "LAB.TEST"
 USERNAME = "tester"
 PASSWORD = "s3cret-Pa55"
+PASSWORD_HASH = "$1$interop$hMqPshASgLYYQEoEprCtO."  # as in /etc/shadow
 UTF8_LOCAL = "δοκιμή"  # delivered into the mailbox "utf8" where SMTPUTF8 is offered
 MAX_SIZE = 50 * 1024 * 1024
 VMAIL = 5000  # who owns the mail; the other numbers are in PASSWD
@@ -37,12 +38,15 @@ dovenull:x:5005:
 """
 
 
+SILENT = ("kdc", "socks", "connect")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one kind of server is installed and started.
 
-    The name of a role says how its port is found to be ready: `tls` in it means implicit TLS, `haproxy` that
-    a PROXY header comes first, and `silent` that nothing greets there.
+    The name of a role says how its port is spoken to: `tls` in it means implicit TLS, `haproxy` that a PROXY
+    header comes first. Where it begins as one of `SILENT`, the client is the first to speak.
     """
 
     packages: str
@@ -50,6 +54,7 @@ class Recipe:
     files: dict[str, str]  # template under conf/ -> path under /etc
     prepare: str  # shell, run in the server's root folder with the machine's own tools
     command: str
+    suite: str = ""  # of Debian, where it is not the machine's own
 
 
 # One root folder for whatever Postfix and Dovecot do. usr-is-merged stands in for usrmerge, which would bring
@@ -60,7 +65,7 @@ MAIL = (
 )
 
 # What `postfix check` would make, without its half second of shell scripts.
-POSTFIX = f"""
+QUEUE = """
 queue=var/spool/postfix
 mkdir -p $queue/pid var/lib/postfix
 chown 5001 var/lib/postfix
@@ -69,6 +74,8 @@ for d in active bounce corrupt defer deferred flush hold incoming private saved 
 done
 install -d -o 5001 -g 5002 -m 710 $queue/public
 install -d -o 5001 -g 5002 -m 1730 $queue/maildrop
+"""
+POSTFIX = f"""{QUEUE}
 printf %s '{PASSWORD}' | chroot . /usr/sbin/saslpasswd2 -p -c -u {DOMAIN} {USERNAME}
 chgrp 5001 etc/sasldb2 && chmod 640 etc/sasldb2
 """
@@ -121,7 +128,7 @@ RECIPES = {
     ),
     "sasl": Recipe(
         MAIL,
-        ("relay", "cyrus", "dovecot", "submission", "tls", "haproxy", "kdc_silent"),
+        ("relay", "cyrus", "dovecot", "submission", "tls", "haproxy", "kdc"),
         {
             "postfix-main.cf": "postfix/main.cf",
             "sasl-master.cf": "postfix/master.cf",
@@ -135,5 +142,34 @@ RECIPES = {
         },
         POSTFIX + KERBEROS + OAUTH + "mkdir var/lib/dovecot; serve /usr/sbin/dovecot -F",
         "/usr/lib/postfix/sbin/master -d",
+    ),
+    # The mechanisms with channel binding.
+    "dovecot24": Recipe(
+        "dovecot-core dovecot-submissiond postfix usr-is-merged dash",
+        ("relay", "submission", "tls"),
+        {
+            "postfix-main.cf": "postfix/main.cf",
+            "dovecot24-master.cf": "postfix/master.cf",
+            "postfix-mailboxes": "postfix/mailboxes",
+            "dovecot24.conf": "dovecot/dovecot.conf",
+            "sasl-users": "dovecot/users",
+        },
+        QUEUE + "mkdir var/lib/dovecot; serve /usr/sbin/dovecot -F",
+        "/usr/lib/postfix/sbin/master -d",
+        "trixie",
+    ),
+    # Not servers of mail, but on the way to them: SOCKS and CONNECT, each without and with the user's password.
+    "proxies": Recipe(
+        "dante-server tinyproxy usr-is-merged",
+        ("socks", "socks_auth", "connect", "connect_auth"),
+        {name: name for name in ("dante.conf", "dante-auth.conf", "tinyproxy.conf", "tinyproxy-auth.conf")},
+        f"""
+        echo '{USERNAME}:x:{VMAIL}:{VMAIL}::/:/bin/false' >>etc/passwd
+        echo '{USERNAME}:{PASSWORD_HASH}:20000:0:99999:7:::' >etc/shadow
+        serve /usr/sbin/danted -f /etc/dante.conf
+        serve /usr/sbin/danted -f /etc/dante-auth.conf
+        serve /usr/bin/tinyproxy -d -c /etc/tinyproxy.conf
+        """,
+        "/usr/bin/tinyproxy -d -c /etc/tinyproxy-auth.conf",
     ),
 }

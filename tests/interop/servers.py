@@ -167,8 +167,9 @@ def cache_folder() -> Path:
 
 def root_folder(name: str) -> Path:
     """A server's root; another list of packages means another folder, so nothing running loses its files."""
-    packages = recipes.RECIPES[name].packages
-    return cache_folder() / f"{packages.split()[0]}-{hashlib.sha256(packages.encode()).hexdigest()[:8]}"
+    recipe = recipes.RECIPES[name]
+    digest = hashlib.sha256((recipe.packages + recipe.suite).encode()).hexdigest()
+    return cache_folder() / f"{recipe.packages.split()[0]}-{digest[:8]}"
 
 
 def check_machine() -> None:
@@ -199,7 +200,7 @@ def install(name: str) -> None:
         if root.is_dir():
             return
         with tempfile.TemporaryDirectory(prefix="apt-", dir=cache) as folder:
-            debs = download(recipes.RECIPES[name].packages.split(), Path(folder))
+            debs = download(recipes.RECIPES[name], Path(folder))
             partial = Path(folder) / "root"
             for mount_point in ("dev", "etc", "proc", "run", "srv", "tmp", "var"):
                 (partial / mount_point).mkdir(parents=True)
@@ -212,7 +213,7 @@ def install(name: str) -> None:
             partial.rename(root)
 
 
-def download(packages: list[str], folder: Path) -> list[Path]:
+def download(recipe: recipes.Recipe, folder: Path) -> list[Path]:
     """Have apt fetch packages and dependencies as for an empty machine; this one's state stays as it is."""
     (folder / "state/lists/partial").mkdir(parents=True)
     (folder / "cache/archives/partial").mkdir(parents=True)
@@ -226,12 +227,26 @@ def download(packages: list[str], folder: Path) -> list[Path]:
         "Acquire::Retries": "3",
         "Acquire::Languages": "none",
     }
+    if recipe.suite:
+        (folder / "sources.list").write_text(f"deb {archive()} {recipe.suite} main\n")
+        options |= {"Dir::Etc::sourcelist": folder / "sources.list", "Dir::Etc::sourceparts": "/dev/null"}
+        options |= {"Dir::Etc::trustedparts": "/usr/share/keyrings"}
     apt = ["apt-get", "-q", "-y", *(f"-o{key}={value}" for key, value in options.items())]
-    for arguments in (["update"], ["install", "--download-only", *packages]):
+    for arguments in (["update"], ["install", "--download-only", *recipe.packages.split()]):
         done = subprocess.run(apt + arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"apt-get {' '.join(arguments)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return sorted((folder / "cache/archives").glob("*.deb"))
+
+
+def archive() -> str:
+    """Where the machine's own apt has Debian's packages from."""
+    listed = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Component: main", "Created-By: Packages"]
+    done = subprocess.run(listed, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    for uri in done.stdout.split():
+        if uri.rstrip("/").endswith("/debian"):
+            return uri
+    raise Unavailable("the interop servers need an apt that gets Debian's packages")
 
 
 def unpack(deb: Path, root: Path) -> None:
@@ -304,7 +319,7 @@ def greets(server: MailServer, role: str, token: str) -> bool:
     try:
         with contextlib.ExitStack() as stack:
             sock = stack.enter_context(socket.create_connection((recipes.HOST, server.ports[role]), timeout=5))
-            if "silent" in role:
+            if role.startswith(recipes.SILENT):
                 return True
             if "haproxy" in role:
                 sock.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 25\r\n")  # Postfix does not know UNKNOWN
