@@ -58,6 +58,24 @@ def dovecot() -> Iterator[MailServer]:
     yield from serve("dovecot")
 
 
+@pytest.fixture(scope="session")
+def sasl() -> Iterator[MailServer]:
+    """Postfix with Cyrus SASL and with Dovecot's, Dovecot's submission service, and a Kerberos realm."""
+    yield from serve("sasl")
+
+
+@pytest.fixture(scope="session")
+def dovecot24() -> Iterator[MailServer]:
+    """The submission service of a Dovecot 2.4, which does channel binding."""
+    yield from serve("dovecot24")
+
+
+@pytest.fixture(scope="session")
+def proxies() -> Iterator[MailServer]:
+    """SOCKS and CONNECT proxies."""
+    yield from serve("proxies")
+
+
 @pytest.fixture(scope="session", params=["postfix", "exim"])
 def smtp_server(request: pytest.FixtureRequest) -> MailServer:
     """Each of the SMTP servers in turn."""

@@ -45,6 +45,7 @@ else:  # run as a script
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PROXY_HEADER = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 25\r\n"  # Postfix does not know UNKNOWN
 DOMAIN, MAX_SIZE, UTF8_LOCAL = recipes.DOMAIN, recipes.MAX_SIZE, recipes.UTF8_LOCAL
 
 
@@ -322,7 +323,7 @@ def greets(server: MailServer, role: str, token: str) -> bool:
             if role.startswith(recipes.SILENT):
                 return True
             if "haproxy" in role:
-                sock.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 25\r\n")  # Postfix does not know UNKNOWN
+                sock.sendall(PROXY_HEADER)
             if "tls" in role:
                 sock = stack.enter_context(server.ssl_context().wrap_socket(sock, server_hostname=recipes.HOST))
             return token.encode() in sock.recv(1000)
