@@ -71,6 +71,18 @@ def dovecot24() -> Iterator[MailServer]:
 
 
 @pytest.fixture(scope="session")
+def sendmail() -> Iterator[MailServer]:
+    """A sendmail, which does DELIVERBY."""
+    yield from serve("sendmail")
+
+
+@pytest.fixture(scope="session")
+def exim498() -> Iterator[MailServer]:
+    """An Exim that announces its limits: 5 messages a connection, 10 recipients a message."""
+    yield from serve("exim498")
+
+
+@pytest.fixture(scope="session")
 def proxies() -> Iterator[MailServer]:
     """SOCKS and CONNECT proxies."""
     yield from serve("proxies")

@@ -158,6 +158,29 @@ RECIPES = {
         "/usr/lib/postfix/sbin/master -d",
         "trixie",
     ),
+    # DELIVERBY.
+    "sendmail": Recipe(
+        "sendmail-bin sendmail-cf usr-is-merged",
+        ("plain", "tls"),
+        {"sendmail.mc": "mail/sendmail.mc", "sendmail-deliver": "mail/deliver"},
+        """
+        for name in alice bob carol dave; do echo "$name:x:5000:5000::/:/bin/false"; done >>etc/passwd
+        mkdir -p -m 700 var/spool/mqueue
+        chmod 755 etc/mail/deliver
+        install -m 600 etc/server.pem etc/server.key
+        chroot . /usr/bin/m4 /etc/mail/sendmail.mc >etc/mail/sendmail.cf 2>/dev/null  # it misses a shell
+        """,
+        "/usr/libexec/sendmail/sendmail -bD",
+    ),
+    # LIMITS: its conf is that of the other Exim, but with small ones.
+    "exim498": Recipe(
+        "exim4-daemon-heavy usr-is-merged",
+        ("plain", "submission", "tls", "auth", "haproxy"),
+        {"exim.conf": "exim4/exim4.conf"},
+        "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
+        "/usr/sbin/exim4 -bdf",
+        "trixie",
+    ),
     # Not servers of mail, but on the way to them: SOCKS and CONNECT, each without and with the user's password.
     "proxies": Recipe(
         "dante-server tinyproxy usr-is-merged",

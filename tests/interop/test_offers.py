@@ -92,9 +92,9 @@ class Dialogue:
         assert reply.startswith("334"), reply
         return base64.b64decode(reply[4:])
 
-    def letter(self, marker: str, sender: str = BOB, *parameters: str) -> None:
+    def letter(self, marker: str, parameters: str = "") -> None:
         """One message to alice."""
-        self.say(f"MAIL FROM:<{sender}>", " ".join([f"RCPT TO:<{ALICE}>", *parameters]), "DATA")
+        self.say(f"MAIL FROM:<{BOB}> {parameters}".rstrip(), f"RCPT TO:<{ALICE}>", "DATA")
         self.say(f"Subject: {marker}\r\n\r\nhello\r\n.")
 
 
@@ -111,6 +111,8 @@ KEYWORDS = {
     ("postfix", "plain"): "PIPELINING SIZE ETRN STARTTLS ENHANCEDSTATUSCODES 8BITMIME DSN SMTPUTF8 CHUNKING",
     ("postfix", "xclient"): "XCLIENT XFORWARD AUTH",
     ("exim", "plain"): "PIPELINING SIZE ETRN STARTTLS 8BITMIME DSN SMTPUTF8 CHUNKING PRDR PIPECONNECT",
+    ("exim498", "plain"): "PIPELINING SIZE 8BITMIME DSN SMTPUTF8 CHUNKING PRDR PIPECONNECT LIMITS",
+    ("sendmail", "plain"): "PIPELINING SIZE ETRN STARTTLS ENHANCEDSTATUSCODES 8BITMIME DSN DELIVERBY EXPN VERB",
     ("sasl", "submission"): "PIPELINING SIZE STARTTLS ENHANCEDSTATUSCODES 8BITMIME CHUNKING BURL AUTH",
     ("dovecot24", "submission"): "PIPELINING SIZE STARTTLS ENHANCEDSTATUSCODES 8BITMIME SMTPUTF8 CHUNKING BURL AUTH",
     ("dovecot", "lmtp"): "PIPELINING STARTTLS ENHANCEDSTATUSCODES 8BITMIME CHUNKING",
@@ -310,7 +312,7 @@ def test_external_needs_the_certificate(server: MailServer) -> None:
 # ---- extensions -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("server", ["postfix", "exim"], indirect=True)
+@pytest.mark.parametrize("server", ["postfix", "exim", "sendmail"], indirect=True)
 def test_dsn(server: MailServer) -> None:
     """The report of a success comes to the sender, with what identifies the message for him."""
     envid = uuid.uuid4().hex
@@ -385,10 +387,32 @@ def test_proxy_protocol(server: MailServer, header: str) -> None:
     assert (b"[127.0.0.1]" if header == "v2 local" else b"[192.0.2.7]") in stored
 
 
-@pytest.mark.parametrize("server", ["postfix", "exim"], indirect=True)
+@pytest.mark.parametrize("server", ["postfix", "exim", "sendmail"], indirect=True)
 def test_etrn(server: MailServer) -> None:
     with Dialogue(server, "plain") as dialogue:
         assert dialogue.send(f"ETRN {DOMAIN}").startswith("250")
+
+
+def test_deliverby(sendmail: MailServer) -> None:
+    marker = uuid.uuid4().hex
+    with Dialogue(sendmail, "plain") as dialogue:
+        assert dialogue.keywords["DELIVERBY"] == "60"  # the least that it takes for a return
+        assert dialogue.send(f"MAIL FROM:<{BOB}> BY=59;R").startswith("555")
+        assert dialogue.send(f"MAIL FROM:<{BOB}> BY=-60;R").startswith("501")
+        dialogue.say(f"MAIL FROM:<{BOB}> BY=-60;N", "RSET", f"MAIL FROM:<{BOB}> BY=120;RT", "RSET")
+        dialogue.starttls()
+        dialogue.letter(marker, "BY=120;R")
+    assert sendmail.wait_for("alice", containing=marker.encode())
+
+
+def test_limits(exim498: MailServer) -> None:
+    """Every MAIL counts, one that was given up too."""
+    with Dialogue(exim498, "plain") as dialogue:
+        assert dialogue.keywords["LIMITS"] == "MAILMAX=5 RCPTMAX=10"
+        dialogue.say(f"MAIL FROM:<{BOB}>", *[f"RCPT TO:<{ALICE}>"] * 10)
+        assert dialogue.send(f"RCPT TO:<{ALICE}>").startswith("452")
+        dialogue.say(*["RSET", f"MAIL FROM:<{BOB}>"] * 4, "RSET")
+        assert dialogue.send(f"MAIL FROM:<{BOB}>").startswith("421")
 
 
 @pytest.mark.parametrize(
