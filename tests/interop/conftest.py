@@ -83,6 +83,12 @@ def exim498() -> Iterator[MailServer]:
 
 
 @pytest.fixture(scope="session")
+def cyrus() -> Iterator[MailServer]:
+    """A Cyrus that speaks LMTP; one of its ports wants AUTH, and does channel binding."""
+    yield from serve("cyrus")
+
+
+@pytest.fixture(scope="session")
 def proxies() -> Iterator[MailServer]:
     """SOCKS and CONNECT proxies."""
     yield from serve("proxies")

@@ -24,6 +24,7 @@ postfix:x:5001:5001::/:/bin/false
 Debian-exim:x:5003:5003::/:/bin/false
 dovecot:x:5004:5004::/:/bin/false
 dovenull:x:5005:5005::/:/bin/false
+cyrus:x:5006:8::/:/bin/false
 """
 GROUP = f"""\
 root:x:0:
@@ -180,6 +181,20 @@ RECIPES = {
         "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
         "/usr/sbin/exim4 -bdf",
         "trixie",
+    ),
+    # Another LMTP, with AUTH on one of its ports, and mailboxes that `MailServer.messages` does not find.
+    "cyrus": Recipe(
+        "cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db usr-is-merged",
+        ("lmtp", "lmtp_auth"),
+        {"cyrus-imapd.conf": "imapd.conf", "cyrus.conf": "cyrus.conf"},
+        f"""
+        for d in lib/cyrus run/cyrus/proc run/cyrus/lock; do install -d -o 5006 -g 8 var/$d; done
+        install -d -o 5006 -g 8 var/run/cyrus srv/sock srv/mail
+        realm=$(sed -n 's/^servername: //p' etc/imapd.conf)
+        printf %s '{PASSWORD}' | chroot . /usr/sbin/saslpasswd2 -p -c -u $realm {USERNAME}
+        chmod 644 etc/sasldb2
+        """,
+        "/usr/lib/cyrus/bin/master -D",
     ),
     # Not servers of mail, but on the way to them: SOCKS and CONNECT, each without and with the user's password.
     "proxies": Recipe(

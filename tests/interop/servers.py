@@ -1,4 +1,4 @@
-"""Real mail servers on loopback: Postfix, Exim and Dovecot's LMTP, each in namespaces of its own.
+"""Real mail servers on loopback, and proxies on the way to them, each in namespaces of its own.
 
     python tests/interop/servers.py install        fetch the Debian packages into the cache folder
     python tests/interop/servers.py run postfix    start one and print where it listens, until Ctrl-C
@@ -8,8 +8,8 @@ apt resolves their dependencies against an empty system and downloads them, and 
 with everything it needs, libc included. A running server sees that folder read-only; what it writes goes to a
 temporary folder and to tmpfs mounts that vanish with it.
 
-Needs Linux, root, and the apt of Debian 12 or of another release with Dovecot 2.3. Installing uses the
-standard library only; running needs trustme.
+Needs Linux, root, and the apt of Debian 12 or of another release with Dovecot 2.3; a recipe may name a release
+of its own. Installing uses the standard library only; running needs trustme.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class MailServer:
 
     alice, bob, carol and dave at `DOMAIN` are accepted, nobody gets 550 and tempfail 450 (451 from Dovecot).
     Postfix and Exim put `UTF8_LOCAL` into the mailbox "utf8". Dovecot refuses full and broken after the body,
-    with 552 and 451.
+    with 552 and 451, and Exim, asked for PRDR, those whom a field X-Refuse of the header names.
     """
 
     name: str
