@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROXY_HEADER = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 25\r\n"  # Postfix does not know UNKNOWN
-DOMAIN, MAX_SIZE, UTF8_LOCAL = recipes.DOMAIN, recipes.MAX_SIZE, recipes.UTF8_LOCAL
+DOMAIN, USERNAME, PASSWORD = recipes.DOMAIN, recipes.USERNAME, recipes.PASSWORD
+MAX_SIZE, UTF8_LOCAL = recipes.MAX_SIZE, recipes.UTF8_LOCAL
 
 
 class Unavailable(Exception):
@@ -394,7 +395,7 @@ def start(name: str, stack: contextlib.ExitStack) -> MailServer:
                     return replace(server, startup=time.monotonic() - began)
                 time.sleep(0.01)
             logs = server.logs()
-    raise RuntimeError(f"{name} does not start:\n{logs}")
+    raise RuntimeError(f"{name} does not start:\n{logs[-20_000:]}")
 
 
 def main() -> None:
