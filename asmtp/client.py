@@ -19,6 +19,7 @@ from asmtp.commands import Commands
 from asmtp.errors import (
     SMTPConnectError,
     SMTPException,
+    SMTPProtocolError,
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
@@ -210,14 +211,26 @@ class AsyncSMTP(Commands):
         trusted = self._tls != "opportunistic"
         if self._tls in ("required", "opportunistic"):
             await self.ehlo_or_helo_if_needed()
-            if self._tls == "required" or self.has_extn("starttls"):
-                await self._starttls(None if verified else unverified_context())
-                trusted = trusted or verified
+            if self._tls == "required":
+                await self._starttls(None)
+            elif self.has_extn("starttls"):
+                trusted = await self._try_starttls(None if verified else unverified_context()) and verified
         if self._logs_in:
             if trusted:
                 await self._log_in_as_told()
             else:
                 logger.warning("not logging in: the connection is not protected by verified TLS")
+
+    async def _try_starttls(self, context: ssl.SSLContext | None) -> bool:
+        """STARTTLS, where the mail is not to be stopped by a server that says no to it: whether there is TLS."""
+        try:
+            await self._starttls(context)
+        except SMTPResponseException as error:
+            if not self._session.idle or self._session.closed:
+                raise
+            logger.warning("STARTTLS was offered, and refused with %d; going on without", error.smtp_code)
+            return False
+        return True
 
     async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
         """Connect and read the greeting."""
@@ -314,6 +327,8 @@ class AsyncSMTP(Commands):
 
     def _live(self) -> Connection:
         connection = self._connection
+        if connection is None and isinstance(self._session.error, SMTPProtocolError):
+            raise self._session.disconnected()  # it broke between two calls, and nobody was told why
         if connection is None or (self._preparing is not None and self._preparing is not asyncio.current_task()):
             raise SMTPServerDisconnected("please run connect() first")
         return connection

@@ -151,8 +151,9 @@ class Commands(AuthObjects):
             SMTPHeloError: both were refused.
         """
         async with self._greeted:
-            if self.helo_resp is None and self.ehlo_resp is None and not (await self.ehlo()).ok:
-                reply = await self.helo()
+            if self.helo_resp is None and self.ehlo_resp is None and not (reply := await self.ehlo()).ok:
+                if not self.lmtp:  # RFC 2033 §4.1: there is no HELO
+                    reply = await self.helo()
                 if not reply.ok:
                     raise SMTPHeloError(*reply)
 

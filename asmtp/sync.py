@@ -30,6 +30,7 @@ from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
+    SMTPException,
     SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
@@ -344,8 +345,10 @@ class SMTP(AuthObjects):
         Raises:
             SMTPHeloError: both were refused.
         """
-        if self.helo_resp is None and self.ehlo_resp is None and not 200 <= self.ehlo()[0] <= 299:
-            code, message = self.helo()
+        if self.helo_resp is None and self.ehlo_resp is None:
+            code, message = self.ehlo()
+            if not (200 <= code <= 299 or self._client.lmtp):
+                code, message = self.helo()
             if not 200 <= code <= 299:
                 raise SMTPHeloError(code, message)
 
@@ -484,7 +487,7 @@ class SMTP(AuthObjects):
         """
         # Raises what is wrong with them before EHLO is written.
         to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options).recipients
-        self.ehlo_or_helo_if_needed()
+        self._hello_for_message()
         sending = self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
         try:
             # An async iterator is its author's code, and may need a task to run in.
@@ -492,6 +495,13 @@ class SMTP(AuthObjects):
         except SMTPNotSupportedError as error:
             if isinstance(error.__cause__, UnicodeEncodeError):
                 raise error.__cause__ from None
+            raise
+
+    def _hello_for_message(self) -> None:
+        try:
+            self.ehlo_or_helo_if_needed()
+        except SMTPException as error:
+            error.state = error.state or "not_sent"
             raise
 
     def send_message(
@@ -507,7 +517,7 @@ class SMTP(AuthObjects):
         As in smtplib, 8-bit parts are sent as they are to a server that lacks 8BITMIME.
         See :meth:`asmtp.AsyncSMTP.send_message`.
         """
-        self.ehlo_or_helo_if_needed()
+        self._hello_for_message()
         sender, recipients, octets, options = compose(
             msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=False
         )

@@ -95,6 +95,11 @@ class ReplyReader:
         self._size = 0
 
     @property
+    def begun(self) -> bool:
+        """Whether something has come of a reply that is not complete."""
+        return bool(self._partial or self._lines)
+
+    @property
     def pending(self) -> bytes:
         """What has come of a reply that is not complete; empty between replies."""
         begun = b"".join(b"%d-%s\n" % (self._code, line) for line in self._lines)

@@ -172,6 +172,7 @@ class Session:
         self._serial = 0  # counts the commands that may leave a transaction open
         self._settled = 0  # the last of them that is known to have left none
         self._chunks_left = False  # a dialogue ended between BDAT and BDAT LAST
+        self._intruding = False  # a reply that nobody is owed has begun; it may be a 421
         self._delivery = 0
         self._receiving = 0
         self._last_answered: Exchange | None = None  # the one that met the 421; None when the server went on
@@ -236,11 +237,13 @@ class Session:
             alone: write it only when no reply is owed.
             raw: it may end in the middle of AUTH, DATA or STARTTLS; its caller takes care of the rest.
         """
+        if self._intruding and not self._owed:
+            self._intruded()
         exchange = Exchange(dialogue, owner, alone, raw)
         self._queue.append(exchange)
         if self.error is not None:
             self._queue.clear()
-            self._throw(exchange, self._disconnected())
+            self._throw(exchange, self.disconnected())
         else:
             self.pump()
         return exchange
@@ -308,9 +311,16 @@ class Session:
                 self.trace("<", self._redaction.text(b"%d %s" % reply))
         if self._redaction.secrets and self.state is not State.HELLO:
             replies = [self._redaction.reply(reply) for reply in replies]
+        if self._intruding and replies:
+            self._unasked(replies[0])
+            return
         start = 0
         while start < len(replies) and self.error is None:
             start = self._receive(replies, start)
+        if self._reader.begun and self.error is None and self.closing is None and not self._awaits_reply():
+            self._intruding = True
+            if b"421"[: len(self._reader.pending)] != self._reader.pending[:3]:
+                self._intruded()
         self._receiving = 0
         if self._reader.error is not None:
             self.fail(self._reader.error)
@@ -407,7 +417,7 @@ class Session:
 
     def _write(self, exchange: Exchange, group: Group) -> None:
         if self.error is not None or self.closing is not None:
-            raise self._disconnected()
+            raise self.disconnected()
         data = group.data
         if group.secret:
             self._redaction.learn(data)
@@ -442,10 +452,16 @@ class Session:
     def _plaintext_over(self) -> bool:
         return self.state is State.HANDSHAKE
 
+    def _awaits_reply(self) -> bool:
+        """Whether the octets that have come just now can be of a reply that is owed.
+
+        What comes in the same octets as the reply that let a command be written, was sent before that command.
+        """
+        return bool(self._owed) and self._owed[0].written != self._receiving
+
     def _receive(self, replies: list[Reply], start: int) -> int:
         """Hand replies to the exchange that is owed the next ones; the place of the first not taken."""
-        # What comes in the same octets as the reply that let a command be written, was sent before that command.
-        if not self._owed or self._owed[0].written == self._receiving:
+        if not self._awaits_reply():
             self._unasked(replies[start])
             return len(replies)
         exchange = self._owed[0]
@@ -516,6 +532,11 @@ class Session:
             shown = printable(b"%d %s" % reply)
             self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {shown}".encode()))
 
+    def _intruded(self) -> None:
+        """A reply that nobody is owed has begun: the next command's would be taken for the rest of it."""
+        begun = printable(self._redaction.text(self._reader.pending))
+        self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {begun}".encode()))
+
     def _injected(self, data: bytes) -> None:
         # RFC 3207 §6 and CVE-2011-0411: what came in plaintext must not be taken for an answer under TLS.
         shown = printable(self._redaction.text(data))
@@ -558,7 +579,8 @@ class Session:
             exchange.error = error
         self._finish(exchange)
 
-    def _disconnected(self) -> SMTPServerDisconnected:
+    def disconnected(self) -> SMTPServerDisconnected:
+        """Why nothing can be written any more: an exception of the caller's own."""
         why = self.error or self.closing
         assert why is not None
         error = copy.copy(why)
@@ -589,7 +611,7 @@ class Session:
                 if exchange.owner is not None:  # who has come back to see its end
                     self.notify(exchange)
                 continue
-            told = self._disconnected()
+            told = self.disconnected()
             if error is self.closing and self._last_answered not in (None, exchange):
                 told.state = "not_sent"  # else what became of it, its own replies say
             self._throw(exchange, told)

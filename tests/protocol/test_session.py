@@ -204,10 +204,58 @@ def test_421_on_an_idle_connection_retires_it() -> None:
 
 
 def test_another_reply_on_an_idle_connection_breaks_it() -> None:
-    result = play("S: 250 what", STARTS, opened())
-    assert result.state == "BROKEN"
-    result = play("S: 250 what\nstart one", STARTS, opened())
-    assert result["one"] == "SMTPProtocolError -1 a reply that no command is owed: '250 what' [not_sent]"
+    assert play("S: 250 what", STARTS, opened()).state == "BROKEN"
+    session = opened()()
+    session.receive_data(b"250 what\r\n")
+    one = session.start(STARTS["one"].make(session))
+    assert str(one.error) == "(-1, b\"a reply that no command is owed: '250 what'\")"
+    assert isinstance(one.error, SMTPServerDisconnected)
+    assert one.error.state == "not_sent"
+
+
+@pytest.mark.parametrize("begun", [b"2", b"250-a", b"250-a\r\n", b"5", b"422", b"\r", b"421-x\r\n421", b"42 "])
+def test_half_a_reply_on_an_idle_connection(begun: bytes) -> None:
+    """Joined to the next reply, it would make of each reply the next command's."""
+    session = opened()()
+    session.receive_data(begun)
+    one = session.start(STARTS["one"].make(session))
+    assert session.output() == b""
+    assert isinstance(one.error, SMTPProtocolError)
+    assert b"a reply that no command is owed: '" in one.error.smtp_error
+    assert one.error.state == "not_sent"
+    assert session.closed
+
+
+def test_half_a_reply_behind_one_that_lets_the_next_command_be_written() -> None:
+    session = opened("both")()
+    one = session.start(NOOP.make(session))
+    two = session.start(NOOP.make(session), alone=True)
+    session.output()
+    session.receive_data(b"250 ok\r\n250-a")
+    assert one.result == (250, b"ok")
+    assert isinstance(two.error, SMTPProtocolError)
+
+
+def test_a_421_that_comes_in_pieces() -> None:
+    """Nothing is owed: it is waited for, unless something is to be written meanwhile."""
+    session = opened()()
+    for octet in b"421 bye":
+        session.receive_data(bytes([octet]))
+        assert not session.closed
+    session.receive_data(b"\r\n")
+    assert session.state is State.CLOSED
+
+
+def test_what_begins_as_a_421_and_is_another_reply() -> None:
+    session = opened("both")()
+    one = session.start(NOOP.make(session))
+    two = session.start(NOOP.make(session), alone=True)
+    session.output()
+    session.receive_data(b"250 ok\r\n4")
+    assert (one.done, two.done) == (True, False)
+    session.receive_data(b"50 this is not yours\r\n")
+    assert isinstance(two.error, SMTPProtocolError)
+    assert b"no command is owed: '450 this" in two.error.smtp_error
 
 
 def test_421_with_the_reply_that_lets_the_next_command_be_written() -> None:

@@ -84,7 +84,6 @@ class Lie:
         stalling: see liar.Liar.
         deaf: the server's kernel keeps little of what nobody reads.
         lmtp: it is told to LMTP clients.
-        xfail: why the contract is not kept; by way, or with "" for all.
     """
 
     says: Any
@@ -100,7 +99,6 @@ class Lie:
     stalling: bool = False
     deaf: bool = False
     lmtp: bool = False
-    xfail: Mapping[str, str] = field(default_factory=dict)
 
 
 async def content_begun() -> AsyncIterator[bytes]:

@@ -9,7 +9,6 @@ import ssl
 from asmtp import (
     SMTPAuthenticationError,
     SMTPConnectError,
-    SMTPException,
     SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
@@ -21,10 +20,6 @@ from .script import Peer, Step, drip, fin, flood, octets, rst, send, silence
 
 __all__ = ["AUTH", "OPENING", "dripping", "says", "then"]
 
-STATELESS = {"facade": "the facade says EHLO outside of the call that tells the state"}
-FORGETFUL = {"facade": "the facade does not tell why a connection broke between two calls"}
-ECHOED = {"": "what a server repeats of AUTH is raised and traced as it is"}
-TRACED = dict.fromkeys(("async", "facade"), "what a server repeats of AUTH is traced as it is")
 
 LINES = (b"220-" + b"x" * 70 + b"\r\n") * 1000
 LINE = b"2" * 65536
@@ -96,7 +91,7 @@ GREETING = {
     "greeting without end, octet by octet": Lie(
         {"greeting": drip(b"220 " + b"x" * 5000, every=0.01)}, late("not_sent"), limit="greeting"
     ),
-    "greeting twice": Lie({"greeting": b"220 hi\r\n220 hi again\r\n"}, broken("not_sent"), xfail=FORGETFUL),
+    "greeting twice": Lie({"greeting": b"220 hi\r\n220 hi again\r\n"}, broken("not_sent")),
     "greeting cut in the code": Lie({"greeting": then(send(b"22"), fin)}, broken("not_sent")),
     "greeting cut between lines": Lie({"greeting": then(send(b"220-hi\r\n"), fin)}, broken("not_sent")),
     "greeting cut before the line end": Lie({"greeting": then(send(b"220 hi"), fin)}, broken("not_sent")),
@@ -117,38 +112,31 @@ MESS = b"".join(
 HUGE = b"250-liar.example\r\n" + b"".join(b"250-X-%d %b\r\n" % (n, b"x" * 80) for n in range(1200)) + b"250 END\r\n"
 
 EHLO = {
-    "EHLO 421": Lie({"EHLO": says("421 4.3.2 bye")}, gone("not_sent"), xfail=STATELESS),
-    "EHLO 421, and it stays": Lie({"EHLO": "421 4.3.2 bye"}, gone("not_sent"), xfail=STATELESS),
+    "EHLO 421": Lie({"EHLO": says("421 4.3.2 bye")}, gone("not_sent")),
+    "EHLO 421, and it stays": Lie({"EHLO": "421 4.3.2 bye"}, gone("not_sent")),
     "EHLO 500, HELO 250": Lie({"EHLO": "500 what?"}, sent(), offers=()),
-    "EHLO 550, HELO 550": Lie(
-        {"EHLO": "550 no", "HELO": "550 no"}, unable(SMTPHeloError, 550, "in step"), xfail=STATELESS
-    ),
-    "EHLO 500, FIN for HELO": Lie({"EHLO": "500 what?", "HELO": fin}, gone("not_sent"), xfail=STATELESS),
+    "EHLO 550, HELO 550": Lie({"EHLO": "550 no", "HELO": "550 no"}, unable(SMTPHeloError, 550, "in step")),
+    "EHLO 500, FIN for HELO": Lie({"EHLO": "500 what?", "HELO": fin}, gone("not_sent")),
     "EHLO 354": Lie({"EHLO": "354 go"}, sent(), offers=()),
     "EHLO 150": Lie({"EHLO": "150 wait"}, sent(), offers=()),
     "EHLO 220": Lie({"EHLO": b"220-liar.example\r\n220 PIPELINING\r\n"}, sent()),
     "EHLO of one line": Lie({"EHLO": "250 hi"}, sent(), offers=()),
     "EHLO without text": Lie({"EHLO": "250"}, sent(), offers=()),
     "EHLO offers a mess": Lie({"EHLO": MESS}, sent()),
-    "EHLO offers 100 kB": Lie({"EHLO": HUGE}, broken("not_sent", 500), xfail=STATELESS),
+    "EHLO offers 100 kB": Lie({"EHLO": HUGE}, broken("not_sent", 500)),
     "EHLO without end": Lie(
         {"EHLO": flood(b"250-X-Y\r\n" * 5000, 2000)},
         broken("not_sent", 500),
         endless=True,
-        xfail=STATELESS,
     ),
-    "EHLO without end, dripping": Lie(
-        {"EHLO": dripping("250-hi", "250-X-Y")}, late("not_sent"), limit="command", xfail=STATELESS
-    ),
-    "EHLO unanswered": Lie({"EHLO": silence}, late("not_sent"), limit="command", xfail=STATELESS),
-    "EHLO answered twice": Lie({"EHLO": b"250 hi\r\n250 hi again\r\n"}, broken("not_sent"), xfail=FORGETFUL),
-    "EHLO that changes its code": Lie({"EHLO": b"250-hi\r\n550 no\r\n"}, broken("not_sent"), xfail=STATELESS),
-    "EHLO cut between lines": Lie(
-        {"EHLO": then(send("250-hi", "250-PIPELINING"), fin)}, broken("not_sent"), xfail=STATELESS
-    ),
+    "EHLO without end, dripping": Lie({"EHLO": dripping("250-hi", "250-X-Y")}, late("not_sent"), limit="command"),
+    "EHLO unanswered": Lie({"EHLO": silence}, late("not_sent"), limit="command"),
+    "EHLO answered twice": Lie({"EHLO": b"250 hi\r\n250 hi again\r\n"}, broken("not_sent")),
+    "EHLO that changes its code": Lie({"EHLO": b"250-hi\r\n550 no\r\n"}, broken("not_sent")),
+    "EHLO cut between lines": Lie({"EHLO": then(send("250-hi", "250-PIPELINING"), fin)}, broken("not_sent")),
     "EHLO byte by byte": Lie({"EHLO": Slowly(b"250-hi\r\n250-PIPELINING\r\n250 8BITMIME\r\n")}, sent()),
-    "FIN for EHLO": Lie({"EHLO": fin}, gone("not_sent"), xfail=STATELESS),
-    "RST for EHLO": Lie({"EHLO": rst}, gone("not_sent"), xfail=STATELESS),
+    "FIN for EHLO": Lie({"EHLO": fin}, gone("not_sent")),
+    "RST for EHLO": Lie({"EHLO": rst}, gone("not_sent")),
 }
 
 # ---- STARTTLS -----------------------------------------------------------------------------------
@@ -210,22 +198,21 @@ STARTTLS = {
     "STARTTLS is offered again": Lie({}, sent(), TLS, TLS, tls=True),
     "PIPELINING is gone after TLS": Lie({}, sent(), TLS, (), tls=True),
     "EHLO 500 after TLS": Lie({"EHLO under TLS": "500 what?"}, sent(), TLS, (), tls=True),
-    "EHLO 421 after TLS": Lie({"EHLO under TLS": says("421 bye")}, gone("not_sent"), TLS, tls=True, xfail=STATELESS),
+    "EHLO 421 after TLS": Lie({"EHLO under TLS": says("421 bye")}, gone("not_sent"), TLS, tls=True),
     "EHLO unanswered after TLS": Lie(
         {"EHLO under TLS": silence},
         late("not_sent"),
         TLS,
         tls=True,
         limit="command",
-        xfail=STATELESS,
     ),
-    "FIN after TLS": Lie({"EHLO under TLS": fin}, gone("not_sent"), TLS, tls=True, xfail=STATELESS),
-    "RST after TLS": Lie({"EHLO under TLS": rst}, gone("not_sent"), TLS, tls=True, xfail=STATELESS),
+    "FIN after TLS": Lie({"EHLO under TLS": fin}, gone("not_sent"), TLS, tls=True),
+    "RST after TLS": Lie({"EHLO under TLS": rst}, gone("not_sent"), TLS, tls=True),
     "AUTH is gone after TLS": Lie(
         {"EHLO under TLS": BARE}, unable(SMTPNotSupportedError), (*TLS, "AUTH PLAIN"), tls=True, login=True
     ),
     "AUTH is another after TLS": Lie(
-        {"EHLO under TLS": UNKNOWN}, unable(SMTPException), (*TLS, "AUTH PLAIN"), tls=True, login=True
+        {"EHLO under TLS": UNKNOWN}, unable(SMTPNotSupportedError), (*TLS, "AUTH PLAIN"), tls=True, login=True
     ),
 }
 
@@ -248,8 +235,8 @@ def no(code: int) -> Contract:
 
 
 AUTH = {
-    "AUTH without mechanisms": auth({"EHLO": b"250-liar.example\r\n250 AUTH\r\n"}, unable(SMTPException)),
-    "AUTH with mechanisms that nobody knows": auth({"EHLO": UNKNOWN}, unable(SMTPException)),
+    "AUTH without mechanisms": auth({"EHLO": b"250-liar.example\r\n250 AUTH\r\n"}, unable(SMTPNotSupportedError)),
+    "AUTH with mechanisms that nobody knows": auth({"EHLO": UNKNOWN}, unable(SMTPNotSupportedError)),
     "AUTH is not offered": auth({"EHLO": BARE}, unable(SMTPNotSupportedError)),
     "AUTH 421": auth({"AUTH": says("421 4.3.2 bye")}, no(421)),
     "AUTH 421 to the response": auth({"response": says("421 4.3.2 bye")}, no(421), LOGIN),
@@ -279,7 +266,7 @@ AUTH = {
     "AUTH cancelled, unanswered": auth(
         {"AUTH": "334 ?!", "cancelled": silence}, late("not_sent"), CRAM, limit="command"
     ),
-    "AUTH answered twice": auth({"AUTH": b"235 welcome\r\n235 welcome again\r\n"}, broken("not_sent"), xfail=FORGETFUL),
+    "AUTH answered twice": auth({"AUTH": b"235 welcome\r\n235 welcome again\r\n"}, broken("not_sent")),
     "AUTH 334 twice": auth({"AUTH": b"334 VXNlcm5hbWU6\r\n334 UGFzc3dvcmQ6\r\n"}, broken("not_sent"), LOGIN),
     "AUTH that changes its code": auth({"AUTH": b"334-VXNl\r\n235 welcome\r\n"}, broken("not_sent"), LOGIN),
     "AUTH 235 cut between lines": auth({"AUTH": then(send("235-welcome"), fin)}, broken("not_sent")),
@@ -289,30 +276,21 @@ AUTH = {
     "RST for AUTH": auth({"AUTH": rst}, gone("not_sent")),
     "FIN for a response": auth({"response": fin}, gone("not_sent"), LOGIN),
     "RST for a response": auth({"response": [None, rst]}, gone("not_sent"), LOGIN),
-    "AUTH echoed in the refusal": auth({"AUTH": f"535 5.7.8 wrong: AUTH PLAIN {TOKEN}"}, no(535), xfail=ECHOED),
-    "AUTH echoed in a syntax error": auth(
-        {"AUTH": f"500 5.5.1 unknown command: auth plain {TOKEN}"}, no(500), xfail=ECHOED
-    ),
-    "AUTH echoed in 235": auth({"AUTH": f"235 2.7.0 welcome, {TOKEN}"}, sent(), xfail=TRACED),
-    "AUTH echoed as it is": auth({"AUTH": f"AUTH PLAIN {TOKEN}"}, broken("not_sent"), xfail=ECHOED),
+    "AUTH echoed in the refusal": auth({"AUTH": f"535 5.7.8 wrong: AUTH PLAIN {TOKEN}"}, no(535)),
+    "AUTH echoed in a syntax error": auth({"AUTH": f"500 5.5.1 unknown command: auth plain {TOKEN}"}, no(500)),
+    "AUTH echoed in 235": auth({"AUTH": f"235 2.7.0 welcome, {TOKEN}"}, sent()),
+    "AUTH echoed as it is": auth({"AUTH": f"AUTH PLAIN {TOKEN}"}, broken("not_sent")),
     "AUTH echoed, and cut": auth(
-        {"AUTH": then(send(f"535-wrong: AUTH PLAIN {TOKEN}".encode()), fin)}, broken("not_sent"), xfail=ECHOED
+        {"AUTH": then(send(f"535-wrong: AUTH PLAIN {TOKEN}".encode()), fin)}, broken("not_sent")
     ),
-    "AUTH echoed behind 235": auth(
-        {"AUTH": f"235 welcome\r\n250 {TOKEN}\r\n".encode()}, broken("not_sent"), xfail=ECHOED
-    ),
-    "AUTH decoded in the refusal": auth(
-        {"AUTH": f"535 5.7.8 not the password of {USER}: {PASSWORD}"}, no(535), xfail=ECHOED
-    ),
-    "AUTH response echoed in the refusal": auth(
-        {"response": [None, f"535 5.7.8 wrong: {WORD}"]}, no(535), LOGIN, xfail=ECHOED
-    ),
-    "AUTH response echoed as it is": auth({"response": [None, WORD]}, broken("not_sent"), LOGIN, xfail=ECHOED),
+    "AUTH echoed behind 235": auth({"AUTH": f"235 welcome\r\n250 {TOKEN}\r\n".encode()}, broken("not_sent")),
+    "AUTH decoded in the refusal": auth({"AUTH": f"535 5.7.8 not the password of {USER}: {PASSWORD}"}, no(535)),
+    "AUTH response echoed in the refusal": auth({"response": [None, f"535 5.7.8 wrong: {WORD}"]}, no(535), LOGIN),
+    "AUTH response echoed as it is": auth({"response": [None, WORD]}, broken("not_sent"), LOGIN),
     "AUTH response echoed in a challenge": auth(
         {"response": [None, f"334 {WORD}"]},
         no(501),
         LOGIN,
-        xfail=TRACED,
     ),
 }
 

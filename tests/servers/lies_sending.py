@@ -21,8 +21,6 @@ NO_SENDER, NO_ONE, NO_DATA = SMTPSenderRefused, SMTPRecipientsRefused, SMTPDataE
 
 NEVER = "550 5.7.1 no"
 
-KEPT = dict.fromkeys(("async", "mailer"), "half a line that nobody is owed is kept, for the next reply to follow")
-
 
 async def begun(peer: Peer) -> None:
     """The first of the content has come."""
@@ -75,7 +73,6 @@ MAIL = {
     "MAIL answered before it is asked": Lie(
         {"EHLO": b"250-hi\r\n250 PIPELINING\r\n250 ok\r\n"},
         broken("not_sent"),
-        xfail={"facade": "the facade does not tell why a connection broke between two calls"},
     ),
     "MAIL answered twice": Lie({"MAIL": b"250 ok\r\n250 ok\r\n"}, Contract(NO_DATA, "refused", 250)),
     "MAIL answered twice, awaited": Lie({"MAIL": b"250 ok\r\n250 ok\r\n"}, broken("not_sent"), ALONE),
@@ -225,7 +222,7 @@ FINAL = {
     "RST for the final dot": Lie({".": rst}, gone("in_doubt")),
     "final 250 twice": Lie({".": b"250 taken\r\n250 and that too\r\n"}, sent("closed")),
     "final 250, then nonsense": Lie({".": b"250 taken\r\nhello\r\n"}, sent("closed")),
-    "final 250, then half a line": Lie({".": b"250 taken\r\n250-a"}, sent("closed"), limit="command", xfail=KEPT),
+    "final 250, then half a line": Lie({".": b"250 taken\r\n250-a"}, sent("closed")),
     "final 250, then 421": Lie({".": b"250 taken\r\n421 bye\r\n"}, sent("closed")),
     "final 250, then FIN": Lie({"afterwards": fin}, sent("closed")),
     "final 250, then RST": Lie({"afterwards": rst}, sent("closed")),
@@ -234,7 +231,7 @@ FINAL = {
     "idle 250": Lie({"afterwards": "250 by the way"}, sent("closed")),
     "idle 550": Lie({"afterwards": "550 by the way"}, sent("closed")),
     "idle without end": Lie({"afterwards": flood(LONG * 1000, 2000)}, sent("closed"), endless=True),
-    "idle half a line": Lie({"afterwards": b"250"}, sent("closed"), limit="command", xfail=KEPT),
+    "idle half a line": Lie({"afterwards": b"250"}, sent("closed")),
 }
 
 # ---- groups -------------------------------------------------------------------------------------
@@ -349,7 +346,6 @@ LMTP = {
     "LMTP FIN for LHLO": lmtp(
         {"LHLO": fin},
         gone("not_sent"),
-        xfail={"facade": "the facade says EHLO outside of the call that tells the state"},
     ),
     "LMTP DATA 354 though every recipient is refused": lmtp(
         {"RCPT": [NEVER] * 2, "DATA": "354 go"}, refused(NO_ONE, 550)
