@@ -157,6 +157,7 @@ def choose(
     _check_credentials(credentials)
     require_auth(extensions)
     offered = extensions.auth
+    asked = wanted is not None
     if wanted is None:
         secret = "token" if credentials.token else "password"
         wanted = [name for name, known in _KNOWN.items() if known.needs == secret and name not in _BY_NAME_ONLY]
@@ -174,6 +175,9 @@ def choose(
             unprotected.append(name)
         elif name.endswith("-PLUS"):
             bindings = mechanisms.channel_bindings(credentials.tls)
+            if not asked and name.removesuffix("-PLUS") in offered:
+                # RFC 5802 §6.1: this one every server has to know.  At one that it does not know, Dovecot 2.4 hangs up.
+                bindings = [binding for binding in bindings if binding == "tls-unique"]
             found += [Choice(name, _KNOWN[name].make, credentials, binding=binding) for binding in bindings]
         else:
             found.append(Choice(name, _KNOWN[name].make, credentials, slow=_KNOWN[name].slow))

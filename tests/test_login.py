@@ -65,10 +65,19 @@ def test_channel_binding_where_there_is_tls(version: str | None, bindings: list[
     tls = version and TLS(version)
     credentials = Credentials("me", "secret", tls=tls)
     found = choose(Extensions({"auth": "SCRAM-SHA-256 SCRAM-SHA-256-PLUS"}), credentials, protected=True)
-    plus = ["SCRAM-SHA-256-PLUS"] * len(bindings)
-    assert [choice.name for choice in found] == [*plus, "SCRAM-SHA-256"]
-    assert [choice._binding for choice in found] == [*bindings, None]
+    certain = [binding for binding in bindings if binding == "tls-unique"]
+    assert [choice.name for choice in found] == [*["SCRAM-SHA-256-PLUS"] * len(certain), "SCRAM-SHA-256"]
+    assert [choice._binding for choice in found] == [*certain, None]
     assert mechanisms.channel_bindings(tls) == bindings
+
+
+@pytest.mark.parametrize("asked", [None, ["SCRAM-SHA-256-PLUS", "PLAIN"]])
+def test_a_binding_that_the_server_may_not_know_if_there_is_nothing_else(asked: Any) -> None:
+    """Or where it is asked for."""
+    credentials = Credentials("me", "secret", tls=TLS("TLSv1.3"))
+    offered = "PLAIN SCRAM-SHA-256-PLUS" + (" SCRAM-SHA-256" if asked else "")
+    found = choose(Extensions({"auth": offered}), credentials, asked, protected=True)
+    assert [(c.name, c._binding) for c in found] == [("SCRAM-SHA-256-PLUS", "tls-server-end-point"), ("PLAIN", None)]
 
 
 def test_channel_binding_without_a_certificate() -> None:

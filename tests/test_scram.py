@@ -69,7 +69,8 @@ async def test_the_binding_that_the_server_knows_is_found(
     """A type that it does not know it refuses with 535 too, but before the password comes into it."""
     server = bound(certificates, "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", binding=binding)
     context = certificates.client(maximum_version=version)
-    async with embedded(server, tls=certificates.server), client(server, ssl_context=context):
+    asked = ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]
+    async with embedded(server, tls=certificates.server), client(server, ssl_context=context, mechanisms=asked):
         pass
     if version is V1_3 and binding == "tls-unique":  # no such thing there
         assert server.bound == ["p=tls-server-end-point", "n"]
@@ -80,11 +81,21 @@ async def test_the_binding_that_the_server_knows_is_found(
     assert server.logins[-1] == ("SCRAM-SHA-256-PLUS", True)
 
 
+@pytest.mark.parametrize("version", [V1_2, V1_3])
+async def test_what_is_used_by_default(version: ssl.TLSVersion, certificates: Certificates) -> None:
+    """Only the type that each server has to know (RFC 5802 §6.1): for TLS 1.3, Python has none of that kind."""
+    server = bound(certificates, "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", binding="tls-unique")
+    context = certificates.client(maximum_version=version)
+    async with embedded(server, tls=certificates.server), client(server, ssl_context=context):
+        pass
+    assert server.bound == (["p=tls-unique"] if version is V1_2 else ["n"])
+
+
 def test_the_facade(certificates: Certificates) -> None:
     server = bound(certificates, *SCRAM, "PLAIN")
     with in_background(embedded(server, tls=certificates.server)), connected(asmtp, server) as smtp:
         smtp.starttls(context=certificates.trusting)
-        assert smtp.login(USER, PASSWORD)[0] == 235
+        assert smtp.login(USER, PASSWORD, mechanisms=[SCRAM[-1]])[0] == 235
         assert smtp.login(USER, PASSWORD)[0] == 503
     assert server.logins == [("SCRAM-SHA-512-PLUS", True)]
 
