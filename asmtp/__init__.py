@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from asmtp.policy import Rate, Retry
     from asmtp.protocol.envelope import Envelope
     from asmtp.protocol.extensions import Extensions
+    from asmtp.protocol.proxy import ProxyHeader
     from asmtp.protocol.reply import Reply
     from asmtp.protocol.sasl import Credentials
     from asmtp.sync import LMTP, SMTP, SMTP_SSL
@@ -70,6 +71,7 @@ __all__ = [
     "DeliveryState",
     "Envelope",
     "Extensions",
+    "ProxyHeader",
     "Rate",
     "Receipt",
     "Relay",
@@ -106,6 +108,7 @@ _LAZY = {
     "Extensions": "asmtp.protocol.extensions",
     "LMTP": "asmtp.sync",
     "Mailer": "asmtp.blocking",
+    "ProxyHeader": "asmtp.protocol.proxy",
     "Rate": "asmtp.policy",
     "Receipt": "asmtp.delivery",
     "Relay": "asmtp.url",

@@ -39,6 +39,7 @@ from asmtp.protocol.command import gate
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose, weight
+from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
@@ -106,6 +107,9 @@ class AsyncSMTP(Commands):
         self._pipelining = options.get("pipelining", True)
         self.chunking = options.get("chunking", True)
         self._sock = options.get("sock")
+        self._proxy = options.get("proxy")
+        header = options.get("proxy_protocol")
+        self._proxy_header = None if header is None else ProxyHeader.of(header)
         self.command_encoding = "ascii"
         self.helo_resp: bytes | None = None
         self.ehlo_resp: bytes | None = None
@@ -263,6 +267,8 @@ class AsyncSMTP(Commands):
             ssl_context=context,
             server_hostname=self._server_hostname or self._host,
             sock=self._sock,
+            proxy=self._proxy,
+            proxy_header=self._proxy_header,
             resolver=self._resolve,
             made=self._made,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
 __all__ = ["gssapi", "ntlm"]
@@ -18,7 +17,7 @@ def gssapi(credentials: Credentials) -> Mechanism:
     """GSSAPI (RFC 4752): Kerberos 5, with the tickets of the system's cache, or of a password.
 
     Raises:
-        SMTPNotSupportedError: the extra "kerberos" is not installed.
+        ImportError: the extra "kerberos" is not installed.
         ValueError: there are no tickets, or none for this server.
     """
     spnego = _spnego("GSSAPI", "kerberos")
@@ -44,7 +43,7 @@ def ntlm(credentials: Credentials) -> Mechanism:
     """NTLM (MS-SMTPNTLM, MS-NLMP).
 
     Raises:
-        SMTPNotSupportedError: the extra "ntlm" is not installed.
+        ImportError: the extra "ntlm" is not installed.
         ValueError: this machine does not do it (FIPS).
     """
     spnego = _spnego("NTLM", "ntlm")
@@ -61,7 +60,7 @@ def _spnego(name: str, extra: str) -> Any:
         import spnego
         import spnego.exceptions
     except ImportError as error:
-        raise SMTPNotSupportedError(f"{name} needs pyspnego: pip install 'asmtp[{extra}]'") from error
+        raise ImportError(f"{name} needs pyspnego: pip install 'asmtp[{extra}]'") from error
     return spnego
 
 
@@ -82,7 +81,7 @@ def _begin(spnego: Any, name: str, context: Any) -> bytes | None:
     try:
         token: bytes | None = context.step()
     except ImportError as error:  # pyspnego without gssapi
-        raise SMTPNotSupportedError(f"{name} needs the gssapi package: pip install 'asmtp[kerberos]'") from error
+        raise ImportError(f"{name} needs the gssapi package: pip install 'asmtp[kerberos]'") from error
     except spnego.exceptions.SpnegoError as error:
         raise ValueError(f"{name}: {error}") from None
     return token

@@ -116,7 +116,7 @@ class Lane(AsyncSMTP):
             name: value
             for name in (
                 "tls", "ssl_context", "server_hostname", "username", "password", "token", "mechanisms", "window",
-                "window_octets", "pipelining", "chunking",
+                "window_octets", "pipelining", "chunking", "proxy", "proxy_protocol",
             )
             if (value := getattr(relay, name)) is not None
         }  # fmt: skip

@@ -86,7 +86,7 @@ class Choice:
 
         Raises:
             ValueError: it cannot be used with these credentials, or on this machine.
-            SMTPNotSupportedError: a package that it needs is not installed.
+            ImportError: a package that it needs is not installed.
         """
         if self._binding is None:
             return self._factory(self._credentials)

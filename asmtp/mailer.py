@@ -24,6 +24,7 @@ from asmtp.outbox import Outbox
 from asmtp.policy import Pace, Rate, Retry
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.proxy import ProxyHeader
 from asmtp.run import Deliveries, Run, resolve
 from asmtp.source import Source
 from asmtp.url import Relay
@@ -56,6 +57,8 @@ class RelayOptions(TypedDict, total=False):
     chunking: bool
     window_octets: int | None
     source_address: tuple[str, int] | None
+    proxy: str | None
+    proxy_protocol: int | ProxyHeader | None
 
 
 class MailerOptions(RelayOptions, total=False):

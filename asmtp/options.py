@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 from asmtp.login import Mechanisms, check_mechanisms, needs
 from asmtp.protocol.command import gate
+from asmtp.protocol.proxy import ProxyHeader
+from asmtp.tunnel import check_proxy
 
 __all__ = [
     "LMTP_PORT",
@@ -57,6 +59,10 @@ class Options(TypedDict, total=False):
     window_octets: how many octets may be.
     pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
     sock: a connected socket to use instead of connecting.
+    proxy: the URL of a proxy to connect through: socks5://, socks4:// or http:// (CONNECT) with host and port, user
+        name and password percent-encoded.  It looks the host's name up.  Extra "proxy".
+    proxy_protocol: 1 or 2: tell the server first, by that version of the PROXY protocol, who connects, which is this
+        machine, or who is in an :class:`asmtp.ProxyHeader`.
     """
 
     tls: TLSMode | None
@@ -71,6 +77,8 @@ class Options(TypedDict, total=False):
     pipelining: bool
     chunking: bool
     sock: Any
+    proxy: str | None
+    proxy_protocol: int | ProxyHeader | None
 
 
 def check(options: Options, owner: str) -> None:
@@ -87,6 +95,13 @@ def check(options: Options, owner: str) -> None:
     tls = options.get("tls")
     if tls not in (None, "none", "opportunistic", "required", "implicit"):
         raise ValueError(f"tls must be 'none', 'opportunistic', 'required' or 'implicit', not {tls!r}")
+    proxy = options.get("proxy")
+    if proxy is not None:
+        check_proxy(proxy)
+        if options.get("sock") is not None:
+            raise ValueError("proxy and sock: only one of them can be given")
+    if options.get("proxy_protocol") is not None:
+        ProxyHeader.of(options["proxy_protocol"])
     for name in ("window", "window_octets"):
         value = options.get(name, 1)
         if not isinstance(value, int) or value < 1:

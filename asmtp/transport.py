@@ -23,8 +23,10 @@ import anyio
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.options import Timeouts
+from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.session import Dialogue, Exchange, Phase, Session
 from asmtp.tls import Handshake, explain
+from asmtp.tunnel import through
 
 __all__ = ["Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve"]
 
@@ -138,6 +140,7 @@ class Connection(asyncio.BufferedProtocol):
         self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
         self._poll: Callable[[float], bool] | None = None
         self._quickack = False
+        self.proxied = False
         self.on_lost: Callable[[], None] | None = None  # called once, when there is no connection any more
         self._feeder: tuple[Exchange, asyncio.Task[Any]] | None = None  # the task that waits for content
         session.on_output = self._on_output
@@ -371,6 +374,8 @@ class Connection(asyncio.BufferedProtocol):
         """Whether nobody else reads along: there is TLS, or it does not leave this machine."""
         if self.tls is not None:
             return True
+        if self.proxied:
+            return False
         sock = self.transport.get_extra_info("socket")
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return True
@@ -510,6 +515,8 @@ async def open_connection(
     ssl_context: Handshake | None = None,
     server_hostname: str | None = None,
     sock: socket.socket | None = None,
+    proxy: str | None = None,
+    proxy_header: ProxyHeader | None = None,
     resolver: Resolver = resolve,
     made: Callable[[Connection], None] = lambda connection: None,
 ) -> Connection:
@@ -518,6 +525,8 @@ async def open_connection(
     Args:
         ssl_context: TLS from the first octet.
         server_hostname: the name that the certificate has to be for.
+        proxy: the URL of a proxy to go through.
+        proxy_header: what the server is told first.
         made: is given the connection before there is one, so that it can be closed at any moment.
 
     Raises:
@@ -537,10 +546,17 @@ async def open_connection(
     try:
         if sock is None:
             with anyio.fail_after(timeouts.connect):
-                sock = await _connect(address, source_address, resolver)
+                if proxy is None:
+                    sock = await _connect(address, source_address, resolver)
+                else:
+                    sock = await _through_proxy(proxy, address)
+                    connection.proxied = True
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
+        if proxy_header is not None:
+            header = proxy_header.encode(sock.getsockname(), sock.getpeername())
+            await asyncio.get_running_loop().sock_sendall(sock, header)
         await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock, **tls)
     except BaseException as error:
         connection.connection_lost(None)
@@ -555,6 +571,12 @@ async def open_connection(
     if ssl_context is not None:
         ssl_context.succeeded()
     return connection
+
+
+async def _through_proxy(proxy: str, address: Address) -> socket.socket:
+    if isinstance(address, str):
+        raise ValueError("proxy: a Unix socket cannot be reached through one")
+    return await through(proxy, *address)
 
 
 async def _connect(address: Address, source_address: tuple[str, int] | None, resolver: Resolver) -> socket.socket:

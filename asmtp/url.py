@@ -18,10 +18,12 @@ from typing import cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from asmtp.login import Mechanisms, check_mechanisms
-from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Timeouts, TLSMode, Token, check
+from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, Timeouts, TLSMode, Token, check
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.proxy import ProxyHeader
 from asmtp.tls import verifying_context
+from asmtp.tunnel import check_proxy, proxy_name
 
 __all__ = ["Relay"]
 
@@ -41,7 +43,8 @@ _MEANT = {"smtp+ssl": "smtps://", "smtp+tls": "smtp+starttls:// (STARTTLS), or s
 _PHASES = {f"timeout.{phase.name}": phase.name for phase in fields(Timeouts)}
 _OPTIONS = (
     "timeout", *_PHASES, "tls", "server_hostname", "local_hostname", "source_address", "pipelining", "chunking",
-    "window", "window_octets", "cafile", "certfile", "keyfile", "mechanisms",
+    "window", "window_octets", "cafile", "certfile", "keyfile", "mechanisms", "proxy",
+    "proxy_protocol",
 )  # fmt: skip
 _FLAGS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
 
@@ -95,6 +98,8 @@ class Relay:
     chunking: bool = True
     window: int | None = None
     window_octets: int | None = None
+    proxy: str | None = field(default=None, repr=False)
+    proxy_protocol: int | ProxyHeader | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", _host(self.host, "host", path=True))
@@ -117,7 +122,8 @@ class Relay:
             object.__setattr__(self, "mechanisms", tuple(self.mechanisms))
         window = 1 if self.window is None else self.window
         octets = 1 if self.window_octets is None else self.window_octets
-        check({"tls": self.tls, "window": window, "window_octets": octets}, "Relay")
+        rest = {"proxy": self.proxy, "proxy_protocol": self.proxy_protocol}
+        check(cast("Options", {"tls": self.tls, "window": window, "window_octets": octets, **rest}), "Relay")
 
     @classmethod
     def from_url(cls, url: str) -> Relay:
@@ -127,7 +133,8 @@ class Relay:
         :class:`~asmtp.Timeouts`); ``tls`` (none, opportunistic, required; with ``smtp://`` only); ``server_hostname``;
         ``local_hostname``; ``source_address`` (address, or address:port); ``pipelining``, ``chunking`` (yes or no);
         ``window``, ``window_octets``; ``mechanisms`` (names, with commas between); ``cafile`` (trusted instead of the
-        system's certificates), ``certfile`` and ``keyfile`` (our own).  "+" is a plus sign everywhere.  Where nothing
+        system's certificates), ``certfile`` and ``keyfile`` (our own);
+        ``proxy`` (its URL), ``proxy_protocol`` (1 or 2).  "+" is a plus sign everywhere.  Where nothing
         is said of TLS, `tls` stays None; with ``lmtp+unix://`` it is "none".
 
         Certificate files are read here, which blocks; without them nothing does.
@@ -175,6 +182,8 @@ class Relay:
             username=username,
             password=password,
             mechanisms=_mechanisms(options),
+            proxy=_proxy(options),
+            proxy_protocol=_proxy_protocol(options),
             ssl_context=_context(options),
             server_hostname=server_hostname and _host(server_hostname, "URL: option server_hostname"),
             local_hostname=options.get("local_hostname"),
@@ -246,6 +255,10 @@ class Relay:
         if self.mechanisms is not None:
             names = [one if isinstance(one, str) else one[0] for one in self.mechanisms]
             written["mechanisms"] = ",".join(names)
+        if self.proxy is not None:
+            written["proxy"] = proxy_name(self.proxy)
+        if isinstance(self.proxy_protocol, int):
+            written["proxy_protocol"] = self.proxy_protocol
         for option in ("pipelining", "chunking"):
             written[option] = None if getattr(self, option) else "no"
         query = "&".join([f"{option}={quote(str(value))}" for option, value in written.items() if value is not None])
@@ -421,6 +434,23 @@ def _mechanisms(options: dict[str, str]) -> Mechanisms | None:
         check_mechanisms(names)
         return names
     raise ValueError("URL: option mechanisms must be names of SASL mechanisms that are known here, with commas between")
+
+
+def _proxy(options: dict[str, str]) -> str | None:
+    text = options.get("proxy")
+    if text is not None:
+        try:
+            check_proxy(text)
+        except ValueError as error:
+            raise ValueError(f"URL: option {error}") from None
+    return text
+
+
+def _proxy_protocol(options: dict[str, str]) -> int | None:
+    text = options.get("proxy_protocol")
+    if text not in (None, "1", "2"):
+        raise ValueError("URL: option proxy_protocol must be 1 or 2")
+    return None if text is None else int(text)
 
 
 def _context(options: dict[str, str]) -> ssl.SSLContext | None:

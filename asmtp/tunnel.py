@@ -1,0 +1,92 @@
+"""Connections through a SOCKS or HTTP proxy, by python-socks."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+__all__ = ["check_proxy", "proxy_name", "through"]
+
+FOREVER = 1e9
+"""Seconds: the deadline is the caller's."""
+
+
+def check_proxy(url: str) -> None:
+    """Raise what is wrong with the URL of a proxy; it is not shown, as there may be a password in it.
+
+    Raises:
+        TypeError, ValueError: it is no such URL.
+        ImportError: the extra "proxy" is not installed.
+    """
+    _parsed(url)
+
+
+def proxy_name(url: str) -> str:
+    """The URL without user name and password."""
+    kind, host, port, _, _ = _parsed(url)
+    return f"{kind.name.lower()}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def through(url: str, host: str, port: int) -> socket.socket:
+    """Connect to a host through a proxy, which looks its name up.
+
+    Raises:
+        OSError: the proxy cannot be reached, or says no.
+    """
+    from python_socks import ProxyError
+    from python_socks.async_.asyncio import Proxy
+
+    kind, proxy_host, proxy_port, username, password = _parsed(url)
+    careful: Any = _Careful(asyncio.get_running_loop())
+    proxy = Proxy(kind, proxy_host, proxy_port, username, password, rdns=True, loop=careful)
+    try:
+        return await proxy.connect(host, port, timeout=FOREVER)
+    except ProxyError as error:
+        raise ConnectionError(f"proxy {proxy_name(url)}: {error}") from None
+
+
+def _parsed(url: str) -> tuple[Any, str, int, str | None, str | None]:
+    if not isinstance(url, str):
+        raise TypeError(f"proxy must be a URL, not {type(url).__name__}")
+    try:
+        from python_socks import parse_proxy_url
+    except ImportError as error:
+        raise ImportError("proxy= needs python-socks: pip install 'asmtp[proxy]'") from error
+    try:
+        kind, host, port, username, password = parse_proxy_url(url)
+    except ValueError:
+        host = ""
+    if not host:
+        raise ValueError(
+            "proxy must be a URL, socks5://, socks4:// or http:// with host and port, user name and password "
+            "percent-encoded"
+        )
+    return kind, host, port, username or None, password or None
+
+
+class _Careful:
+    """The event loop, as python-socks uses it, but for one thing.
+
+    It reads an HTTP proxy's answer with one large read, which would take the server's greeting with it, as that may
+    come right behind.  Here no such read goes beyond the empty line at the end of the answer.
+    """
+
+    LARGE = 1024
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def sock_recv(self, sock: socket.socket, size: int) -> bytes:
+        if size < self.LARGE:
+            return await self._loop.sock_recv(sock, size)
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n") and len(answer) < size:
+            octet = await self._loop.sock_recv(sock, 1)
+            if not octet:
+                break
+            answer += octet
+        return answer
