@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from asmtp.policy import Rate, Retry
     from asmtp.protocol.envelope import Envelope
     from asmtp.protocol.extensions import Extensions
+    from asmtp.protocol.parameters import DeliverBy, Recipient, Requests
     from asmtp.protocol.proxy import ProxyHeader
     from asmtp.protocol.reply import Reply
     from asmtp.protocol.sasl import Credentials
@@ -67,6 +68,7 @@ __all__ = [
     "AsyncSMTP",
     "AsyncSMTP_SSL",
     "Credentials",
+    "DeliverBy",
     "Delivery",
     "DeliveryState",
     "Envelope",
@@ -74,8 +76,10 @@ __all__ = [
     "ProxyHeader",
     "Rate",
     "Receipt",
+    "Recipient",
     "Relay",
     "Reply",
+    "Requests",
     "Retry",
     "SMTPAuthenticationError",
     "SMTPConnectError",
@@ -103,6 +107,7 @@ _LAZY = {
     "AsyncSMTP": "asmtp.client",
     "AsyncSMTP_SSL": "asmtp.client",
     "Credentials": "asmtp.protocol.sasl",
+    "DeliverBy": "asmtp.protocol.parameters",
     "Delivery": "asmtp.delivery",
     "Envelope": "asmtp.protocol.envelope",
     "Extensions": "asmtp.protocol.extensions",
@@ -111,8 +116,10 @@ _LAZY = {
     "ProxyHeader": "asmtp.protocol.proxy",
     "Rate": "asmtp.policy",
     "Receipt": "asmtp.delivery",
+    "Recipient": "asmtp.protocol.parameters",
     "Relay": "asmtp.url",
     "Reply": "asmtp.protocol.reply",
+    "Requests": "asmtp.protocol.parameters",
     "Retry": "asmtp.policy",
     "SMTP": "asmtp.sync",
     "SMTP_SSL": "asmtp.sync",

@@ -29,6 +29,7 @@ from asmtp.delivery import Delivery, Receipt, Shipment
 from asmtp.errors import SMTPStateError
 from asmtp.mailer import AsyncMailer, MailerOptions, Statistics
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.parameters import Requests
 from asmtp.run import Run
 from asmtp.url import Relay
 
@@ -86,6 +87,7 @@ class Mailer:
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
         require_all: bool = False,
+        **requests: Unpack[Requests],
     ) -> Receipt:
         """Send one message, and wait until a server has taken it: see :meth:`asmtp.AsyncMailer.send`."""
         thread = self._started()
@@ -97,6 +99,7 @@ class Mailer:
             mail_options=mail_options,
             rcpt_options=rcpt_options,
             require_all=require_all,
+            **requests,
         )
 
     def send_all(self, messages: Iterable[Any], *, in_order: bool = False) -> Generator[Delivery, None, None]:

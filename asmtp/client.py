@@ -39,6 +39,7 @@ from asmtp.protocol.command import gate
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose, weight
+from asmtp.protocol.parameters import Requests
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
@@ -348,6 +349,7 @@ class AsyncSMTP(Commands):
         msg: Content,
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
     ) -> dict[str, Reply]:
         """Send one message.
 
@@ -358,6 +360,7 @@ class AsyncSMTP(Commands):
                 async iterator of bytes.  Files and iterators are streamed and never held whole.
             mail_options: ESMTP parameters for MAIL.
             rcpt_options: ESMTP parameters for every RCPT.
+            requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
 
         Returns:
             The recipients that were refused, with the replies that did it: (code, text).  Empty if none was.
@@ -367,11 +370,11 @@ class AsyncSMTP(Commands):
             SMTPSenderRefused: the sender was; or the message is larger than the server takes (552).
             SMTPDataError: the content was.
             SMTPHeloError: EHLO and HELO were.
-            SMTPNotSupportedError: an address needs SMTPUTF8, and the server does not offer it.
+            SMTPNotSupportedError: the server does not offer what is asked for, or SMTPUTF8, which an address needs.
             SMTPServerDisconnected: the connection is gone; `state` tells what is known of the message.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
-        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options)
+        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests)
         if isinstance(msg, str):
             msg = to_octets(msg)
         try:
@@ -399,6 +402,7 @@ class AsyncSMTP(Commands):
         to_addrs: str | Iterable[str] | None = None,
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
     ) -> dict[str, Reply]:
         """Send an email.message.Message; sender and recipients from its headers unless they are given.
 
@@ -412,7 +416,7 @@ class AsyncSMTP(Commands):
         work = functools.partial(compose, msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=True)
         composed = await self._offload(work) if weight(msg) > PIECE else work()
         sender, recipients, octets, mail_options = composed
-        return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options)
+        return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         if self.helo_resp is None and self.ehlo_resp is None:

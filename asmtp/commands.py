@@ -28,6 +28,7 @@ from asmtp.protocol.command import command, gate, options_text
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.parameters import xclient
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
 from asmtp.protocol.session import Session
@@ -226,6 +227,24 @@ class Commands(AuthObjects):
         """
         owed = max(1, self._rcpts) if self.lmtp else 1
         reply: Reply = await self._run(manual_content(self._session, to_octets(msg), owed))
+        return reply
+
+    async def xclient(self, **attributes: str | None) -> Reply:
+        """XCLIENT (Postfix): say for whom this connection is; EHLO is said again when needed.
+
+        Args:
+            attributes: name, addr, port, proto, helo, login, destaddr, destport: whichever the server offers; None
+                where it is not known.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer it, or not that attribute.
+            ValueError, TypeError: no attribute, or one that is no text.
+        """
+        await self.ehlo_or_helo_if_needed()
+        line = xclient(self.esmtp_features, attributes)
+        reply: Reply = await self._run(dialogue.xclient(self._session, line), alone=True)
+        if reply.ok:
+            self.helo_resp = self.ehlo_resp = None
         return reply
 
     # ---- TLS, login -------------------------------------------------------------------------

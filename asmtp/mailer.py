@@ -24,6 +24,7 @@ from asmtp.outbox import Outbox
 from asmtp.policy import Pace, Rate, Retry
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.parameters import Requests
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.run import Deliveries, Run, resolve
 from asmtp.source import Source
@@ -185,6 +186,7 @@ class AsyncMailer:
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
         require_all: bool = False,
+        **requests: Unpack[Requests],
     ) -> Receipt:
         """Send one message, and wait until a server has taken it.
 
@@ -196,6 +198,7 @@ class AsyncMailer:
             rcpt_options: ESMTP parameters for every RCPT.
             require_all: raise SMTPRecipientsRefused where a recipient is refused, though others have the message;
                 its `state` is "sent" then, and its `receipt` tells for whom.
+            requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
 
         Returns:
             Who has it and who has not, and what the server said.
@@ -209,11 +212,11 @@ class AsyncMailer:
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
         if isinstance(message, Envelope):
-            if sender is not None or recipients is not None or mail_options or rcpt_options:
+            if sender is not None or recipients is not None or mail_options or rcpt_options or requests:
                 raise TypeError("an Envelope has its own sender, recipients and options")
             envelope = message
         else:
-            envelope = _enveloped(message, sender, recipients, mail_options, rcpt_options)
+            envelope = _enveloped(message, sender, recipients, mail_options, rcpt_options, requests)
         future: asyncio.Future[tuple[Receipt | None, Exception | None]]
         future = asyncio.get_running_loop().create_future()
 
@@ -451,13 +454,14 @@ def _enveloped(
     recipients: str | Iterable[str] | None,
     mail_options: Sequence[str],
     rcpt_options: Sequence[str],
+    requests: Requests,
 ) -> Envelope:
     if isinstance(message, Message):
-        return Envelope.from_message(message, sender, recipients, mail_options, rcpt_options)
+        return Envelope.from_message(message, sender, recipients, mail_options, rcpt_options, **requests)
     if sender is None or recipients is None:
         missing = "sender" if sender is None else "recipients"
         raise ValueError(f"{missing}: not given, and only an EmailMessage has headers to take it from")
-    return Envelope(sender, recipients, mail_options, rcpt_options, content=message)
+    return Envelope(sender, recipients, mail_options, rcpt_options, content=message, **requests)
 
 
 def _relays(

@@ -49,6 +49,7 @@ from asmtp.options import (
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose
+from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
 from asmtp.tls import context_from_files, verifying_context
@@ -390,6 +391,11 @@ class SMTP(AuthObjects):
         """EXPN: ask for the members of a mailing list."""
         return self._run(self._client.expn(address))
 
+    def xclient(self, **attributes: str | None) -> Reply:
+        """XCLIENT: say for whom this connection is; see :meth:`asmtp.AsyncSMTP.xclient`."""
+        self.ehlo_or_helo_if_needed()
+        return self._run(self._client.xclient(**attributes))
+
     # ---- TLS, login -------------------------------------------------------------------------
 
     def starttls(
@@ -477,6 +483,7 @@ class SMTP(AuthObjects):
         msg: Content,
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
     ) -> dict[str, Reply]:
         """Send one message; a dict of the recipients that were refused, and the replies that did it.
 
@@ -486,9 +493,9 @@ class SMTP(AuthObjects):
             UnicodeEncodeError: as in smtplib, an address is not ASCII and the server lacks SMTPUTF8.
         """
         # Raises what is wrong with them before EHLO is written.
-        to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options).recipients
+        to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests).recipients
         self._hello_for_message()
-        sending = self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
+        sending = self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options, **requests)
         try:
             # An async iterator is its author's code, and may need a task to run in.
             return self._run(sending, task=hasattr(msg, "__aiter__"))
@@ -511,6 +518,7 @@ class SMTP(AuthObjects):
         to_addrs: str | Iterable[str] | None = None,
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
     ) -> dict[str, Reply]:
         """Send an email.message.Message through `sendmail`; sender and recipients from its headers.
 
@@ -521,7 +529,7 @@ class SMTP(AuthObjects):
         sender, recipients, octets, options = compose(
             msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=False
         )
-        return self.sendmail(sender, recipients, octets, options, rcpt_options)
+        return self.sendmail(sender, recipients, octets, options, rcpt_options, **requests)
 
 
 def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:

@@ -118,6 +118,11 @@ class Handshake(ssl.SSLContext):
         self.object = self.context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         return self.object
 
+    @property
+    def verifies(self) -> bool:
+        """Whether certificate and name are verified."""
+        return self.context.verify_mode is ssl.CERT_REQUIRED and self.context.check_hostname
+
     def succeeded(self) -> None:
         """There is TLS."""
         if self._sessions is not None:

@@ -422,6 +422,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport
         self._written = 0
         self.session.secured()
+        self.session.secure = context.verifies
 
     def readable(self, seconds: float = 0) -> bool:
         """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`.
@@ -570,6 +571,7 @@ async def open_connection(
         raise
     if ssl_context is not None:
         ssl_context.succeeded()
+        session.secure = ssl_context.verifies
     return connection
 
 

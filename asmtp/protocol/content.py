@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ContentEncoder", "encode_content", "to_octets", "wire_size"]
+__all__ = ["AsItIs", "ContentEncoder", "encode_content", "to_octets", "wire_size"]
 
 
 class ContentEncoder:
@@ -49,6 +49,18 @@ class ContentEncoder:
             self._pending_cr = False
             self._line_start = True
             return b"\r\n"
+        return b""
+
+
+class AsItIs:
+    """What ContentEncoder is to text, to content that is not: it stays as it is (BINARYMIME, RFC 3030 §3)."""
+
+    def encode(self, chunk: bytes) -> bytes:
+        """The same."""
+        return chunk
+
+    def finish(self) -> bytes:
+        """Nothing is missing."""
         return b""
 
 

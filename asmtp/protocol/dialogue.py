@@ -11,7 +11,10 @@ from asmtp.protocol.sasl import Conversation
 from asmtp.protocol.session import PULL, Dialogue, Group, Phase, Session
 from asmtp.protocol.state import Event, State
 
-__all__ = ["authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single", "starttls", "verb_event"]
+__all__ = [
+    "authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single", "starttls", "verb_event",
+    "xclient",
+]  # fmt: skip
 
 _VERBS = {
     "EHLO": Event.hello, "HELO": Event.hello, "LHLO": Event.hello, "STARTTLS": Event.starttls,
@@ -59,6 +62,17 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
             session.extensions = Extensions.parse(reply.message)
             session.esmtp = True
     return reply
+
+
+def xclient(session: Session, line: bytes) -> Dialogue:
+    """XCLIENT: after 220 everything begins anew, and what the server offered is forgotten."""
+    group = Group(line, (Event.hello,))
+    replies = yield group
+    if replies[0].ok:
+        session.settle(group)
+        session.extensions = Extensions()
+        session.esmtp = session.authenticated = False
+    return replies[0]
 
 
 def starttls(session: Session, verb: str, name: str | None) -> Dialogue:

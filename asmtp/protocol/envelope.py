@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from email.message import Message
 from smtplib import quoteaddr
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.command import gate, options_text
+from asmtp.protocol.parameters import Parameters, Recipient, Requests
 
 if TYPE_CHECKING:
     from asmtp.protocol.extensions import Extensions
@@ -66,11 +67,12 @@ def ascii_domain(domain: str, argument: str) -> str:
 
 
 def _ascii_path(quoted: str, argument: str) -> str:
-    """The path with its domain as A-labels, where the local part is ASCII."""
-    local, at, domain = quoted[1:-1].rpartition("@")
+    """The path with its domain as A-labels, where the local part is ASCII; parameters behind it stay."""
+    address, end, parameters = quoted[1:].rpartition(">")
+    local, at, domain = address.rpartition("@")
     if not at or not local.isascii():
         return quoted
-    return f"<{local}@{ascii_domain(domain, argument)}>"
+    return f"<{local}@{ascii_domain(domain, argument)}{end}{parameters}"
 
 
 def addresses_from_headers(
@@ -114,16 +116,17 @@ class Envelope:
         mail_options: ESMTP parameters for MAIL, such as ``"BODY=8BITMIME"``.
         rcpt_options: ESMTP parameters for every RCPT, such as ``"NOTIFY=NEVER"``.
         content: the message itself, for who takes an envelope with its letter in it.
+        requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
 
     Raises:
-        TypeError: an address or option is not a str.
-        ValueError: no recipients; or a control character, or an address that is none, in an argument
-            that the error names.
+        TypeError: an address or option is not a str, or a request of another type.
+        ValueError: no recipients; a request that is out of its range; or a control character, or an address that is
+            none, in an argument that the error names.
     """
 
     __slots__ = (
-        "__weakref__", "_mail_text", "_paths", "_rcpt_text", "content", "mail_options", "rcpt_options", "recipients",
-        "sender",
+        "__weakref__", "_mail_text", "_parameters", "_paths", "_rcpt_text", "content", "mail_options", "rcpt_options",
+        "recipients", "sender",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +137,7 @@ class Envelope:
         rcpt_options: Sequence[str] = (),
         *,
         content: Any = None,
+        **requests: Unpack[Requests],
     ) -> None:
         self.sender = sender
         self.content = content
@@ -146,6 +150,12 @@ class Envelope:
         self.rcpt_options = rcpt_options
         self._mail_text = options_text(mail_options, "mail_options") if mail_options else ""
         self._rcpt_text = options_text(rcpt_options, "rcpt_options") if rcpt_options else ""
+        self._parameters: Parameters | None = None
+        if requests or any(type(recipient) is Recipient for recipient in self.recipients):
+            self._parameters = Parameters(requests)
+            twice = self._parameters.names & {option.partition("=")[0].upper() for option in mail_options}
+            if twice:
+                raise ValueError(f"mail_options: {min(twice)} is asked for by a keyword argument too")
         self._paths = [path(sender, "from_addr")]
         self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
 
@@ -157,6 +167,7 @@ class Envelope:
         recipients: str | Iterable[str] | None = None,
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
     ) -> Envelope:
         """A message in an envelope; what is not given is taken from its headers (RFC 5322 §3.6).
 
@@ -164,7 +175,7 @@ class Envelope:
             ValueError: no sender, no recipients, or more than one block of Resent- fields.
         """
         sender, recipients = addresses_from_headers(message, sender, recipients)
-        return cls(sender, recipients, mail_options, rcpt_options, content=message)
+        return cls(sender, recipients, mail_options, rcpt_options, content=message, **requests)
 
     def __repr__(self) -> str:
         return f"Envelope({self.sender!r}, {list(self.recipients)!r})"
@@ -184,26 +195,45 @@ class Envelope:
         local_parts = [address.rpartition("@")[0] or address for address in unusual]
         return not "".join(local_parts).isascii()
 
-    def commands(self, extensions: Extensions, parameters: str, *, esmtp: bool) -> list[bytes]:
+    @property
+    def binary(self) -> bool:
+        """Whether the content is to be sent as it is (BINARYMIME)."""
+        return self._parameters is not None and self._parameters.binary
+
+    @property
+    def prdr(self) -> bool:
+        """Whether a reply for each recipient is wanted after the content."""
+        return self._parameters is not None and self._parameters.prdr and len(self.recipients) > 1
+
+    def commands(self, extensions: Extensions, parameters: str, *, esmtp: bool, secure: bool = False) -> list[bytes]:
         """MAIL and every RCPT as command lines.
 
         Args:
             extensions: what the server offers.
             parameters: ESMTP parameters that the message itself asks for, each with a space before it.
             esmtp: whether the server took EHLO; without it no parameter is sent.
+            secure: whether the connection has TLS, and the certificate was verified.
 
         Raises:
-            SMTPNotSupportedError: SMTPUTF8 is asked for, or an address needs it, and is not offered.
+            SMTPNotSupportedError: what is asked for is not offered: SMTPUTF8, which an address may need, or another.
         """
         mail_options = rcpt_options = ""
         if esmtp:
             mail_options = parameters + self._mail_text
             rcpt_options = self._rcpt_text
         paths = self._paths
+        if self._parameters is not None:
+            mail_options = self._parameters.mail(extensions, secure=secure) + mail_options
+            paths = self._with_parameters(self._parameters, extensions)
         text = "".join(paths) + mail_options + rcpt_options
         if text.isascii() and "smtputf8" not in mail_options.lower():
             return _lines(paths, mail_options, rcpt_options)
         return self._international(paths, mail_options, rcpt_options, extensions)
+
+    def _with_parameters(self, parameters: Parameters, extensions: Extensions) -> list[str]:
+        """The paths, those of the recipients with their own parameters behind them."""
+        own = [parameters.rcpt(recipient, extensions) for recipient in self.recipients]
+        return [self._paths[0], *map("".join, zip(self._paths[1:], own, strict=True))]
 
     def _international(
         self, paths: list[str], mail_options: str, rcpt_options: str, extensions: Extensions

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import re
 
 __all__ = ["Extensions"]
 
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_SECONDS = re.compile("[0-9]{1,9}")
 _LIMIT = re.compile("[1-9][0-9]{0,5}")  # RFC 9422 §4: at most six digits
 # Before RFC 4954, some servers wrote "AUTH=LOGIN PLAIN".
 _OLD_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
@@ -50,6 +53,22 @@ class Extensions(dict[str, str]):
             if _LIMIT.fullmatch(value):
                 found[name] = int(value)
         return found
+
+    @property
+    def deliver_by(self) -> int | None:
+        """The least time for DELIVERBY, in seconds; None where none is declared (RFC 2852 §4)."""
+        value = self.get("deliverby", "")
+        return int(value) if _SECONDS.fullmatch(value) else None
+
+    @property
+    def future_release(self) -> tuple[int | None, datetime.datetime | None]:
+        """The most that FUTURERELEASE allows, as seconds and as a time; None where it is not declared (RFC 4865 §4)."""
+        words = self.get("futurerelease", "").split()
+        longest = int(words[0]) if words and _SECONDS.fullmatch(words[0]) else None
+        latest = None
+        with contextlib.suppress(ValueError):
+            latest = datetime.datetime.fromisoformat(words[1]) if words[1:] else None
+        return longest, latest if latest is not None and latest.utcoffset() is not None else None
 
     @property
     def auth(self) -> list[str]:

@@ -161,6 +161,7 @@ class Session:
         self.notify: Callable[[Exchange], None] = lambda exchange: None
         self.trace: Callable[[str, bytes], None] | None = None
         self.authenticated = False
+        self.secure = False  # there is TLS, and the certificate was verified; for the transport to say
         self._redaction = Redaction()
         self._reader = ReplyReader(redact=self._redaction.text)
         self._owed: deque[Exchange] = deque()

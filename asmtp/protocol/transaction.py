@@ -25,12 +25,13 @@ from asmtp.errors import (
     DeliveryState,
     SMTPDataError,
     SMTPException,
+    SMTPNotSupportedError,
     SMTPProtocolError,
     SMTPRecipientsRefused,
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
-from asmtp.protocol.content import ContentEncoder, encode_content
+from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
@@ -98,8 +99,8 @@ class Transaction:
     """
 
     __slots__ = (
-        "_apart", "_base", "_bdat", "_chunking", "_commands", "_content", "_ended", "_extensions", "_group", "body",
-        "envelope", "replies", "session",
+        "_apart", "_base", "_bdat", "_chunking", "_commands", "_content", "_each", "_ended", "_extensions", "_group",
+        "_prdr", "body", "envelope", "replies", "session",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +114,7 @@ class Transaction:
         self._apart = apart or body.data is None
         self._base = 0  # the place of MAIL's reply
         self._ended = False  # the end of the content was written
+        self._each = 0  # how many recipients have replies of their own
         self._group: Group | None = None
         self._prepare()
 
@@ -127,10 +129,20 @@ class Transaction:
         """Make what will be written.  While others have the turn there is time for it; when it comes there is none."""
         session = self.session
         self._extensions = extensions = session.extensions
-        self._commands = self.envelope.commands(extensions, self._parameters(extensions), esmtp=session.esmtp)
         self._bdat = self._chunking and "chunking" in extensions
+        self._prdr = self.envelope.prdr and "prdr" in extensions and not session.lmtp
+        self._commands = self.envelope.commands(
+            extensions, self._parameters(extensions), esmtp=session.esmtp, secure=session.secure
+        )
+        self._content = self._encoded()
+
+    def _encoded(self) -> bytes:
         body = self.body
-        self._content = b"" if body.data is None else encode_content(body.data, stuff=not self._bdat, size=body.size)
+        if self.envelope.binary:
+            if not self._bdat:
+                raise SMTPNotSupportedError("BINARYMIME needs CHUNKING, which was turned off")
+            return body.data or b""
+        return b"" if body.data is None else encode_content(body.data, stuff=not self._bdat, size=body.size)
 
     def run(self) -> Dialogue:
         """The dialogue; it begins when the turn to write has come."""
@@ -149,6 +161,7 @@ class Transaction:
                 yield from self._lockstep(commands)
             elif bdat and not self._apart:
                 yield self._last_chunk(self._content, commands, events)
+                yield from self._each_recipient()
                 return self._verdict()
             else:
                 if not bdat:
@@ -161,23 +174,34 @@ class Transaction:
                 yield from self._chunks()
             else:
                 yield from self._data()
+            yield from self._each_recipient()
             return self._verdict()
         except SMTPServerDisconnected as error:
             self._interrupted(error)
+
+    def _each_recipient(self) -> Generator[Group, Any, None]:
+        """PRDR (draft-hall-prdr): behind 353 there is a reply for each recipient that was accepted, and a last one."""
+        if self._prdr and self.replies[-1].code == 353:
+            self.replies.pop()
+            self._each = self._final_replies(each=True)
+            yield self._wrote(Group(b"", (), self._each + 1, phase=Phase.FINAL, replies=self.replies))
 
     def _parameters(self, extensions: Extensions) -> str:
         """SIZE and BODY for MAIL, from what the server offers and the content needs."""
         body = self.body
         text = ""
-        if body.size is not None and "size" in extensions:
+        size = len(body.data) if self.envelope.binary and body.data is not None else body.size
+        if size is not None and "size" in extensions:
             limit = extensions.size
-            if limit is not None and body.size > limit:
+            if limit is not None and size > limit:
                 # RFC 1870 §6.1: what the server would say to it.
-                why = f"5.3.4 message of {body.size} octets is over the server's limit of {limit}"
+                why = f"5.3.4 message of {size} octets is over the server's limit of {limit}"
                 raise self._refusal(SMTPSenderRefused(552, why.encode(), self.envelope.sender))
-            text = f" size={body.size}"
-        if body.eight_bit and "8bitmime" in extensions:
+            text = f" size={size}"
+        if body.eight_bit and "8bitmime" in extensions and not self.envelope.binary:
             text += " BODY=8BITMIME"
+        if self._prdr:
+            text += " PRDR"
         given = self.envelope.mail_options
         if given and text:
             names = {option.partition("=")[0].upper() for option in given}
@@ -211,7 +235,7 @@ class Transaction:
                 b"".join([*before, b"BDAT %d LAST\r\n" % len(data), data]),
                 (*events, Event.bdat_last),
                 owed,
-                last=True,
+                last=not self._prdr,
                 final=Phase.FINAL,
                 replies=self.replies,
                 per_recipient=places,
@@ -223,7 +247,7 @@ class Transaction:
         if self.body.data is not None:
             yield self._last_chunk(self._content)
             return
-        encoder = ContentEncoder(stuff=False)
+        encoder = AsItIs() if self.envelope.binary else ContentEncoder(stuff=False)
         answered = len(self.replies)
         wait = not self.session.pipelining
         while (piece := (yield PULL)) is not None:
@@ -265,7 +289,14 @@ class Transaction:
             content = self._content + b".\r\n"
             self._ended = True
             yield self._wrote(
-                Group(content, (Event.dot,), self._final_replies(), last=True, phase=Phase.FINAL, replies=self.replies)
+                Group(
+                    content,
+                    (Event.dot,),
+                    self._final_replies(),
+                    last=not self._prdr,
+                    phase=Phase.FINAL,
+                    replies=self.replies,
+                )
             )
         else:
             yield from self._streamed_data()
@@ -289,7 +320,7 @@ class Transaction:
                 encoder.finish() + b".\r\n",
                 (Event.dot,),
                 self._final_replies() - 1,
-                last=True,
+                last=not self._prdr,
                 phase=Phase.FINAL,
                 replies=self.replies,
             )
@@ -315,9 +346,9 @@ class Transaction:
         before = self.replies[: self._base + 1]
         return all(reply.ok for reply in before) and any(reply.ok for reply in self._rcpt_replies())
 
-    def _final_replies(self) -> int:
-        """How many replies the content is owed."""
-        return sum(reply.ok for reply in self._rcpt_replies()) if self.session.lmtp else 1
+    def _final_replies(self, *, each: bool = False) -> int:
+        """How many replies the content is owed; `each`: one for each recipient."""
+        return sum(reply.ok for reply in self._rcpt_replies()) if self.session.lmtp or each else 1
 
     def _refused(self) -> dict[str, Reply]:
         pairs = zip(self.envelope.recipients, self._rcpt_replies(), strict=False)
@@ -352,6 +383,8 @@ class Transaction:
         """All replies are in."""
         recipients = self.envelope.recipients
         finals = self.replies[self._base + 1 + len(recipients) :]
+        if self._each:
+            return self._prdr_verdict(finals)
         if _all_ok(self.replies):
             self._settle()
             answers = finals if self.session.lmtp else self._rcpt_replies()
@@ -367,6 +400,17 @@ class Transaction:
         self._settle()
         accepted = {who: reply for who, reply in zip(recipients, self._rcpt_replies(), strict=True) if reply.ok}
         return Outcome(accepted, self._refused(), finals[-1])
+
+    def _prdr_verdict(self, finals: list[Reply]) -> Outcome:
+        """The last reply says whether the message was taken, those before it for whom."""
+        last = finals.pop()
+        if not self._accepted():
+            raise self._contradiction([last], b"content accepted though its envelope was refused")
+        if not last.ok and any(reply.ok for reply in finals):
+            raise self._refusal(SMTPDataError(*last))
+        outcome = self._lmtp_verdict(finals)
+        outcome.reply = last
+        return outcome
 
     def _lmtp_verdict(self, finals: list[Reply]) -> Outcome:
         """RFC 2033 §4.2: each recipient has a final reply of its own."""
@@ -408,7 +452,11 @@ class Transaction:
         refusals = [reply for reply in content if not reply.ok]
         if not refusals:
             return
-        if self.session.lmtp and self._ended and (refusals[-1].code != 421 or len(refusals) < len(content)):
+        if (
+            (self.session.lmtp or self._each)
+            and self._ended
+            and (refusals[-1].code != 421 or len(refusals) < len(content))
+        ):
             return  # some have it, or may have
         raise self._refusal(SMTPDataError(*refusals[0])) from error
 
