@@ -435,7 +435,8 @@ class Session:
         self.state = state
         exchange.group = group
         exchange.waiting = group.wait
-        exchange.written = self._receiving
+        if data:
+            exchange.written = self._receiving
         group.serial = self._serial
         if group.owed:
             if not exchange.owed:
