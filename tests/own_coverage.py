@@ -26,6 +26,11 @@ OWN = {
     "asmtp/outbox.py": ("tests.test_mailer",),
     "asmtp/pool.py": ("tests.test_pool", "tests.test_mailer_trouble"),
     "asmtp/protocol/dialogue.py": ("tests.protocol.test_dialogue", "tests.test_client_tls", "tests.test_client_login"),
+    "asmtp/protocol/mechanisms.py": (
+        "tests.protocol.test_mechanisms",
+        "tests.protocol.test_sasl",
+        "tests.test_scram",
+    ),
     "asmtp/protocol/session.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/transport.py": ("tests.test_transport", "tests.test_cancellation", "tests.test_client_sending"),
     "asmtp/run.py": ("tests.test_run", "tests.test_blocking"),

@@ -22,6 +22,7 @@ PRINTED = [
     "{}\n",
     "100 sent\n",
     "nobody@example.com was refused: 550 b'5.1.1 no such user'\n",
+    "DSN not supported by server: RET needs it\n",
 ]
 
 
@@ -32,7 +33,7 @@ def test_each_snippet_is_run() -> None:
 @pytest.mark.parametrize(
     ("snippet", "printed"),
     list(zip(SNIPPETS, PRINTED, strict=False)),
-    ids=["web app", "many", "threads", "connection", "tasks", "legacy"],
+    ids=["web app", "many", "threads", "connection", "tasks", "legacy", "requests"],
 )
 def test_snippet(snippet: str, printed: str) -> None:
     with serving(Inbox("PIPELINING", "CHUNKING")) as inbox, contextlib.redirect_stdout(io.StringIO()) as output:
