@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from asmtp.blocking import Mailer
     from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
     from asmtp.delivery import Delivery, Receipt
+    from asmtp.events import Event
     from asmtp.mailer import AsyncMailer
     from asmtp.options import Timeouts
     from asmtp.policy import Rate, Retry
@@ -72,6 +73,7 @@ __all__ = [
     "Delivery",
     "DeliveryState",
     "Envelope",
+    "Event",
     "Extensions",
     "ProxyHeader",
     "Rate",
@@ -110,6 +112,7 @@ _LAZY = {
     "DeliverBy": "asmtp.protocol.parameters",
     "Delivery": "asmtp.delivery",
     "Envelope": "asmtp.protocol.envelope",
+    "Event": "asmtp.events",
     "Extensions": "asmtp.protocol.extensions",
     "LMTP": "asmtp.sync",
     "Mailer": "asmtp.blocking",

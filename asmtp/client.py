@@ -24,6 +24,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
 )
+from asmtp.events import Watch
 from asmtp.options import (
     LMTP_PORT,
     SMTP_PORT,
@@ -115,6 +116,8 @@ class AsyncSMTP(Commands):
         self.helo_resp: bytes | None = None
         self.ehlo_resp: bytes | None = None
         self._trace: Callable[[str, bytes], None] | None = None
+        self._on_event = options.get("on_event")
+        self._watch: Watch | None = None
         self._session = self._new_session()
         self._connection: Connection | None = None
         self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
@@ -130,6 +133,7 @@ class AsyncSMTP(Commands):
             window_octets=self._window_octets,
         )
         session.trace = self._trace
+        session.watch = self._watch
         return session
 
     # ---- what is known ----------------------------------------------------------------------
@@ -250,6 +254,8 @@ class AsyncSMTP(Commands):
             default = SMTP_SSL_PORT if self._tls == "implicit" and not self.lmtp else self.default_port
             address = host_and_port(host, port, default)
         self._host, self._port = address if isinstance(address, tuple) else (address, port)
+        where = self._host if self._host.startswith("/") else f"{self._host}:{self._port}"
+        self._watch = Watch.of(where, self._on_event)
         self._forget()
         self._audit("smtplib.connect", self._host, self._port)
         context = None
@@ -260,6 +266,7 @@ class AsyncSMTP(Commands):
             context = Handshake(given, self._sessions)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._session.start(dialogue.greeting())
+        begun = asyncio.get_running_loop().time()
         connection = await open_connection(
             address,
             self._session,
@@ -275,11 +282,17 @@ class AsyncSMTP(Commands):
         )
         self._sock_taken = self._sock is not None
         self._sock = None
+        if context is not None:
+            self._told_of_tls(connection, begun)
         reply: Reply = await connection.finished(greeting)
+        if self._watch is not None:
+            self._watch.connected(reply, asyncio.get_running_loop().time() - begun)
         return reply
 
     def _made(self, connection: Connection) -> None:
         self._connection = connection
+        if self._watch is not None:
+            connection.on_closed = self._watch.closed
 
     def _audit(self, event: str, *args: Any) -> None:
         sys.audit(event, self, *args)
@@ -419,6 +432,19 @@ class AsyncSMTP(Commands):
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+        if self._watch is None:
+            return await self._try_transaction(envelope, body, pieces)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            outcome = await self._try_transaction(envelope, body, pieces)
+        except BaseException as error:
+            self._watch.delivered(None, error, loop.time() - begun)
+            raise
+        self._watch.delivered(outcome, None, loop.time() - begun)
+        return outcome
+
+    async def _try_transaction(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
         connection = self._live()

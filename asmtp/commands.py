@@ -21,6 +21,7 @@ from asmtp.errors import (
     SMTPNotSupportedError,
     SMTPResponseException,
 )
+from asmtp.events import Watch
 from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, require_auth
 from asmtp.options import Token
 from asmtp.protocol import dialogue
@@ -64,6 +65,7 @@ class Commands(AuthObjects):
     _token: Token | None
     _mechanisms: Mechanisms | None
     _sessions: Sessions
+    _watch: Watch | None
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
 
     def _live(self) -> Connection:
@@ -285,12 +287,18 @@ class Commands(AuthObjects):
         reply: Reply
         hello: Reply | None
         hostname = server_hostname or self._server_hostname or self._host
+        begun = asyncio.get_running_loop().time()
         reply, hello = await connection.start_tls(asking, Handshake(chosen, self._sessions), hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
+        self._told_of_tls(connection, begun)
         self.helo_resp = None
         self.ehlo_resp = hello.message if hello is not None and hello.ok else None
         return reply
+
+    def _told_of_tls(self, connection: Connection, begun: float) -> None:
+        if self._watch is not None:
+            self._watch.secured(connection.tls, asyncio.get_running_loop().time() - begun)
 
     async def _name_under_tls(self) -> str | None:
         """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
@@ -398,14 +406,21 @@ class Commands(AuthObjects):
         """Take an AUTH exchange to its end; a slow mechanism is asked in a thread."""
         connection = self._live()
         exchange = dialogue.authentication(self._session, conversation)
+        begun = asyncio.get_running_loop().time()
+        code = UNPROVEN
         try:
             async with contextlib.aclosing(self._responses(conversation)) as responses:
                 reply: Reply = await connection.run_streamed(exchange, responses, alone=True)
+                code = reply.code
                 return reply
         except SMTPAuthenticationError as error:
-            if error.smtp_code == UNPROVEN:
+            code = error.smtp_code
+            if code == UNPROVEN:
                 self.close()
             raise
+        finally:
+            if self._watch is not None:
+                self._watch.logged_in(conversation.name, code, asyncio.get_running_loop().time() - begun)
 
     async def _responses(self, conversation: Conversation) -> AsyncGenerator[bytes, None]:
         while True:

@@ -11,6 +11,7 @@ from asmtp.body import WHOLE, Pieces, whole
 from asmtp.client import AsyncLMTP, AsyncSMTP
 from asmtp.delivery import Shipment
 from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.events import Watch
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.session import Exchange, Session
@@ -83,6 +84,8 @@ class Part:
         assert lane is not None
         assert exchange is not None
         self.outcome, self.error = exchange.result, exchange.error
+        if lane.watch is not None:
+            lane.watch.delivered(self.outcome, self.error, asyncio.get_running_loop().time() - self.since)
         lane.over(self)
 
 
@@ -116,7 +119,7 @@ class Lane(AsyncSMTP):
             name: value
             for name in (
                 "tls", "ssl_context", "server_hostname", "username", "password", "token", "mechanisms", "window",
-                "window_octets", "pipelining", "chunking", "proxy", "proxy_protocol",
+                "window_octets", "pipelining", "chunking", "proxy", "proxy_protocol", "on_event",
             )
             if (value := getattr(relay, name)) is not None
         }  # fmt: skip
@@ -147,6 +150,11 @@ class Lane(AsyncSMTP):
     def _made(self, connection: Connection) -> None:
         super()._made(connection)
         connection.on_lost = lambda: self._on_lost(self)
+
+    @property
+    def watch(self) -> Watch | None:
+        """Who is told what happens."""
+        return self._watch
 
     @property
     def session(self) -> Session:

@@ -17,6 +17,7 @@ import anyio.to_thread
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
+from asmtp.events import Hook
 from asmtp.lane import Lane, LMTPLane, Part
 from asmtp.login import Mechanisms
 from asmtp.options import Timeouts, TLSMode, Token, check
@@ -60,6 +61,7 @@ class RelayOptions(TypedDict, total=False):
     source_address: tuple[str, int] | None
     proxy: str | None
     proxy_protocol: int | ProxyHeader | None
+    on_event: Hook | None
 
 
 class MailerOptions(RelayOptions, total=False):

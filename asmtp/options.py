@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypedDict
 
+from asmtp.events import Hook
 from asmtp.login import Mechanisms, check_mechanisms, needs
 from asmtp.protocol.command import gate
 from asmtp.protocol.proxy import ProxyHeader
@@ -58,6 +59,8 @@ class Options(TypedDict, total=False):
     window: how many messages and commands may be unanswered on the connection.
     window_octets: how many octets may be.
     pipelining, chunking: False where a server offers PIPELINING or CHUNKING and gets it wrong.
+    on_event: a function that is called with each :class:`asmtp.Event`: connect, TLS, login, write, replies, delivery,
+        close.  In the event loop: it must not block.
     sock: a connected socket to use instead of connecting.
     proxy: the URL of a proxy to connect through: socks5://, socks4:// or http:// (CONNECT) with host and port, user
         name and password percent-encoded.  It looks the host's name up.  Extra "proxy".
@@ -77,6 +80,7 @@ class Options(TypedDict, total=False):
     pipelining: bool
     chunking: bool
     sock: Any
+    on_event: Hook | None
     proxy: str | None
     proxy_protocol: int | ProxyHeader | None
 
@@ -100,6 +104,9 @@ def check(options: Options, owner: str) -> None:
         check_proxy(proxy)
         if options.get("sock") is not None:
             raise ValueError("proxy and sock: only one of them can be given")
+    hook = options.get("on_event")
+    if hook is not None and not callable(hook):
+        raise TypeError(f"on_event must be a function, not {type(hook).__name__}")
     if options.get("proxy_protocol") is not None:
         ProxyHeader.of(options["proxy_protocol"])
     for name in ("window", "window_octets"):

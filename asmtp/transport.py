@@ -142,6 +142,7 @@ class Connection(asyncio.BufferedProtocol):
         self._quickack = False
         self.proxied = False
         self.on_lost: Callable[[], None] | None = None  # called once, when there is no connection any more
+        self.on_closed: Callable[[str], None] | None = None  # the same, with the reason
         self._feeder: tuple[Exchange, asyncio.Task[Any]] | None = None  # the task that waits for content
         session.on_output = self._on_output
         session.notify = self._on_notify
@@ -188,6 +189,9 @@ class Connection(asyncio.BufferedProtocol):
         self._lost.set()
         self._writable.set()
         self._stop_timer()
+        closed, self.on_closed = self.on_closed, None
+        if closed is not None:
+            closed(str(self.session.error))
         told, self.on_lost = self.on_lost, None
         if told is not None:
             told()

@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from asmtp.events import Hook
 from asmtp.login import Mechanisms, check_mechanisms
 from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, Timeouts, TLSMode, Token, check
 from asmtp.protocol.command import gate
@@ -100,6 +101,7 @@ class Relay:
     window_octets: int | None = None
     proxy: str | None = field(default=None, repr=False)
     proxy_protocol: int | ProxyHeader | None = None
+    on_event: Hook | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", _host(self.host, "host", path=True))
@@ -122,7 +124,7 @@ class Relay:
             object.__setattr__(self, "mechanisms", tuple(self.mechanisms))
         window = 1 if self.window is None else self.window
         octets = 1 if self.window_octets is None else self.window_octets
-        rest = {"proxy": self.proxy, "proxy_protocol": self.proxy_protocol}
+        rest = {"proxy": self.proxy, "proxy_protocol": self.proxy_protocol, "on_event": self.on_event}
         check(cast("Options", {"tls": self.tls, "window": window, "window_octets": octets, **rest}), "Relay")
 
     @classmethod

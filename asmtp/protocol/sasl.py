@@ -85,6 +85,7 @@ class Conversation:
 
     Attributes:
         line: what is to be written next, without CRLF; None: it is over, and `reply` is the last.
+        name: of the mechanism, in upper case.
         answered: how many challenges were answered.
 
     Raises:
@@ -105,7 +106,7 @@ class Conversation:
         self.slow = slow
         self.reply = Reply(0, b"")
         self.answered = 0
-        self._name = name.upper()
+        self.name = name.upper()
         self._mechanism = mechanism
         self._initial_response_ok = initial_response_ok
         self._again = again
@@ -126,11 +127,11 @@ class Conversation:
 
     def _run(self) -> Generator[bytes, None, None]:
         """Each line; `reply` is looked at in between."""
-        verb = b"AUTH " + self._name.encode()
+        verb = b"AUTH " + self.name.encode()
         try:
             response = next(self._mechanism)
         except StopIteration:
-            raise ValueError(f"mechanism: {self._name}: the generator yields nothing") from None
+            raise ValueError(f"mechanism: {self.name}: the generator yields nothing") from None
         line = verb
         held = response is not None
         if response is not None and self._initial_response_ok:
@@ -160,7 +161,7 @@ class Conversation:
             encoded = base64.b64encode(response or b"")
             if len(encoded) + 2 > MAX_RESPONSE:
                 yield from self._cancel()
-                raise ValueError(f"{self._name}: a response of {len(encoded)} octets; {MAX_RESPONSE - 2} are possible")
+                raise ValueError(f"{self.name}: a response of {len(encoded)} octets; {MAX_RESPONSE - 2} are possible")
             self.answered += 1
             yield encoded
         self._judge()
@@ -168,7 +169,7 @@ class Conversation:
     def _respond(self) -> bytes | None:
         text = self.reply.message
         # A prompt does not matter: some servers do not even encode it.
-        self._challenge = text if self._name in ("LOGIN", "PLAIN") else base64.b64decode(text, validate=True)
+        self._challenge = text if self.name in ("LOGIN", "PLAIN") else base64.b64decode(text, validate=True)
         return self._mechanism.send(self._challenge)
 
     def _cancel(self) -> Generator[bytes, None, None]:
@@ -195,9 +196,9 @@ class Conversation:
         """What the last challenge told of the refusal that came behind it."""
         if not self._challenge:
             return b""
-        if self._name in ("OAUTHBEARER", "XOAUTH2"):
+        if self.name in ("OAUTHBEARER", "XOAUTH2"):
             return _token_error(self._challenge)
-        if self._name.startswith("SCRAM-") and self._challenge.startswith(b"e="):  # RFC 5802 §7
+        if self.name.startswith("SCRAM-") and self._challenge.startswith(b"e="):  # RFC 5802 §7
             told = self._challenge[2:].decode("ascii", "backslashreplace")
             return f" ({told})".encode("unicode_escape")
         return b""

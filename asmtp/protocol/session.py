@@ -9,7 +9,7 @@ import copy
 import enum
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.extensions import Extensions
@@ -17,7 +17,7 @@ from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, printable
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State
 
-__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "Session"]
+__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "Session", "Watcher"]
 
 
 class Phase(enum.Enum):
@@ -131,6 +131,16 @@ class Exchange:
         return group.phase if self.owed > 1 and not group.per_recipient else group.final
 
 
+class Watcher(Protocol):
+    """Who is told of what is written and read."""
+
+    def wrote(self, group: Group) -> None:
+        """A group is written."""
+
+    def replied(self, replies: list[Reply]) -> None:
+        """Replies have come in one go; what repeats a secret was taken out."""
+
+
 class Session:
     """One connection's protocol state.  The transport feeds it; dialogues are started on it.
 
@@ -160,6 +170,7 @@ class Session:
         self.on_output: Callable[[], None] = lambda: None
         self.notify: Callable[[Exchange], None] = lambda exchange: None
         self.trace: Callable[[str, bytes], None] | None = None
+        self.watch: Watcher | None = None
         self.authenticated = False
         self.secure = False  # there is TLS, and the certificate was verified; for the transport to say
         self._redaction = Redaction()
@@ -312,6 +323,8 @@ class Session:
                 self.trace("<", self._redaction.text(b"%d %s" % reply))
         if self._redaction.secrets and self.state is not State.HELLO:
             replies = [self._redaction.reply(reply) for reply in replies]
+        if self.watch is not None and replies:
+            self.watch.replied(replies)
         if self._intruding and replies:
             self._unasked(replies[0])
             return
@@ -422,6 +435,8 @@ class Session:
         data = group.data
         if group.secret:
             self._redaction.learn(data)
+        if data and self.watch is not None:
+            self.watch.wrote(group)
         if data and self.trace is not None:
             self.trace(">", b"(not shown)" if group.secret else data)
         state = self.state

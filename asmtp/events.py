@@ -1,0 +1,168 @@
+"""What happens on a connection, told as it happens, to a function of the caller's and to the log: without secrets."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import ssl
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import Group
+from asmtp.protocol.state import Event as Command
+
+if TYPE_CHECKING:
+    from asmtp.protocol.transaction import Outcome
+
+__all__ = ["Event", "Hook", "Watch"]
+
+logger = logging.getLogger("asmtp")
+
+_numbers = itertools.count(1)
+_BDAT = re.compile(rb"(?:\A|(?<=\r\n))BDAT [0-9]+(?: LAST)?\r\n")
+_CONTENT = frozenset({Command.content, Command.dot})
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened on a connection.
+
+    Attributes:
+        kind: what; and what is in `fields` then:
+
+            * ``"connect"``: the greeting is in, after `seconds` (`code`).
+            * ``"tls"``: TLS is up, after `seconds` (`version`, `cipher`, `resumed`).
+            * ``"login"``: a mechanism was tried, for `seconds` (`mechanism`, `code`: the reply's, or -1).
+            * ``"write"``: commands or content left in one write (`commands`: their names, `octets`).
+            * ``"replies"``: came in one read (`codes`).
+            * ``"delivery"``: a transaction has ended, after `seconds` (`state`, `accepted`, `refused`: how many
+              recipients, `error`: the exception, or None).
+            * ``"close"``: the connection is gone (`reason`).
+        connection: its number, counted in this process.
+        server: "host:port", or the path of a Unix socket.
+        seconds: how long it took; 0.0 where nothing did.
+    """
+
+    kind: Literal["connect", "tls", "login", "write", "replies", "delivery", "close"]
+    connection: int
+    server: str
+    seconds: float = 0.0
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+Hook: TypeAlias = Callable[[Event], None]
+"""Is called with each event, in the event loop: it must not block.  What it raises is logged."""
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    """The log of one connection: each line begins with its number and its server."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        assert self.extra is not None
+        kwargs["extra"] = {**self.extra, **kwargs.get("extra", {})}
+        return f"[{self.extra['connection']} {self.extra['server']}] {msg}", kwargs
+
+
+class Watch:
+    """Tells of one connection."""
+
+    def __init__(self, server: str, hook: Hook | None) -> None:
+        self.number = next(_numbers)
+        self.server = server
+        self._hook = hook
+        self._log = _Log(logger, {"connection": self.number, "server": server})
+
+    @classmethod
+    def of(cls, server: str, hook: Hook | None) -> Watch | None:
+        """One, if anybody wants to know."""
+        return cls(server, hook) if hook is not None or logger.isEnabledFor(logging.DEBUG) else None
+
+    def tell(self, kind: Any, seconds: float = 0.0, **fields: Any) -> None:
+        """Something has happened."""
+        if self._hook is None:
+            return
+        try:
+            self._hook(Event(kind, self.number, self.server, seconds, fields))
+        except Exception:  # whoever only watches shall not stop the mail
+            logger.exception("on_event raised")
+
+    # ---- for a session ----------------------------------------------------------------------
+
+    def wrote(self, group: Group) -> None:
+        """Commands or content are written."""
+        self.tell("write", commands=_names(group), octets=len(group.data))
+        if self._log.isEnabledFor(logging.DEBUG):
+            for line in _lines(group):
+                self._log.debug("> %s", line)
+
+    def replied(self, replies: Sequence[Reply]) -> None:
+        """Replies have come; what repeats a secret was taken out."""
+        self.tell("replies", codes=tuple(reply.code for reply in replies))
+        if self._log.isEnabledFor(logging.DEBUG):
+            for code, text in replies:
+                self._log.debug("< %d %s", code, ascii(text)[2:-1])
+
+    # ---- for a client -----------------------------------------------------------------------
+
+    def connected(self, greeting: Reply, seconds: float) -> None:
+        """The greeting is in."""
+        self.tell("connect", seconds, code=greeting.code)
+        self._log.debug("connected in %.3f s", seconds)
+
+    def secured(self, tls: ssl.SSLObject | None, seconds: float) -> None:
+        """TLS is up."""
+        if tls is None:
+            return
+        cipher = tls.cipher()
+        name = cipher[0] if cipher else ""
+        self.tell("tls", seconds, version=tls.version(), cipher=name, resumed=tls.session_reused)
+        resumed = ", resumed" if tls.session_reused else ""
+        self._log.debug("%s, %s%s, in %.3f s", tls.version(), name, resumed, seconds)
+
+    def logged_in(self, mechanism: str, code: int, seconds: float) -> None:
+        """A mechanism was tried."""
+        self.tell("login", seconds, mechanism=mechanism, code=code)
+        self._log.debug("login with %s: %d, in %.3f s", mechanism, code, seconds)
+
+    def delivered(self, outcome: Outcome | None, error: BaseException | None, seconds: float) -> None:
+        """A transaction has ended."""
+        accepted, refused = (len(outcome.accepted), len(outcome.refused)) if outcome is not None else (0, 0)
+        state = "sent" if error is None else getattr(error, "state", None) or "not_sent"
+        self.tell("delivery", seconds, state=state, accepted=accepted, refused=refused, error=error)
+        if error is None:
+            self._log.debug("sent to %d recipients (%d refused), in %.3f s", accepted, refused, seconds)
+        else:
+            self._log.debug("%s, in %.3f s: %s", state, seconds, error)
+
+    def closed(self, reason: str) -> None:
+        """The connection is gone."""
+        self.tell("close", reason=reason)
+        self._log.debug("closed: %s", reason)
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    if group.secret:
+        return ("AUTH",) if Command.auth in group.events else ("response",)
+    if not _CONTENT.isdisjoint(group.events):
+        return ("content",)
+    return tuple(line.split(b" ", 1)[0].upper().decode("ascii", "replace") for line in _commands(group.data)[0])
+
+
+def _lines(group: Group) -> list[str]:
+    if group.secret:
+        return ["AUTH (not shown)" if Command.auth in group.events else "(not shown)"]
+    if not _CONTENT.isdisjoint(group.events):
+        return [f"({len(group.data)} octets of content)"]
+    commands, rest = _commands(group.data)
+    lines = [ascii(line)[2:-1] for line in commands]
+    return [*lines, f"({rest} octets of content)"] if rest else lines
+
+
+def _commands(data: bytes) -> tuple[list[bytes], int]:
+    """Command lines without their ends, and how many octets of content stand behind BDAT."""
+    found = _BDAT.search(data)
+    end = len(data) if found is None else found.end()
+    return data[:end].removesuffix(b"\r\n").split(b"\r\n") if end else [], len(data) - end
