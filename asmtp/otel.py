@@ -1,5 +1,7 @@
 """OpenTelemetry: spans and metrics of connections and deliveries, from their events (extra "otel").
 
+    import asmtp.otel
+
     mailer = asmtp.AsyncMailer(url, on_event=asmtp.otel.Telemetry())
 
 Spans are of kind CLIENT: ``smtp connect``, ``smtp tls``, ``smtp login`` and ``smtp send``, with ``server.address`` and
