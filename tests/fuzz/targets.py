@@ -1,0 +1,29 @@
+"""The targets, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import contents, envelopes, journals, logins, messages, offers, replies, sessions, urls
+from .data import FuzzedData
+from .engine import Target
+
+__all__ = ["TARGETS"]
+
+_CHOSEN: list[tuple[Callable[[FuzzedData], None], int, int]] = [
+    (replies.reply, 3000, 600),
+    (replies.status, 3000, 60),
+    (offers.ehlo, 3000, 200),
+    (contents.content, 3000, 200),
+    (envelopes.envelope, 3000, 120),
+    (envelopes.commands, 3000, 60),
+    (logins.sasl, 3000, 200),
+    (urls.url, 3000, 80),
+    (journals.journal, 2000, 200),
+    (messages.message, 400, 200),
+    (sessions.session, 2000, 1500),
+    (sessions.liar, 2000, 1500),
+]
+
+TARGETS = {run.__name__: Target(run.__name__, run, quick, size) for run, quick, size in _CHOSEN}
+"""Each raises, AssertionError as a rule, where something is wrong."""

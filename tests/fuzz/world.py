@@ -1,0 +1,331 @@
+"""A session, a server, what is on its way between them, and callers who do anything in any order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.protocol.content import wire_size
+from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.sasl import MECHANISMS, authenticate
+from asmtp.protocol.session import Dialogue, Exchange, Group, Session
+from asmtp.protocol.state import HELD, Event, State
+from asmtp.protocol.transaction import Body, NotBegun, Transaction
+
+from . import contents
+from .data import FuzzedData
+from .shadow import Shadow
+
+__all__ = ["Sent", "World"]
+
+ACTIONS = [
+    "letter", "letter", "letter", "stream", "stream", "noop", "rset", "hand", "hello", "login", "tls", "pause", "resume",
+    "write", "write", "serve", "serve", "deliver", "deliver", "deliver", "drain", "push", "push", "push", "end", "abort",
+    "cancel", "hang up",
+]  # fmt: skip
+
+
+@dataclass
+class Sent:
+    """A message under way.
+
+    Attributes:
+        content: what was given of it so far.
+        whole: that is all of it.
+        cancelled: its owner has gone.
+    """
+
+    number: int
+    recipients: tuple[str, ...]
+    content: bytes
+    transaction: Transaction
+    exchange: Exchange
+    whole: bool
+    cancelled: bool = False
+
+    @property
+    def sender(self) -> str:
+        return f"s{self.number}@x"
+
+
+class World:
+    """What happens between callers and a server; see :mod:`tests.fuzz.sessions` for what has to come of it.
+
+    Args:
+        serve: the server: takes the octets that reach it, and returns those that it says.
+    """
+
+    def __init__(self, data: FuzzedData, serve: Callable[[bytes], bytes], *, lmtp: bool) -> None:
+        self.data = data
+        self.serve = serve
+        self.session = Session(
+            lmtp=lmtp,
+            pipelining=not data.chance(6),
+            window=data.pick([100, 1, 2, 3]),
+            window_octets=data.pick([1 << 20, 1, 200]),
+        )
+        self.shadow = Shadow(lmtp=lmtp, pipelining=self.session.use_pipelining)
+        self.eager = data.flag()  # what is written leaves at once, and not at the end of the loop's pass
+        self.up = b""
+        self.down = b""
+        self.sent: list[Sent] = []
+        self.others: list[tuple[str, Exchange]] = []
+        self.told: Counter[int] = Counter()
+        self.cancelled: set[int] = set()
+        self.session.notify = self._notify
+        self.session.on_output = self._on_output
+        self.securing: Callable[[], None] = lambda: None
+
+    # ---- the session's hooks ----------------------------------------------------------------
+
+    def _notify(self, exchange: Exchange) -> None:
+        if exchange.done:
+            self.told[id(exchange)] += 1
+        else:
+            assert exchange.pulling, "told of nothing"
+
+    def _on_output(self) -> None:
+        session = self.session
+        if not session._output:
+            assert session.closed, "output of nothing"
+            return
+        assert not session.closed, "something is written to what is closed"
+        self.shadow.wrote(session._output[-1])
+        if self.eager:
+            self.up += session.output()
+
+    # ---- what happens -----------------------------------------------------------------------
+
+    def start(self, kind: str, dialogue: Any, *, alone: bool = False) -> None:
+        self.others.append((kind, self.session.start(dialogue, kind, alone=alone)))
+
+    def open(self) -> None:
+        """Greeting and EHLO, as a client begins; not always to the end."""
+        self.start("greeting", greeting())
+        self.drain()
+        self.start("hello", self._hello())
+        if not self.data.chance(10):
+            self.drain()
+
+    def act(self) -> None:
+        """Something happens."""
+        data, session = self.data, self.session
+        what = data.pick(ACTIONS)
+        if what in ("letter", "stream"):
+            self._letter(streamed=what == "stream")
+        elif what == "noop":
+            line = b"noop %d" % len(self.others)
+            self.start(line.decode(), single(line + b"\r\n"))
+        elif what == "rset":
+            self.start("rset", self._reset())
+        elif what == "hand":
+            self.start("hand", single(b"mail from:<hand@x>\r\n", Event.mail))
+        elif what == "hello":
+            self.start("hello", self._hello(), alone=data.flag())
+        elif what == "login" and "auth" in session.extensions:
+            name = data.pick(list(MECHANISMS))
+            lines = authenticate(name, MECHANISMS[name]("me", "secret"), initial_response_ok=data.flag())
+            self.start("login", authentication(lines), alone=True)
+        elif what == "tls" and "starttls" in session.extensions:
+            name = "me.example" if data.flag() else None
+            self.start("tls", starttls(session, self._verb, name), alone=True)
+        elif what in ("pause", "resume"):
+            session.paused = what == "pause"
+            if not session.paused:
+                session.pump()
+        elif what == "write":
+            self.write()
+        elif what == "serve":
+            self.write()
+            self._serve(data.below(300))
+        elif what == "deliver":
+            self._deliver(data.below(200))
+        elif what == "drain":
+            self.drain()
+        elif what == "hang up":
+            if data.chance(3):
+                self.hang_up()
+        elif self.sent:
+            self._act_on(what, data.pick(self.sent[-4:]))
+
+    def quit(self) -> None:
+        """QUIT, to its end."""
+        self.start("quit", quit_(), alone=True)
+        self.drain()
+
+    def hang_up(self) -> None:
+        """The server closes; see :mod:`tests.fuzz.sessions`."""
+
+    @property
+    def _verb(self) -> str:
+        return "lhlo" if self.session.lmtp else "ehlo"
+
+    def _hello(self) -> Any:
+        return hello(self.session, self._verb, "me.example")
+
+    def _reset(self) -> Dialogue:
+        """Session.reset(), in capitals: no transaction's own."""
+        group = Group(b"RSET\r\n", (Event.rset,))
+        replies = yield group
+        if replies[0].ok:
+            self.session.settle(group)
+        return replies[0]
+
+    def _letter(self, *, streamed: bool) -> None:
+        data = self.data
+        number = len(self.sent)
+        recipients = tuple(f"r{number}-{place}@x" for place in range(data.between(1, 3)))
+        content = b"" if streamed else b"%d" % number + data.blob(contents.TOKENS, 6)
+        body = Body(content, wire_size(content), eight_bit=not content.isascii())
+        if streamed:
+            body = Body(None, None, eight_bit=True)
+        envelope = Envelope(f"s{number}@x", recipients)
+        transaction = Transaction(
+            self.session, envelope, body, chunking=not data.chance(4), apart=data.chance(4)
+        )
+        exchange = self.session.start(transaction.run(), "letter", alone=data.chance(8))
+        self.sent.append(Sent(number, recipients, content, transaction, exchange, not streamed))
+
+    def _act_on(self, what: str, sent: Sent) -> None:
+        exchange = sent.exchange
+        if what == "cancel":
+            self._cancel(sent)
+        elif isinstance(exchange.error, NotBegun) and exchange.owner is not None and not self.session.closed:
+            self._again(sent)
+        elif exchange.pulling and what == "push":
+            piece = self.data.blob(contents.TOKENS, 6)
+            sent.content += piece
+            self.session.push(exchange, piece)
+        elif exchange.pulling and what == "end":
+            sent.whole = True
+            self.session.push(exchange, None)
+        elif exchange.pulling and what == "abort":
+            self.session.abort(exchange, OSError("the content cannot be had"))
+
+    def _cancel(self, sent: Sent) -> None:
+        if not sent.exchange.done:
+            sent.cancelled = True
+            self.cancelled.add(id(sent.exchange))
+        self.session.cancel(sent.exchange)
+
+    def _again(self, sent: Sent) -> None:
+        """As a client does it: on its own from now on."""
+        self.session.overlap = False
+        assert sent.transaction.body.data is not None or not sent.content
+        self.others.append(("letter", sent.exchange))
+        sent.transaction = Transaction(self.session, sent.transaction.envelope, sent.transaction.body)
+        sent.exchange = self.session.start(sent.transaction.run(), "letter")
+
+    # ---- what is on its way -----------------------------------------------------------------
+
+    def write(self) -> None:
+        """What was written leaves."""
+        self.up += self.session.output()
+
+    def _serve(self, count: int) -> None:
+        octets, self.up = self.up[:count], self.up[count:]
+        self.down += self.serve(octets)
+
+    def _deliver(self, count: int) -> None:
+        octets, self.down = self.down[:count], self.down[count:]
+        session = self.session
+        if not octets or session.closed:
+            return
+        plaintext = session.state is State.HANDSHAKE
+        self.shadow.time += 1
+        self.shadow.said(octets)
+        session.receive_data(octets)
+        self.shadow.time += 1
+        if self.shadow.surplus or self.shadow.wrong or plaintext:
+            assert session.closed, f"goes on behind {self.shadow.wrong or 'a reply too much'}"
+        self.check()
+
+    def drain(self) -> None:
+        """Until nothing moves any more."""
+        session = self.session
+        session.paused = False
+        session.pump()
+        for _ in range(300):
+            self.write()
+            moved = bool(self.up or self.down)
+            self._serve(len(self.up))
+            if not self.data.chance(4):
+                self._deliver(len(self.down))
+            while self.down and not session.closed:
+                self._deliver(self.data.between(1, 60))
+            self.down = b"" if session.closed else self.down
+            for sent in self.sent:
+                if sent.exchange.pulling:
+                    moved = True
+                    self._act_on("end", sent)
+            if not self._handshake() and not moved and not self.over():
+                return
+        raise AssertionError("it never comes to an end")
+
+    def over(self) -> bool:
+        """The server has closed, and that arrives; whether that changes anything."""
+        return False
+
+    def _handshake(self) -> bool:
+        for kind, exchange in self.others:
+            if kind == "tls" and exchange.pulling and self.session.state is State.HANDSHAKE:
+                self.write()
+                if self.data.chance(8):
+                    self.session.fail(SMTPServerDisconnected("TLS handshake failed"))
+                    return True
+                self.securing()
+                self.shadow.secured()
+                self.session.secured()
+                self.session.push(exchange, None)
+                return True
+        return False
+
+    # ---- what always has to be so -----------------------------------------------------------
+
+    def exchanges(self) -> list[Exchange]:
+        return [sent.exchange for sent in self.sent] + [exchange for _, exchange in self.others]
+
+    def check(self) -> None:
+        """What is true of a session at any time."""
+        session = self.session
+        everyone = self.exchanges()
+        if session.closed:
+            assert session.output() == b"", "something is written to what is closed"
+            assert session.state in (State.CLOSED, State.BROKEN)
+            assert session.idle, "closed, and not idle"
+            for exchange in everyone:
+                assert exchange.done, f"{exchange.owner} is not told of the end"
+        assert len(session._owed) <= session.window + 1, "more under way than the window holds"
+        if session.idle:
+            assert session.load == 0, f"idle with a load of {session.load}"
+            assert session.closed or not session._unanswered, f"idle with {session._unanswered} octets unanswered"
+            assert session.state not in HELD, f"idle in {session.state}"
+        assert session._unanswered >= 0
+        for exchange in everyone:
+            told = 0 if id(exchange) in self.cancelled else int(exchange.done)
+            assert self.told[id(exchange)] == told, f"{exchange.owner} is told {self.told[id(exchange)]} times"
+            if exchange.done and exchange.error is not None:
+                assert isinstance(exchange.error, SMTPException | OSError), repr(exchange.error)
+
+    def end(self) -> None:
+        """Close, and look at what is left."""
+        session = self.session
+        session.close()
+        session.close()
+        session.receive_eof()
+        session.receive_data(b"250 late\r\n")
+        session.fail(SMTPServerDisconnected("late"))
+        session.pump()
+        assert session.output() == b""
+        for exchange in self.exchanges():
+            session.cancel(exchange)
+            assert exchange.done
+        self.check()
+        late = session.start(single(b"noop\r\n"), "late")
+        assert late.done
+        assert isinstance(late.error, SMTPServerDisconnected)
+        assert session.output() == b""
