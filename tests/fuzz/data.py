@@ -13,9 +13,9 @@ T = TypeVar("T")
 class FuzzedData:
     """What a target makes its input of: numbers, choices, strings, taken from the front of some octets.
 
-    When they are used up, each number is 0, each choice the first and each string empty, so that every target comes to an
-    end and a shorter input is a simpler one.  (Atheris has a class for this too; but a file must mean the same input
-    where there is no Atheris.)
+    When they are used up, each number is 0, each choice the first and each string empty, so that every target comes
+    to an end and a shorter input is a simpler one.  (Atheris has a class for this, too; but a file must mean the same
+    input where there is no Atheris.)
     """
 
     __slots__ = ("_data", "_place")

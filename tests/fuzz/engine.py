@@ -105,20 +105,18 @@ def fuzz(target: Target, *, seed: int, runs: int | None = None, seconds: float |
 
 def smallest(target: Target, failure: Failure, attempts: int = 3000) -> Failure:
     """A small input that fails in the same place: octets are left out, then made 0."""
-    left = attempts
-    place = failure.place
-    shrunk = True
-    while shrunk and left > 0:
-        shrunk = False
-        for candidate in _smaller(lambda: failure.data):
-            left -= 1
-            found = attempt(target, candidate)
-            if found is not None and found.place == place:
-                failure = found
-                shrunk = True
-            if left <= 0:
+    best = [failure]
+    before = b""
+    while before != best[-1].data:
+        before = best[-1].data
+        for candidate in _smaller(lambda: best[-1].data):
+            if attempts <= 0:
                 break
-    return failure
+            attempts -= 1
+            found = attempt(target, candidate)
+            if found is not None and found.place == failure.place:
+                best.append(found)
+    return best[-1]
 
 
 def _smaller(current: Callable[[], bytes]) -> Iterator[bytes]:
@@ -132,14 +130,15 @@ def _smaller(current: Callable[[], bytes]) -> Iterator[bytes]:
                 start += width
         width //= 2
     for place in range(len(current())):
-        data = current()
-        for octet in {0, data[place] // 2} - {data[place]} if place < len(data) else ():
-            yield data[:place] + bytes([octet]) + data[place + 1 :]
+        for halved in (False, True):
+            data = current()
+            if data[place]:
+                yield data[:place] + bytes([data[place] // 2 * halved]) + data[place + 1 :]
 
 
 @contextlib.contextmanager
 def limited(target: Target) -> Iterator[Target]:
-    """A target whose every run is interrupted, which is a failure, if it takes too long; on Unix, in the main thread."""
+    """A target whose runs are interrupted, and fail, where they take too long; on Unix, in the main thread."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"more than {LONGEST} seconds")

@@ -17,7 +17,18 @@ ADDRESSES = [
     "a@x.example", "a", "@", "x.example", "<", ">", '"', '"', "\\", " ", ",", ";", ":", "(", ")", "SIZE=1", "> SIZE=1",
     "b\u00fccher", "\u00fc", "\ufffd", "\r\n", "\0", "\x7f", "\x85", "\u2028", "\ud800", ".", "Name <a@x.example>", "",
 ]  # fmt: skip
-OPTIONS = ["SIZE=1", "BODY=8BITMIME", "SMTPUTF8", "NOTIFY=NEVER", "ORCPT=rfc822;a+40b", "x\u00fc", " ", "\n", "\x01", ""]
+OPTIONS = [
+    "SIZE=1",
+    "BODY=8BITMIME",
+    "SMTPUTF8",
+    "NOTIFY=NEVER",
+    "ORCPT=rfc822;a+40b",
+    "x\u00fc",
+    " ",
+    "\n",
+    "\x01",
+    "",
+]
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
 _ATOM = re.compile(r"[A-Za-z0-9.+-]+@[A-Za-z0-9.-]+")
 

@@ -19,12 +19,13 @@ HEADER = json.dumps({"format": "asmtp bulk journal", "version": 1}).encode() + b
 KEYS = ["m1", "m2", "\u00fc", "\ud800"]
 PEOPLE = ["a@x", "b@x", "c@x"]
 STATES = list(get_args(DeliveryState))
-# What stands where it should not.
+# What stands where it should not.  Deeper brackets are expected to fail in tests/test_cli_journal.py.
 ODD = [
-    b"", b"null", b"[]", b"{}", b'"', b"1", b"\0", b"\xff\xfe", b'{"begun":1,"to":[]}', b'{"ended":"m1","to":[]}', b"\n",
+    b"", b"null", b"[]", b"{}", b'"', b"1", b"\0", b"\xff\xfe", b'{"begun":1,"to":[]}', b'{"ended":"m1","to":[]}',
     b'{"ended":"m1","to":{"a@x":["sent","5"]}}', b'{"ended":"m1","to":{"a@x":["refused","5",1]}}', b'{"begun":"m1"}',
-    b'{"ended":"m1","to":{"a@x":[[],5,""]}}', b'{"ended":"m1","to":{"a@x":1}}', b"9" * 5000, b'{"begun":"m1","to":[{}]}',
-    b'{"begun":"m1","ended":"m1","to":[]}', b'{"ended":"m1","to":{"a@x":["sent",1,2,3]}}', b"NaN", b"[" * 3000,
+    b'{"ended":"m1","to":{"a@x":[[],5,""]}}', b'{"ended":"m1","to":{"a@x":1}}', b"9" * 5000,
+    b'{"begun":"m1","to":[{}]}', b'{"begun":"m1","ended":"m1","to":[]}', b'{"ended":"m1","to":{"a@x":["sent",1,2,3]}}',
+    b"NaN", b"[" * 90, b"\n",
 ]  # fmt: skip
 _FILE = Path(tempfile.gettempdir()) / f"asmtp-fuzz-{os.getpid()}"
 

@@ -15,7 +15,22 @@ from .data import FuzzedData
 
 __all__ = ["message"]
 
-WORDS = ["Hello", " ", "  ", "world", "\u00fc", "\u20ac", "=?utf-8?q?x?=", "\t", "a" * 70, ":", ",", "\U0001f600", "%", ""]
+WORDS = [
+    "Hello",
+    " ",
+    "  ",
+    "world",
+    "\u00fc",
+    "\u20ac",
+    "=?utf-8?q?x?=",
+    "\t",
+    "a" * 70,
+    ":",
+    ",",
+    "\U0001f600",
+    "%",
+    "",
+]
 BODY = ["Hi", "\n", "\n.\n", "From x\n", "\u00fc", " ", "x" * 80, "\u20ac", ".", "--", "\t"]
 FIELDS = ["Subject", "X-One", "Comments", "Message-ID", "List-Unsubscribe", "Date", "MIME-Version"]
 
@@ -28,7 +43,9 @@ def message(data: FuzzedData) -> None:
             one[name] = data.text(WORDS, 6)
         except (ValueError, IndexError, AttributeError):  # of the email package's own, and no business of ours
             return
-    one["To"] = [Address(data.text(["A", "\u00fc", " ", "B, C", '"'], 3), "a", "x.example") for _ in range(data.below(3))]
+    one["To"] = [
+        Address(data.text(["A", "\u00fc", " ", "B, C", '"'], 3), "a", "x.example") for _ in range(data.below(3))
+    ]
     one["Bcc"] = "secret@hidden.example"
     one.set_content(data.text(BODY, 12), cte=data.pick([None, "8bit", "quoted-printable", "base64"]))
     if data.chance(3):
@@ -57,7 +74,7 @@ def message(data: FuzzedData) -> None:
 def _expected(one: EmailMessage, utf8: bool, seven_bit: bool) -> bytes | Exception:
     plain = copy.deepcopy(one)
     del plain["Bcc"]
-    chosen = plain.policy.clone(utf8=utf8, cte_type="7bit" if seven_bit else "8bit")
+    chosen = policy.default.clone(utf8=utf8, cte_type="7bit" if seven_bit else "8bit")
     out = io.BytesIO()
     try:
         BytesGenerator(out, mangle_from_=False, policy=chosen).flatten(plain, linesep="\r\n")

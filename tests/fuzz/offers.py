@@ -9,9 +9,9 @@ from .data import FuzzedData
 __all__ = ["ehlo"]
 
 LINES = [
-    b"SIZE", b"size ", b"SIZE=", b"10", b"0", b"99999999999999999999999", b"\xb2", b"AUTH", b"AUTH=", b"auth ", b"PLAIN",
-    b"LOGIN plain", b"LIMITS ", b"RCPTMAX=", b"MAILMAX=100 ", b"=", b"-", b"8BITMIME", b"PIPELINING", b"CHUNKING", b"\n",
-    b"\n", b"\n", b" ", b"\t", b"\xa0", b"",
+    b"SIZE", b"size ", b"SIZE=", b"10", b"0", b"99999999999999999999999", b"\xb2", b"AUTH", b"AUTH=", b"auth ",
+    b"PLAIN", b"LOGIN plain", b"LIMITS ", b"RCPTMAX=", b"MAILMAX=100 ", b"=", b"-", b"8BITMIME", b"PIPELINING",
+    b"CHUNKING", b"\n", b"\n", b"\n", b" ", b"\t", b"\xa0", b"",
 ]  # fmt: skip
 DIGITS = "0123456789"
 LETTERS = "abcdefghijklmnopqrstuvwxyz" + "abcdefghijklmnopqrstuvwxyz".upper()

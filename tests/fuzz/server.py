@@ -47,7 +47,9 @@ class Server:
         self._data = data
         self._offers = data.some(EXTENSIONS) if data.chance(3) else [*EXTENSIONS[: data.below(3)], *EXTENSIONS[2:]]
         self._obstinate = data.chance(4)  # refuses nothing
-        self._impatient = data.chance(6)  # 503 to what comes in the same octets behind an end of content, as Haraka does
+        self._impatient = data.chance(
+            6
+        )  # 503 to what comes in the same octets behind an end of content, as Haraka does
         self._goes_on = data.chance(4)  # behind a 421 of its own
         self._goes_ahead = data.chance(4) and not lmtp  # 354 without recipients: RFC 2920 §3.1
         self._offering: list[str] = []  # what it has told last
@@ -195,7 +197,7 @@ class Server:
             name = parameter.partition("=")[0].upper()
             offer = {"SIZE": "SIZE 100000", "BODY": "8BITMIME"}[name]
             assert offer in self._offering, f"{parameter} is not offered"
-        if not code and self._sender is not None:
+        if not code and self._sender is not None and not self.closed:
             # Only what was written by hand may have left it open.
             assert "hand@x" in (self._sender, self._named), f"{line} within the transaction of {self._sender}"
             code = "503"

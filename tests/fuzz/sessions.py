@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from asmtp.errors import SMTPException, SMTPProtocolError
 from asmtp.protocol.transaction import NotBegun, Outcome
 
@@ -83,7 +81,8 @@ class Honest(World):
 
     def _answered(self, sent: Sent) -> bool:
         written = [one for one in self.shadow.transactions if one.sender == sent.sender]
-        return any(one.content and one.content[-1].last and one.content[-1].codes for one in written)
+        finals = [one.content[-1] for one in written if one.content and one.content[-1].last]
+        return any(final.codes and not final.early for final in finals)
 
     def check_step(self) -> None:
         """When nothing is on its way, both sides agree on where they are."""
@@ -111,7 +110,7 @@ def check_outcome(world: World, sent: Sent) -> None:
 
 
 def session(data: FuzzedData) -> None:
-    """A session with an honest server: never out of step, each owner told once, and what is said of a message is true."""
+    """An honest server: never out of step, each owner told once, and what is said of a message is true."""
     world = Honest(data)
     world.open()
     for _ in range(MOST):
@@ -182,8 +181,12 @@ class Liar(World):
         data = self.data
         if data.chance(10):
             return data.octets(data.below(12))
-        code = data.pick([b"250", b"250", b"250", b"354", b"550", b"421", b"220", b"334", b"235", b"221", b"599", b"100"])
-        return code + data.pick([b" ok", b"", b" ", b"-more"]) + data.pick([b"\r\n", b"\r\n", b"\n", b"\r\n250 and\r\n"])
+        code = data.pick(
+            [b"250", b"250", b"250", b"354", b"550", b"421", b"220", b"334", b"235", b"221", b"599", b"100"]
+        )
+        return (
+            code + data.pick([b" ok", b"", b" ", b"-more"]) + data.pick([b"\r\n", b"\r\n", b"\n", b"\r\n250 and\r\n"])
+        )
 
     def hang_up(self) -> None:
         if self.data.flag():
@@ -201,7 +204,7 @@ class Liar(World):
 
 
 def liar(data: FuzzedData) -> None:
-    """A session with a server that lies: nothing raised, and "sent" only by a 2yz to RSET, MAIL, a RCPT and the content."""
+    """A lying server: nothing raised; "sent" only by a 2yz to RSET, MAIL, a RCPT and the content."""
     world = Liar(data)
     world.open()
     for _ in range(MOST):

@@ -22,6 +22,7 @@ class Entry:
         body: content, or a chunk.
         count: octets of the chunk.
         complete: its end was written.
+        early: a reply came before that.
     """
 
     verb: str
@@ -32,6 +33,7 @@ class Entry:
     count: int = 0
     last: bool = False
     complete: bool = True
+    early: bool = False
     codes: list[int] = field(default_factory=list)
 
     @property
@@ -172,8 +174,11 @@ class Shadow:
             return
         entry = self.entries[self._next]
         entry.codes.append(code)
+        entry.early = entry.early or not entry.complete
         if entry.verb == "data" and code == 354:
-            self.entries.append(content := Entry("content", "", self.time, entry.transaction, last=True, complete=False))
+            self.entries.append(
+                content := Entry("content", "", self.time, entry.transaction, last=True, complete=False)
+            )
             if entry.transaction is not None:
                 entry.transaction.content.append(content)
         if entry.verb in ("ehlo", "lhlo") and code // 100 == 2:

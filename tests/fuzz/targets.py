@@ -11,18 +11,18 @@ from .engine import Target
 __all__ = ["TARGETS"]
 
 _CHOSEN: list[tuple[Callable[[FuzzedData], None], int, int]] = [
-    (replies.reply, 3000, 600),
-    (replies.status, 3000, 60),
-    (offers.ehlo, 3000, 200),
-    (contents.content, 3000, 200),
-    (envelopes.envelope, 3000, 120),
-    (envelopes.commands, 3000, 60),
-    (logins.sasl, 3000, 200),
-    (urls.url, 3000, 80),
-    (journals.journal, 2000, 200),
-    (messages.message, 400, 200),
-    (sessions.session, 2000, 1500),
-    (sessions.liar, 2000, 1500),
+    (replies.reply, 20000, 600),
+    (replies.status, 20000, 60),
+    (offers.ehlo, 20000, 200),
+    (contents.content, 20000, 200),
+    (envelopes.envelope, 20000, 120),
+    (envelopes.commands, 20000, 60),
+    (logins.sasl, 20000, 200),
+    (urls.url, 20000, 80),
+    (journals.journal, 8000, 200),
+    (messages.message, 2000, 200),
+    (sessions.session, 8000, 1500),
+    (sessions.liar, 8000, 1500),
 ]
 
 TARGETS = {run.__name__: Target(run.__name__, run, quick, size) for run, quick, size in _CHOSEN}

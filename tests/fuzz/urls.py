@@ -13,18 +13,41 @@ __all__ = ["url"]
 
 SCHEMES = ["smtp", "smtps", "smtp+starttls", "lmtp", "lmtp+unix", "smtp+unix", "http", "SMTP", ""]
 # No error has three of these letters within four of its own text.
-SECRET = ["Q", "Z", "X", "J", "q", "z", "j", "QZXJ", "@", "/", "?", "#", ":", "%", "%4", "[", "]", "&", "=", "\u00e9", ""]
+SECRET = [
+    "Q",
+    "Z",
+    "X",
+    "J",
+    "q",
+    "z",
+    "j",
+    "QZXJ",
+    "@",
+    "/",
+    "?",
+    "#",
+    ":",
+    "%",
+    "%4",
+    "[",
+    "]",
+    "&",
+    "=",
+    "\u00e9",
+    "",
+]
 LETTERS = frozenset("QZXJqzj")
 HOSTS = [
-    "mail.example.com", "192.0.2.1", "[2001:db8::1]", "[fe80::1%25eth0]", "b\u00fccher.example", "xn--bcher-kva.example",
-    "a_b", "%2Frun%2Fx", "[", "]", "a b", "", "-", "mail.example.com.", "[v1.x]", "1.2.3.4.5",
+    "mail.example.com", "192.0.2.1", "[2001:db8::1]", "[fe80::1%25eth0]", "b\u00fccher.example",
+    "xn--bcher-kva.example", "a_b", "%2Frun%2Fx", "[", "]", "a b", "", "-", "mail.example.com.", "[v1.x]", "1.2.3.4.5",
 ]  # fmt: skip
 OPTIONS = [
-    "timeout=5", "timeout=none", "timeout=1e999", "timeout.connect=3", "timeout.quit=0.5", "timeout.final=1e3", "tls=none",
-    "tls=required", "tls=opportunistic", "tls=implicit", "server_hostname=x.example", "server_hostname=%5B",
+    "timeout=5", "timeout=none", "timeout=1e999", "timeout.connect=3", "timeout.quit=0.5", "timeout.final=1e3",
+    "tls=none", "tls=required", "tls=opportunistic", "tls=implicit", "server_hostname=x.example", "server_hostname=%5B",
     "local_hostname=me.example", "local_hostname=%5B127.0.0.1%5D", "local_hostname=a%20b", "source_address=192.0.2.1",
     "source_address=%5B::1%5D:5", "source_address=192.0.2.1:77", "pipelining=no", "pipelining=YES", "chunking=off",
-    "window=1", "window=0", "window_octets=100", "cafile=/nonexistent/x", "keyfile=y", "certfile=%00", "what=1", "", "&",
+    "window=1", "window=0", "window_octets=100", "cafile=/nonexistent/x", "keyfile=y", "certfile=%00", "what=1",
+    "", "&",
 ]  # fmt: skip
 
 
@@ -68,7 +91,9 @@ def _url(data: FuzzedData, password: str) -> str:
 
 def _damaged(data: FuzzedData, written: str) -> str:
     place = data.below(len(written) + 1)
-    return written[:place] + data.text(["@", ":", "/", "%", "[", "]", " ", "\n", ""], 3) + written[place + data.below(3) :]
+    return (
+        written[:place] + data.text(["@", ":", "/", "%", "[", "]", " ", "\n", ""], 3) + written[place + data.below(3) :]
+    )
 
 
 def _parts(secret: str) -> Iterator[str]:

@@ -23,9 +23,9 @@ from .shadow import Shadow
 __all__ = ["Sent", "World"]
 
 ACTIONS = [
-    "letter", "letter", "letter", "stream", "stream", "noop", "rset", "hand", "hello", "login", "tls", "pause", "resume",
-    "write", "write", "serve", "serve", "deliver", "deliver", "deliver", "drain", "push", "push", "push", "end", "abort",
-    "cancel", "hang up",
+    "letter", "letter", "letter", "stream", "stream", "noop", "rset", "hand", "hello", "login", "tls", "pause",
+    "resume", "write", "write", "serve", "serve", "deliver", "deliver", "deliver", "drain", "push", "push", "push",
+    "end", "abort", "cancel", "hang up",
 ]  # fmt: skip
 
 
@@ -131,8 +131,7 @@ class World:
             lines = authenticate(name, MECHANISMS[name]("me", "secret"), initial_response_ok=data.flag())
             self.start("login", authentication(lines), alone=True)
         elif what == "tls" and "starttls" in session.extensions:
-            name = "me.example" if data.flag() else None
-            self.start("tls", starttls(session, self._verb, name), alone=True)
+            self.start("tls", starttls(session, self._verb, data.pick([None, "me.example"])), alone=True)
         elif what in ("pause", "resume"):
             session.paused = what == "pause"
             if not session.paused:
@@ -184,9 +183,7 @@ class World:
         if streamed:
             body = Body(None, None, eight_bit=True)
         envelope = Envelope(f"s{number}@x", recipients)
-        transaction = Transaction(
-            self.session, envelope, body, chunking=not data.chance(4), apart=data.chance(4)
-        )
+        transaction = Transaction(self.session, envelope, body, chunking=not data.chance(4), apart=data.chance(4))
         exchange = self.session.start(transaction.run(), "letter", alone=data.chance(8))
         self.sent.append(Sent(number, recipients, content, transaction, exchange, not streamed))
 
@@ -249,7 +246,7 @@ class World:
         session = self.session
         session.paused = False
         session.pump()
-        for _ in range(300):
+        for _ in range(2000):
             self.write()
             moved = bool(self.up or self.down)
             self._serve(len(self.up))
