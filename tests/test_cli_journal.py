@@ -238,6 +238,14 @@ def test_an_unreadable_line_is_named(path: str, line: bytes) -> None:
     assert Path(path).read_bytes() == octets
 
 
+@pytest.mark.xfail(strict=True, reason="what json raises for it is a RecursionError")
+@pytest.mark.parametrize("before", [b"", HEADER])
+def test_a_line_that_is_nested_too_deep_is_unreadable(path: str, before: bytes) -> None:
+    Path(path).write_bytes(before + b"[" * 100_000 + b"\n")
+    with pytest.raises(JournalError):
+        Journal.open(path)
+
+
 @pytest.mark.parametrize("octets", [b"From a\n", b"{}\n", b"1\n", b"secret", b'{"format": "other", "version": 1}\n'])
 def test_other_files_are_left_alone(path: str, octets: bytes) -> None:
     Path(path).write_bytes(octets)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol import message as message_module
+from asmtp.protocol.content import encode_content
 from asmtp.protocol.message import addresses_from_headers, compose, flatten, weight
 
 
@@ -239,3 +240,18 @@ def test_fields_are_as_the_standard_library_writes_them(name: str, value: str, l
         quick = message_module._quick(policy)
         email.generator.BytesGenerator(out, mangle_from_=False, policy=quick).flatten(message, linesep="\r\n")
         assert out.getvalue() == expected
+
+
+@pytest.mark.xfail(
+    not hasattr(email.policy.default, "verify_generated_headers"),
+    strict=True,
+    reason="so does this Python (CVE-2024-6923)",
+)
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_a_line_end_at_the_end_of_a_field_does_not_end_the_header(end: str) -> None:
+    message = EmailMessage()
+    message["Subject"] = "Hi" + end
+    message["X-After"] = "still a field"
+    message.set_content("text")
+    head, _, _ = encode_content(flatten(message), stuff=True).partition(b"\r\n\r\n")
+    assert b"\r\nX-After: still a field" in head
