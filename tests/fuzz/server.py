@@ -32,8 +32,8 @@ class Server:
     Attributes:
         said: octets of replies that are not delivered yet.
         closed: it has closed, and reads no more; what it is fed then is only looked at for the ends of contents.
-        impatient: 503 to what comes in the same octets behind an end of content, as Haraka does.  Where a RSET comes so and
-            the rest does not, there is a message that was accepted and must not count as sent.
+        impatient: 503 to what comes in the same octets behind an end of content, as Haraka does.  Where a RSET
+            comes so and the rest does not, there is a message that was accepted and must not count as sent.
         securing: it has said 220 to STARTTLS.
         taken: what it has accepted.
         ended: the senders whose content was written to its end.
@@ -49,7 +49,7 @@ class Server:
         self._data = data
         self._offers = data.some(EXTENSIONS) if data.chance(3) else [*EXTENSIONS[: data.below(3)], *EXTENSIONS[2:]]
         self._obstinate = data.chance(4)  # refuses nothing
-        self.impatient = data.chance(6)  # 503 to what comes in the same octets behind an end of content, as Haraka does
+        self.impatient = data.chance(6)
         self._goes_on = data.chance(4)  # behind a 421 of its own
         self._goes_ahead = data.chance(4) and not lmtp  # 354 without recipients: RFC 2920 §3.1
         self._offering: list[str] = []  # what it has told last
