@@ -94,8 +94,8 @@ def fuzz(target: Target, *, seed: int, runs: int | None = None, seconds: float |
     generator = random.Random(f"{seed} {target.name}")
     done = 0
     while (runs is None or done < runs) and (seconds is None or time.monotonic() - begun < seconds):
-        # As many short ones as long ones.
-        data = generator.randbytes(int(target.size ** generator.random()))
+        share = generator.random()  # of the longest; every second one is short
+        data = generator.randbytes(int(target.size * share if done % 2 else target.size**share))
         failure = attempt(target, data)
         done += 1
         if failure is not None:

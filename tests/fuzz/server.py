@@ -10,9 +10,9 @@ from .data import FuzzedData
 
 __all__ = ["EXTENSIONS", "Server", "Taken"]
 
-EXTENSIONS = ["PIPELINING", "CHUNKING", "8BITMIME", "SIZE 100000", "STARTTLS", "AUTH PLAIN LOGIN CRAM-MD5"]
+EXTENSIONS = ["PIPELINING", "CHUNKING", "8BITMIME", "SIZE 60", "STARTTLS", "AUTH PLAIN LOGIN CRAM-MD5"]
 CODES = ["", "", "", "", "", "", "", "550", "450", "421"]
-_MAIL = re.compile(r"mail from:<([^<> ]*)>((?: [^ ]+)*)")
+_MAIL = re.compile(r"mail from:<([^<> ]*)>((?: [^ ]+)*)", re.IGNORECASE)
 _RCPT = re.compile(r"rcpt to:<([^<> ]+)>")
 _BDAT = re.compile(r"BDAT ([0-9]+)( LAST)?")
 
@@ -195,7 +195,7 @@ class Server:
         self._named = found[1]
         for parameter in found[2].split():
             name = parameter.partition("=")[0].upper()
-            offer = {"SIZE": "SIZE 100000", "BODY": "8BITMIME"}[name]
+            offer = {"SIZE": "SIZE 60", "BODY": "8BITMIME"}[name]
             assert offer in self._offering, f"{parameter} is not offered"
         if not code and self._sender is not None and not self.closed:
             # Only what was written by hand may have left it open.
@@ -229,7 +229,7 @@ class Server:
     # ---- content ----------------------------------------------------------------------------
 
     def _read_data(self) -> bool:
-        if not self.closed and not self._obstinate and self._in and self._data.chance(40):
+        if not self.closed and not self._obstinate and self._in and self._data.chance(8):
             self._say(self._data.pick(["552", "421"]), "enough of it")
             self.closed = True
         if self._in.startswith(b".\r\n"):

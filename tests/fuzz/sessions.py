@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asmtp.errors import SMTPException, SMTPProtocolError
+from asmtp.errors import SMTPException, SMTPProtocolError, SMTPSenderRefused
 from asmtp.protocol.transaction import NotBegun, Outcome
 
 from .contents import canonical
@@ -79,10 +79,12 @@ class Honest(World):
             )
         else:
             assert error.state in ("refused", "not_sent"), f"{error!r} is {error.state}"
+            left_open = isinstance(error, SMTPSenderRefused) and error.smtp_code == 503
+            assert not left_open, "MAIL within a transaction, or not told from a RSET that was not taken"
             assert not taken, f"{error!r} is {error.state}, and there"
 
     def _answered(self, sent: Sent) -> bool:
-        written = [one for one in self.shadow.transactions if one.sender == sent.sender]
+        written = self.shadow.written(sent.sender)
         finals = [one.content[-1] for one in written if one.content and one.content[-1].last]
         return any(final.codes and not final.early for final in finals)
 
@@ -102,7 +104,7 @@ class Honest(World):
 
 def check_outcome(world: World, sent: Sent) -> None:
     """RSET, MAIL, a RCPT and the content were each answered 2yz, and for those recipients."""
-    written = [one for one in world.shadow.transactions if one.sender == sent.sender]
+    written = world.shadow.written(sent.sender)
     accepted = [one.accepted(lmtp=world.session.lmtp) for one in written]
     said = tuple(sent.exchange.result.accepted)
     assert said in accepted, f"said to be sent to {said}; by the replies it was {accepted}"
@@ -168,6 +170,8 @@ class Liar(World):
 
     def _changed(self, line: bytes) -> bytes:
         data = self.data
+        if line.startswith(b"220") and data.flag():
+            return line + self._anything()[: data.below(12)]
         if not data.chance(self._often):
             return line
         kind = data.below(8)
@@ -223,5 +227,8 @@ def liar(data: FuzzedData) -> None:
         error = sent.exchange.error
         if isinstance(sent.exchange.result, Outcome):
             check_outcome(world, sent)
-        elif isinstance(error, SMTPException) and not isinstance(error, NotBegun):
-            assert error.state in ("refused", "not_sent", "in_doubt"), f"{error!r} is {error.state}"
+        elif isinstance(error, SMTPException):
+            states = (None,) if isinstance(error, NotBegun) else ("refused", "not_sent", "in_doubt")
+            assert error.state in states, f"{error!r} is {error.state}"
+            taken = any(written.taken for written in world.shadow.written(sent.sender))
+            assert not taken or error.state == "in_doubt", f"{error!r} is {error.state}, and the content was accepted"

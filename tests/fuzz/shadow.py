@@ -65,6 +65,23 @@ class Written:
             return tuple(who) if final.ok else ()
         return tuple(one for one, code in zip(who, final.codes, strict=False) if code // 100 == 2)
 
+    @property
+    def taken(self) -> bool:
+        """Whether the end of the content was answered 2yz at all; a lone dot for nobody is none (RFC 2920 §3.1)."""
+        if not self.content:
+            return False
+        final = self.content[-1]
+        if final.verb == "content" and not final.body and not any(rcpt.ok for rcpt in self.rcpts):
+            return False
+        said = any(code // 100 == 2 for code in final.codes)
+        return said and final.last and final.complete and not final.early
+
+    @property
+    def lost(self) -> bool:
+        """Whether a part of the content was refused before its end was written."""
+        parts = self.content if not self.content or not self.content[-1].complete else self.content[:-1]
+        return any(code // 100 != 2 for part in parts for code in part.codes)
+
 
 class Shadow:
     """Follows both directions, and raises AssertionError where the client writes what it may not write then.
@@ -90,6 +107,10 @@ class Shadow:
     def secured(self) -> None:
         """TLS is up."""
         self._pipelining = False
+
+    def written(self, sender: str) -> list[Written]:
+        """The transactions of a sender."""
+        return [one for one in self.transactions if one.sender == sender]
 
     # ---- what the client writes -------------------------------------------------------------
 
@@ -134,7 +155,7 @@ class Shadow:
         entry = Entry(verb, line, self.time)
         if verb == "mail":
             sender = line.partition("<")[2].partition(">")[0]
-            entry.transaction = Written(sender, entry, before if before.line == "rset" else None)
+            entry.transaction = Written(sender, entry, before if (before.line, line[:4]) == ("rset", "mail") else None)
             self.transactions.append(entry.transaction)
         elif verb in ("rcpt", "data", "bdat"):
             entry.transaction = before.transaction
@@ -147,9 +168,27 @@ class Shadow:
             entry.complete = not entry.count
             if entry.transaction is not None:
                 entry.transaction.content.append(entry)
+        if not self._pipelining:
+            self._check_sense(entry, before)
         if verb in ("ehlo", "lhlo"):
             self._pipelining = False
         self.entries.append(entry)
+
+    @staticmethod
+    def _check_sense(entry: Entry, before: Entry) -> None:
+        """In lock-step, what stands before it was not refused."""
+        written = entry.transaction
+        if entry.verb == "mail" and written is not None and written.rset is not None:
+            assert written.rset.ok, "MAIL behind a refused RSET"
+        elif entry.verb == "rcpt" and written is not None:
+            assert written.mail.ok, "RCPT behind a refused MAIL"
+        elif entry.verb in ("data", "bdat") and written is not None:
+            assert any(rcpt.ok for rcpt in written.rcpts), f"{entry.verb} without a recipient"
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a reply has begun to come."""
+        return bool(self._down)
 
     # ---- what the server says ---------------------------------------------------------------
 

@@ -21,8 +21,8 @@ _CHOSEN: list[tuple[Callable[[FuzzedData], None], int, int]] = [
     (urls.url, 20000, 80),
     (journals.journal, 8000, 200),
     (messages.message, 2000, 200),
-    (sessions.session, 8000, 1500),
-    (sessions.liar, 8000, 1500),
+    (sessions.session, 5000, 1000),
+    (sessions.liar, 5000, 1000),
 ]
 
 TARGETS = {run.__name__: Target(run.__name__, run, quick, size) for run, quick, size in _CHOSEN}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected
 from asmtp.protocol.content import wire_size
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
 from asmtp.protocol.envelope import Envelope
@@ -23,9 +23,9 @@ from .shadow import Shadow
 __all__ = ["Sent", "World"]
 
 ACTIONS = [
-    "letter", "letter", "letter", "stream", "stream", "noop", "rset", "hand", "hello", "login", "tls", "pause",
+    "letter", "letter", "letter", "stream", "stream", "noop", "rset", "hand", "hello", "login", "tls", "tls", "pause",
     "resume", "write", "write", "serve", "serve", "deliver", "deliver", "deliver", "drain", "push", "push", "push",
-    "end", "abort", "cancel", "hang up",
+    "end", "abort", "cancel", "hang up", "quit",
 ]  # fmt: skip
 
 
@@ -117,13 +117,16 @@ class World:
         what = data.pick(ACTIONS)
         if what in ("letter", "stream"):
             self._letter(streamed=what == "stream")
+        elif what == "quit":
+            if data.chance(3):
+                self.start("quit", quit_(), alone=True)
         elif what == "noop":
             line = b"noop %d" % len(self.others)
             self.start(line.decode(), single(line + b"\r\n"))
         elif what == "rset":
             self.start("rset", self._reset())
         elif what == "hand":
-            self.start("hand", single(b"mail from:<hand@x>\r\n", Event.mail))
+            self.start("hand", single(b"MAIL FROM:<hand@x>\r\n", Event.mail))
         elif what == "hello":
             self.start("hello", self._hello(), alone=data.flag())
         elif what == "login" and "auth" in session.extensions:
@@ -183,9 +186,20 @@ class World:
         if streamed:
             body = Body(None, None, eight_bit=True)
         envelope = Envelope(f"s{number}@x", recipients)
-        transaction = Transaction(self.session, envelope, body, chunking=not data.chance(4), apart=data.chance(4))
+        chunking, apart = not data.chance(4), data.chance(4)
+        try:
+            transaction = Transaction(self.session, envelope, body, chunking=chunking, apart=apart)
+        except SMTPSenderRefused as error:
+            self._check_too_large(error, body)
+            return
         exchange = self.session.start(transaction.run(), "letter", alone=data.chance(8))
         self.sent.append(Sent(number, recipients, content, transaction, exchange, not streamed))
+
+    def _check_too_large(self, error: SMTPSenderRefused, body: Body) -> None:
+        limit = self.session.extensions.size
+        assert limit is not None, repr(error)
+        assert body.size is not None, repr(error)
+        assert body.size > limit, repr(error)
 
     def _act_on(self, what: str, sent: Sent) -> None:
         exchange = sent.exchange
@@ -213,8 +227,13 @@ class World:
         """As a client does it: on its own from now on."""
         self.session.overlap = False
         assert sent.transaction.body.data is not None or not sent.content
+        body = sent.transaction.body
+        try:
+            sent.transaction = Transaction(self.session, sent.transaction.envelope, body)
+        except SMTPSenderRefused as error:
+            self._check_too_large(error, body)
+            return
         self.others.append(("letter", sent.exchange))
-        sent.transaction = Transaction(self.session, sent.transaction.envelope, sent.transaction.body)
         sent.exchange = self.session.start(sent.transaction.run(), "letter")
 
     # ---- what is on its way -----------------------------------------------------------------
@@ -239,6 +258,11 @@ class World:
         self.shadow.time += 1
         if self.shadow.surplus or self.shadow.wrong or plaintext:
             assert session.closed, f"goes on behind {self.shadow.wrong or 'a reply too much'}"
+        if session.state is State.HANDSHAKE:
+            assert not self.shadow.unfinished, "half a reply behind that to STARTTLS"
+        for sent in self.sent:
+            if any(written.lost for written in self.shadow.written(sent.sender)):
+                assert sent.exchange.done, "a refusal of the content is not told at once"
         self.check()
 
     def drain(self) -> None:
