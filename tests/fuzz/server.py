@@ -49,7 +49,7 @@ class Server:
         self._data = data
         self._offers = data.some(EXTENSIONS) if data.chance(3) else [*EXTENSIONS[: data.below(3)], *EXTENSIONS[2:]]
         self._obstinate = data.chance(4)  # refuses nothing
-        self.impatient = data.chance(6)
+        self.impatient = data.chance(4)
         self._goes_on = data.chance(4)  # behind a 421 of its own
         self._goes_ahead = data.chance(4) and not lmtp  # 354 without recipients: RFC 2920 §3.1
         self._offering: list[str] = []  # what it has told last
@@ -229,14 +229,14 @@ class Server:
     # ---- content ----------------------------------------------------------------------------
 
     def _read_data(self) -> bool:
-        if not self.closed and not self._obstinate and self._in and self._data.chance(8):
-            self._say(self._data.pick(["552", "421"]), "enough of it")
-            self.closed = True
         if self._in.startswith(b".\r\n"):
             content, self._in = b"", self._in[3:]
         else:
             content, end, rest = self._in.partition(b"\r\n.\r\n")
             if not end:
+                if self._in and not self._obstinate and not self.closed and self._data.chance(4):
+                    self._say(self._data.pick(["552", "421"]), "enough of it")
+                    self.closed = True
                 return False
             content, self._in = content + b"\r\n", rest
         self._reading = "command"

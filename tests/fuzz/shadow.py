@@ -79,8 +79,9 @@ class Written:
     @property
     def lost(self) -> bool:
         """Whether a part of the content was refused before its end was written."""
-        parts = self.content if not self.content or not self.content[-1].complete else self.content[:-1]
-        return any(code // 100 != 2 for part in parts for code in part.codes)
+        if self.content and self.content[-1].last and self.content[-1].complete:
+            return False
+        return any(code // 100 != 2 for part in self.content for code in part.codes)
 
 
 class Shadow:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected
+from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.content import wire_size
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
 from asmtp.protocol.envelope import Envelope
@@ -147,7 +147,7 @@ class World:
         elif what == "deliver":
             self._deliver(data.below(200))
         elif what == "drain":
-            self.drain()
+            self.drain(finish=data.flag())
         elif what == "hang up":
             if data.chance(3):
                 self.hang_up()
@@ -265,8 +265,12 @@ class World:
                 assert sent.exchange.done, "a refusal of the content is not told at once"
         self.check()
 
-    def drain(self) -> None:
-        """Until nothing moves any more."""
+    def drain(self, *, finish: bool = True) -> None:
+        """Until nothing moves any more.
+
+        Args:
+            finish: what is streamed comes to its end.
+        """
         session = self.session
         session.paused = False
         session.pump()
@@ -280,7 +284,7 @@ class World:
                 self._deliver(self.data.between(1, 60))
             self.down = b"" if session.closed else self.down
             for sent in self.sent:
-                if sent.exchange.pulling:
+                if finish and sent.exchange.pulling:
                     moved = True
                     self._act_on("end", sent)
             if not self._handshake() and not moved and not self.over():
@@ -331,6 +335,7 @@ class World:
             assert self.told[id(exchange)] == told, f"{exchange.owner} is told {self.told[id(exchange)]} times"
             if exchange.done and exchange.error is not None:
                 assert isinstance(exchange.error, SMTPException | OSError), repr(exchange.error)
+                assert not isinstance(exchange.error, SMTPStateError), repr(exchange.error)
 
     def end(self) -> None:
         """Close, and look at what is left."""
