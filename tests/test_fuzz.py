@@ -168,6 +168,23 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert command_line("nothing").returncode == 2
 
 
+def test_a_failure_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        begun.append(words[-1])
+        return subprocess.CompletedProcess(words, len(begun) % 2, f"{words[-1]} runs in no time\n", "noise\n")
+
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--quick"])
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cli.main() == 1
+    assert set(begun) == set(TARGETS)
+    assert "noise" not in (shown := capsys.readouterr().out)
+    assert len(shown.splitlines()) == len(TARGETS)
+
+
 def test_a_failure_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
