@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +16,8 @@ from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
 
 __all__ = ["Choice", "Factory", "Mechanisms", "check_mechanisms", "choose", "is_final", "needs", "require_auth"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Factory: TypeAlias = Callable[[Credentials], Mechanism]
 """Makes a mechanism: a function of credentials that returns a generator."""
@@ -202,11 +205,13 @@ def _nothing(offered: Sequence[str], unprotected: Sequence[str]) -> str:
 def _check_credentials(credentials: Credentials) -> None:
     password, token = credentials.password, credentials.token
     gate(credentials.username, "user")
+    if _SURROGATE.search(credentials.username):
+        raise ValueError("user: not characters (a lone surrogate)")  # encode() would show the password with it
     if not isinstance(password, str):
         raise TypeError(f"password must be str, not {type(password).__name__}")
     if "\0" in password:
         raise ValueError("password: contains a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in password):
+    if _SURROGATE.search(password):
         raise ValueError("password: not characters (a lone surrogate)")  # encode() would show it
     gate(token, "token", secret=True)
     # RFC 6750 §2.1 has fewer, but not every issuer keeps to it.

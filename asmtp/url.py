@@ -54,6 +54,7 @@ _NO_URL = re.compile("[\\s\ud800-\udfff]")
 _LONE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 # SplitResult.hostname and .port let pass more, and differently from one Python to the next.
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<literal>[^\[\]]+)\]|(?P<name>[^\[\]:]+))(?::(?P<port>[0-9]{1,5}))?")
+_ZONE = re.compile("[A-Za-z0-9._~-]*")  # RFC 6874 §2
 _HOST_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?")  # with "_": Docker's names have it
 _EHLO_NAME = re.compile("[!-~]+")  # a domain or an address literal (RFC 5321 §4.1.3)
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")  # float() takes more
@@ -309,6 +310,8 @@ def _host(text: str, argument: str, *, path: bool = False) -> str:
 
 def _address(text: str) -> str:
     ipaddress.ip_address(text)
+    if not _ZONE.fullmatch(text.partition("%")[2]):
+        raise ValueError("a zone that cannot stand in a URL")
     return text
 
 

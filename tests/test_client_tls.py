@@ -210,12 +210,23 @@ async def test_starttls_stripped_under_opportunistic(plain: Embedded, caplog: py
     assert "not logging in" in caplog.text
 
 
-@pytest.mark.parametrize("tls", ["required", "opportunistic"])
-async def test_starttls_refused(tls: Any) -> None:
+async def test_starttls_refused() -> None:
     async with scripted([*OFFER, expect("STARTTLS"), send("454 not now"), nothing_more]) as server:
         with pytest.raises(asmtp.SMTPResponseException) as caught:
-            await client(server, tls=tls, **CREDENTIALS).connect()
+            await client(server, tls="required", **CREDENTIALS).connect()
         assert (caught.value.smtp_code, caught.value.smtp_error) == (454, b"not now")
+
+
+@pytest.mark.parametrize("credentials", [{}, CREDENTIALS])
+async def test_opportunistic_starttls_refused(credentials: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """RFC 7435: the mail goes on in the clear, the password does not."""
+    script = [*OFFER, expect("STARTTLS"), send("454 not now"), expect("noop"), send("250 ok"), nothing_more]
+    async with scripted(script) as server:
+        smtp = client(server, tls="opportunistic", **credentials)
+        await smtp.connect()
+        assert (await smtp.noop()).ok
+        await smtp.close()
+    assert "refused with 454; going on without" in caplog.text
 
 
 async def test_after_a_refused_starttls_by_hand_the_connection_is_good() -> None:

@@ -160,6 +160,7 @@ def test_a_token_that_is_none(token: str) -> None:
         ({"password": "secret\0"}, ValueError, "^password: contains a NUL"),
         ({"password": "secret\udc80"}, ValueError, r"^password: not characters \(a lone surrogate\)$"),
         ({"password": b"secret"}, TypeError, "^password must be str, not bytes$"),
+        ({"username": "me\udc80"}, ValueError, r"^user: not characters \(a lone surrogate\)$"),
         ({"username": None}, TypeError, "^user must be str, not NoneType$"),
         ({"token": b"secret"}, TypeError, "^token must be str, not bytes$"),
     ],

@@ -13,6 +13,7 @@ from asmtp import SMTPServerDisconnected, Timeouts
 from asmtp import transport as transport_module
 from asmtp.protocol import dialogue
 from asmtp.protocol.session import Exchange, Session
+from asmtp.tls import Handshake
 from asmtp.transport import Connection, open_connection
 
 from .conftest import Certificates
@@ -75,7 +76,11 @@ async def test_what_is_encrypted_is_left_to_the_loop(certificates: Certificates)
         session = Session()
         greeting = session.start(dialogue.greeting())
         connection = await open_connection(
-            server.address, session, Timeouts(), ssl_context=certificates.trusting, server_hostname="127.0.0.1"
+            server.address,
+            session,
+            Timeouts(),
+            ssl_context=Handshake(certificates.trusting),
+            server_hostname="127.0.0.1",
         )
         await connection.finished(greeting)
         connection._tick = 0

@@ -146,7 +146,7 @@ class Journal(Account):
                         _check_header(line, path)
                     else:
                         self._read(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise JournalError(f"{path}: line {number} is unreadable: {line[:60]!a}") from error
                 self._size += len(line)
         self.abandon()
@@ -178,7 +178,7 @@ def _check_header(line: bytes, path: str) -> None:
     try:
         header = json.loads(line)
         known = header["format"] == _FORMAT
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise JournalError(f"{path}: not a journal of asmtp bulk")

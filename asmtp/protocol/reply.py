@@ -20,7 +20,7 @@ MAX_REPLY = 65536
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 
 # RFC 3463 §2.  Where a reply has several lines, some servers put it on the last one only.
-_ENHANCED = re.compile(rb"^([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![^ \t])", re.MULTILINE)
+_ENHANCED = re.compile(rb"^([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![^ \t\n])", re.MULTILINE)
 
 _SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; bounded by who fills it
 

@@ -65,11 +65,19 @@ def from_authobject(authobject: Callable[..., str | bytes | None], *, initial_re
     """A mechanism from smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
     response = authobject() if initial_response_ok else None
     while True:
-        octets = response.encode() if isinstance(response, str) else response
+        octets = _encoded(response) if isinstance(response, str) else response
         challenge = yield octets
         if challenge is None:
             return
         response = authobject(challenge)
+
+
+def _encoded(response: str) -> bytes:
+    try:
+        return response.encode()
+    except UnicodeEncodeError:  # which holds all of it
+        pass
+    raise ValueError("authobject: the response cannot be encoded (a lone surrogate)")
 
 
 class Conversation:

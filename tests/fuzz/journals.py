@@ -19,7 +19,7 @@ HEADER = json.dumps({"format": "asmtp bulk journal", "version": 1}).encode() + b
 KEYS = ["m1", "m2", "\u00fc", "\ud800"]
 PEOPLE = ["a@x", "b@x", "c@x"]
 STATES = list(get_args(DeliveryState))
-# What stands where it should not.  Deeper brackets are expected to fail in tests/test_cli_journal.py.
+# What stands where it should not.
 ODD = [
     b"", b"null", b"[]", b"{}", b'"', b"1", b"\0", b"\xff\xfe", b'{"begun":1,"to":[]}', b'{"ended":"m1","to":[]}',
     b'{"ended":"m1","to":{"a@x":["sent","5"]}}', b'{"ended":"m1","to":{"a@x":["refused","5",1]}}', b'{"begun":"m1"}',

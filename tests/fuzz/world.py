@@ -11,7 +11,8 @@ from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnecte
 from asmtp.protocol.content import wire_size
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.sasl import MECHANISMS, authenticate
+from asmtp.protocol.mechanisms import cram_md5, login, plain
+from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Dialogue, Exchange, Group, Session
 from asmtp.protocol.state import HELD, Event, State
 from asmtp.protocol.transaction import Body, NotBegun, Transaction
@@ -130,9 +131,10 @@ class World:
         elif what == "hello":
             self.start("hello", self._hello(), alone=data.flag())
         elif what == "login" and "auth" in session.extensions:
-            name = data.pick(list(MECHANISMS))
-            lines = authenticate(name, MECHANISMS[name]("me", "secret"), initial_response_ok=data.flag())
-            self.start("login", authentication(lines), alone=True)
+            name, mechanism = data.pick([("CRAM-MD5", cram_md5), ("PLAIN", plain), ("LOGIN", login)])
+            chosen = mechanism(Credentials("me", "secret"))
+            conversation = Conversation(name, chosen, initial_response_ok=data.flag())
+            self.start("login", authentication(session, conversation), alone=True)
         elif what == "tls" and "starttls" in session.extensions:
             self.start("tls", starttls(session, self._verb, data.pick([None, "me.example"])), alone=True)
         elif what in ("pause", "resume"):

@@ -274,7 +274,6 @@ def test_lines_that_never_come_again_are_not_kept_for_ever() -> None:
     assert reader.feed(b"250 ok\r\n250 ok\r\n") == [Reply(250, b"ok")] * 2
 
 
-@pytest.mark.xfail(strict=True, reason="the line end behind it is taken for a character that does not belong there")
 def test_an_enhanced_status_code_alone_on_its_line() -> None:
     [reply], _ = read(b"550-5.1.1\r\n550 no such user\r\n")
     assert reply.enhanced == "5.1.1"

@@ -498,3 +498,9 @@ def test_an_error_in_the_user_name_does_not_show_the_token(mechanism: Any) -> No
 
 def test_credentials_do_not_show_their_secrets() -> None:
     assert "s3cret" not in repr(Credentials("me", "s3cret", "s3cret"))
+
+
+def test_an_authobject_whose_response_cannot_be_encoded_does_not_show_it() -> None:
+    with pytest.raises(ValueError, match="^authobject: the response cannot be encoded") as caught:
+        Conversation("PLAIN", from_authobject(lambda challenge=None: "\0me\udc80\0secret"))
+    assert "secret" not in repr(caught.value) + repr(caught.value.__context__)
