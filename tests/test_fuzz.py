@@ -77,7 +77,7 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
     "a CR forgotten between two chunks": ("content", ContentEncoder, "encode", _forgetful),
     "an address that is a parameter, too": ("envelope", envelope, "_PLAIN", re.compile("[^\r\n]*")),
     "a control in a command": ("commands", command, "_CONTROL", re.compile("[\r\n]")),
-    "line ends in base64": ("sasl", sasl, "_encode", base64.encodebytes),
+    "line ends in base64": ("sasl", sasl, "_base64", base64.encodebytes),
     "no end of challenges": ("sasl", sasl, "MAX_CHALLENGES", 1000),
     "an error that quotes the URL": ("url", url, "_split", urlsplit),
     "a doubt forgotten": ("journal", Account, "_doubt", _nothing),

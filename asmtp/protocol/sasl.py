@@ -144,7 +144,7 @@ class Conversation:
         held = response is not None
         if response is not None and self._initial_response_ok:
             # RFC 4954 §4: an empty initial response is sent as "="; one that makes the line too long is not sent.
-            whole = verb + b" " + (base64.b64encode(response) or b"=")
+            whole = verb + b" " + (_base64(response) or b"=")
             if len(whole) + 2 <= MAX_COMMAND:
                 line, held = whole, False
         yield line
@@ -166,7 +166,7 @@ class Conversation:
                     yield from self._cancel()
                     raise
             held = False
-            encoded = base64.b64encode(response or b"")
+            encoded = _base64(response or b"")
             if len(encoded) + 2 > MAX_RESPONSE:
                 yield from self._cancel()
                 raise ValueError(f"{self.name}: a response of {len(encoded)} octets; {MAX_RESPONSE - 2} are possible")
@@ -210,6 +210,10 @@ class Conversation:
             told = self._challenge[2:].decode("ascii", "backslashreplace")
             return f" ({told})".encode("unicode_escape")
         return b""
+
+
+def _base64(response: bytes) -> bytes:
+    return base64.b64encode(response)
 
 
 def _token_error(challenge: bytes) -> bytes:
