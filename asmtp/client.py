@@ -24,7 +24,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
 )
-from asmtp.events import Watch
+from asmtp.events import Watch, clock
 from asmtp.options import (
     LMTP_PORT,
     SMTP_PORT,
@@ -266,7 +266,7 @@ class AsyncSMTP(Commands):
             context = Handshake(given, self._sessions)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._session.start(dialogue.greeting())
-        begun = asyncio.get_running_loop().time()
+        begun = clock()
         connection = await open_connection(
             address,
             self._session,
@@ -286,7 +286,7 @@ class AsyncSMTP(Commands):
             self._told_of_tls(connection, begun)
         reply: Reply = await connection.finished(greeting)
         if self._watch is not None:
-            self._watch.connected(reply, asyncio.get_running_loop().time() - begun)
+            self._watch.connected(reply, clock() - begun)
         return reply
 
     def _made(self, connection: Connection) -> None:
@@ -434,14 +434,13 @@ class AsyncSMTP(Commands):
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         if self._watch is None:
             return await self._try_transaction(envelope, body, pieces)
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = clock()
         try:
             outcome = await self._try_transaction(envelope, body, pieces)
         except BaseException as error:
-            self._watch.delivered(None, error, loop.time() - begun)
+            self._watch.delivered(None, error, clock() - begun)
             raise
-        self._watch.delivered(outcome, None, loop.time() - begun)
+        self._watch.delivered(outcome, None, clock() - begun)
         return outcome
 
     async def _try_transaction(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:

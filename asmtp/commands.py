@@ -21,7 +21,7 @@ from asmtp.errors import (
     SMTPNotSupportedError,
     SMTPResponseException,
 )
-from asmtp.events import Watch
+from asmtp.events import Watch, clock
 from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, require_auth
 from asmtp.options import Token
 from asmtp.protocol import dialogue
@@ -287,7 +287,7 @@ class Commands(AuthObjects):
         reply: Reply
         hello: Reply | None
         hostname = server_hostname or self._server_hostname or self._host
-        begun = asyncio.get_running_loop().time()
+        begun = clock()
         reply, hello = await connection.start_tls(asking, Handshake(chosen, self._sessions), hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
@@ -298,7 +298,7 @@ class Commands(AuthObjects):
 
     def _told_of_tls(self, connection: Connection, begun: float) -> None:
         if self._watch is not None:
-            self._watch.secured(connection.tls, asyncio.get_running_loop().time() - begun)
+            self._watch.secured(connection.tls, clock() - begun)
 
     async def _name_under_tls(self) -> str | None:
         """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
@@ -406,7 +406,7 @@ class Commands(AuthObjects):
         """Take an AUTH exchange to its end; a slow mechanism is asked in a thread."""
         connection = self._live()
         exchange = dialogue.authentication(self._session, conversation)
-        begun = asyncio.get_running_loop().time()
+        begun = clock()
         code = UNPROVEN
         try:
             async with contextlib.aclosing(self._responses(conversation)) as responses:
@@ -420,7 +420,7 @@ class Commands(AuthObjects):
             raise
         finally:
             if self._watch is not None:
-                self._watch.logged_in(conversation.name, code, asyncio.get_running_loop().time() - begun)
+                self._watch.logged_in(conversation.name, code, clock() - begun)
 
     async def _responses(self, conversation: Conversation) -> AsyncGenerator[bytes, None]:
         while True:

@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 import ssl
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -17,7 +18,10 @@ from asmtp.protocol.state import Event as Command
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Event", "Hook", "Watch"]
+__all__ = ["Event", "Hook", "Watch", "clock"]
+
+clock = time.perf_counter
+"""Seconds, for how long something took: an event loop's own time may be of whole milliseconds (uvloop)."""
 
 logger = logging.getLogger("asmtp")
 
@@ -103,7 +107,7 @@ class Watch:
         self.tell("replies", codes=tuple(reply.code for reply in replies))
         if self._log.isEnabledFor(logging.DEBUG):
             for code, text in replies:
-                self._log.debug("< %d %s", code, ascii(text)[2:-1])
+                self._log.debug("< %d %s", code, "(not shown)" if code == 334 else ascii(text)[2:-1])
 
     # ---- for a client -----------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ async def test_a_mailer(size: int) -> None:
     assert kinds(events).count("delivery") == 10
     assert kinds(events).count("connect") == kinds(events).count("close") >= 1
     assert all(event.fields["state"] == "sent" for event in events if event.kind == "delivery")
-    assert all(event.seconds > 0 for event in events if event.kind == "delivery")
+    assert all(event.seconds >= 0 for event in events if event.kind == "delivery")
 
 
 def test_the_facade() -> None:
