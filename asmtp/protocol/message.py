@@ -116,7 +116,9 @@ class _QuickPolicy(EmailPolicy):
             and not getattr(value, "defects", None)
         ):
             return f"{name}: {value}{self.linesep}".encode()
-        return super().fold_binary(name, value)
+        folded = super().fold_binary(name, value)
+        # Where the value ends in a line end, so does the header, in Pythons that have CVE-2024-6923.
+        return folded.rstrip(b"\r\n") + self.linesep.encode()
 
 
 def _quick(policy: EmailPolicy[Any]) -> _QuickPolicy:
