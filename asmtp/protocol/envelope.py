@@ -151,7 +151,7 @@ class Envelope:
         self._mail_text = options_text(mail_options, "mail_options") if mail_options else ""
         self._rcpt_text = options_text(rcpt_options, "rcpt_options") if rcpt_options else ""
         self._parameters: Parameters | None = None
-        if requests or any(type(recipient) is Recipient for recipient in self.recipients):
+        if requests or Recipient in map(type, self.recipients):
             self._parameters = Parameters(requests)
             twice = self._parameters.names & {option.partition("=")[0].upper() for option in mail_options}
             if twice:
