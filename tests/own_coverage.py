@@ -25,7 +25,13 @@ OWN = {
     "asmtp/mailer.py": ("tests.test_mailer",),
     "asmtp/outbox.py": ("tests.test_mailer",),
     "asmtp/pool.py": ("tests.test_pool", "tests.test_mailer_trouble"),
-    "asmtp/protocol/dialogue.py": ("tests.protocol.test_dialogue", "tests.test_client_tls", "tests.test_client_login"),
+    "asmtp/protocol/dialogue.py": (
+        "tests.protocol.test_dialogue",
+        "tests.test_client_tls",
+        "tests.test_client_login",
+        "tests.test_client_requests",
+    ),
+    "asmtp/protocol/envelope.py": ("tests.protocol.test_envelope", "tests.protocol.test_parameters"),
     "asmtp/protocol/mechanisms.py": (
         "tests.protocol.test_mechanisms",
         "tests.protocol.test_sasl",

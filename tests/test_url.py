@@ -536,3 +536,29 @@ def test_a_zone_that_could_not_stand_in_a_url(zone: str) -> None:
     with pytest.raises(ValueError, match="^host must be a host name or an IP address"):
         Relay(f"fe80::1%{zone}")
     assert Relay.from_url(Relay("fe80::1%eth0.7").url).host == "fe80::1%eth0.7"
+
+
+# ---- mechanisms and proxies ---------------------------------------------------------------------
+
+
+def test_mechanisms() -> None:
+    relay = Relay.from_url("smtp://mx.example?mechanisms=SCRAM-SHA-256,plain")
+    assert relay.mechanisms == ("SCRAM-SHA-256", "plain")
+    assert Relay.from_url(relay.url) == relay
+    own = Relay("mx.example", mechanisms=["PLAIN", ("X-OWN", lambda credentials: iter(()))])  # type: ignore[list-item]
+    assert own.url == "smtp://mx.example?mechanisms=PLAIN%2CX-OWN"
+    hash(own)
+    with pytest.raises(ValueError, match="^URL: option mechanisms must be names") as caught:
+        Relay.from_url("smtp://mx.example?mechanisms=s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_proxy_and_the_proxy_protocol() -> None:
+    relay = Relay.from_url("smtp://mx.example?proxy=socks5://me:s3cret%2540p%40proxy.example:1080&proxy_protocol=2")
+    assert relay.proxy == "socks5://me:s3cret%40p@proxy.example:1080"
+    assert relay.proxy_protocol == 2
+    assert "s3cret" not in relay.url + repr(relay)
+    for query in ("proxy=s3cret", "proxy_protocol=s3cret"):
+        with pytest.raises(ValueError, match="^URL: option proxy") as caught:
+            Relay.from_url(f"smtp://mx.example?{query}")
+        assert "s3cret" not in str(caught.value)

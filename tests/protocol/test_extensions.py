@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,3 +94,31 @@ def test_any_octets(message: bytes) -> None:
     assert found.size is None or found.size > 0
     assert all(name == name.upper() for name in found.auth)
     assert all(name == name.lower() and name.isascii() for name in found)
+
+
+@pytest.mark.parametrize(
+    ("offer", "least"),
+    [("DELIVERBY 60", 60), ("DELIVERBY", None), ("DELIVERBY x", None), ("DELIVERBY 9999999999", None)],
+)
+def test_the_least_time_for_deliverby(offer: str, least: int | None) -> None:
+    """RFC 2852 §4."""
+    assert Extensions.parse(f"hi\n{offer}".encode()).deliver_by == least
+
+
+NEW_YEAR = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("offer", "most"),
+    [
+        ("FUTURERELEASE 86400 2027-01-01T00:00:00Z", (86400, NEW_YEAR)),
+        ("FUTURERELEASE 86400", (86400, None)),
+        ("FUTURERELEASE", (None, None)),
+        ("FUTURERELEASE x y", (None, None)),
+        ("FUTURERELEASE 5 2027-01-01T00:00:00", (5, None)),
+        ("SIZE", (None, None)),
+    ],
+)
+def test_the_most_for_futurerelease(offer: str, most: tuple[int | None, datetime.datetime | None]) -> None:
+    """RFC 4865 §4."""
+    assert Extensions.parse(f"hi\n{offer}".encode()).future_release == most
