@@ -12,8 +12,9 @@ from typing import Any, TypeVar, cast
 from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.login import Choice, Mechanisms
 from asmtp.protocol import dialogue
+from asmtp.protocol.exchange import Exchange, Group
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Exchange, Group, Session
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD
 from asmtp.transport import Connection
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from asmtp.protocol.exchange import Group
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Group
 from asmtp.protocol.state import Event as Command
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.events import Watch
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.session import Exchange, Session
+from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, Outcome, Transaction
 from asmtp.source import Source
 from asmtp.transport import Connection

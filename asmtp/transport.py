@@ -23,8 +23,9 @@ import anyio
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.options import Timeouts
+from asmtp.protocol.exchange import Dialogue, Exchange, Phase
 from asmtp.protocol.proxy import ProxyHeader
-from asmtp.protocol.session import Dialogue, Exchange, Phase, Session
+from asmtp.protocol.session import Session
 from asmtp.tls import Handshake, explain
 from asmtp.tunnel import through
 

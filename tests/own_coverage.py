@@ -37,6 +37,7 @@ OWN = {
         "tests.protocol.test_sasl",
         "tests.test_scram",
     ),
+    "asmtp/protocol/exchange.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/protocol/session.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/transport.py": ("tests.test_transport", "tests.test_cancellation", "tests.test_client_sending"),
     "asmtp/run.py": ("tests.test_run", "tests.test_blocking"),

@@ -11,7 +11,7 @@ import pytest
 
 import asmtp
 from asmtp.events import Watch, _commands
-from asmtp.protocol.session import Group
+from asmtp.protocol.exchange import Group
 from asmtp.protocol.state import Event as Command
 
 from .conftest import Certificates

@@ -21,7 +21,8 @@ from asmtp import url
 from asmtp.cli.account import Account
 from asmtp.protocol import command, envelope, extensions, message, reply, sasl
 from asmtp.protocol.content import ContentEncoder
-from asmtp.protocol.session import Exchange, Session
+from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Transaction
 
 from .fuzz import __main__ as cli

@@ -12,7 +12,8 @@ import pytest
 from asmtp import SMTPServerDisconnected, Timeouts
 from asmtp import transport as transport_module
 from asmtp.protocol import dialogue
-from asmtp.protocol.session import Exchange, Session
+from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.session import Session
 from asmtp.tls import Handshake
 from asmtp.transport import Connection, open_connection
 

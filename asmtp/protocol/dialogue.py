@@ -5,10 +5,11 @@ from __future__ import annotations
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.command import command, gate
 from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import Conversation
-from asmtp.protocol.session import PULL, Dialogue, Group, Phase, Session
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 
 __all__ = [

@@ -6,139 +6,18 @@ Begin with :mod:`asmtp.protocol.state`, which explains how it works.
 from __future__ import annotations
 
 import copy
-import enum
 from collections import deque
-from collections.abc import Callable, Generator
-from typing import Any, Final, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
+from asmtp.protocol.exchange import Dialogue, Exchange, Group, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, printable
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State
 
-__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "Session", "Watcher"]
-
-
-class Phase(enum.Enum):
-    """What a reply is awaited for: each has a time limit of its own (RFC 5321 §4.5.3.2)."""
-
-    GREETING = "the greeting"
-    COMMAND = "a command"
-    DATA = "DATA"
-    CONTENT = "content being sent"
-    FINAL = "the end of the content"
-    QUIT = "QUIT"
-
-
-class Group:
-    """Commands (or content) written in one go, and the replies they are owed.
-
-    Args:
-        data: the octets to write.
-        events: what they mean to the state, in order.
-        owed: how many replies they add to what the dialogue is owed.
-        last: the dialogue writes nothing more and gives up the turn.
-        wait: resume the dialogue when all it is owed has come; False: at once.
-        phase: what the replies are awaited for; a group's last reply may have a phase of its own, `final`.
-        secret: never shown in a trace.
-        replies: where replies are collected; a dialogue that writes several groups may share one list.
-        per_recipient: (LMTP) the places of the RCPT replies: each 2yz among them but the first adds
-            one to the replies owed after the content (RFC 2033 §4.2).
-
-    Attributes:
-        dropped: it never left: the session ended in the same breath.
-    """
-
-    __slots__ = (
-        "data", "dropped", "events", "final", "last", "owed", "per_recipient", "phase", "replies", "secret", "serial",
-        "wait",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        data: bytes,
-        events: tuple[Event, ...],
-        owed: int = 1,
-        *,
-        last: bool = False,
-        wait: bool = True,
-        phase: Phase = Phase.COMMAND,
-        final: Phase | None = None,
-        secret: bool = False,
-        replies: list[Reply] | None = None,
-        per_recipient: range | None = None,
-    ) -> None:
-        self.data = data
-        self.events = events
-        self.owed = owed
-        self.last = last
-        self.wait = wait
-        self.phase = phase
-        self.final = final or phase
-        self.secret = secret
-        self.replies: list[Reply] = [] if replies is None else replies
-        self.per_recipient = per_recipient
-        self.serial = 0  # see Session.settle()
-        self.dropped = False
-
-
-class _Pull:
-    """The type of PULL."""
-
-
-PULL: Final = _Pull()
-"""What a dialogue yields to be sent the next octets of its content: bytes, or None at the end."""
-
-Dialogue: TypeAlias = Generator[Group | _Pull, Any, Any]
-
-
-class Exchange:
-    """A dialogue under way: the replies it is owed, and in the end its result or its error.
-
-    Attributes:
-        owner: anything; for whoever started it.
-        pulling: the dialogue waits for content: see :meth:`Session.push`.
-        done, result, error: how it ended.
-    """
-
-    __slots__ = (
-        "abandoned", "alone", "dialogue", "done", "error", "group", "owed", "owner", "pulling", "raw",
-        "result", "size", "waiting", "written",
-    )  # fmt: skip
-
-    def __init__(self, dialogue: Dialogue, owner: Any, alone: bool, raw: bool) -> None:
-        self.dialogue = dialogue
-        self.owner = owner
-        self.alone = alone
-        self.raw = raw
-        self.group: Group | None = None
-        self.owed = 0
-        self.size = 0
-        self.waiting = False
-        self.written = 0  # the number of the delivery of octets in whose course it was written; 0 for none
-        self.pulling = False
-        self.abandoned = False
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    @property
-    def phase(self) -> Phase:
-        """What the next reply is awaited for."""
-        group = self.group
-        assert group is not None
-        return group.phase if self.owed > 1 and not group.per_recipient else group.final
-
-
-class Watcher(Protocol):
-    """Who is told of what is written and read."""
-
-    def wrote(self, group: Group) -> None:
-        """A group is written."""
-
-    def replied(self, replies: list[Reply]) -> None:
-        """Replies have come in one go; what repeats a secret was taken out."""
+__all__ = ["Session"]
 
 
 class Session:
@@ -416,7 +295,7 @@ class Session:
                 exchange.error = error
                 self._finish(exchange)
                 return
-            if isinstance(step, _Pull):
+            if isinstance(step, Pull):
                 exchange.pulling = True
                 self.notify(exchange)
                 return

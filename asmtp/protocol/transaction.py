@@ -33,9 +33,10 @@ from asmtp.errors import (
 )
 from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import PULL, Dialogue, Group, Phase, Session
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event
 
 __all__ = ["Body", "NotBegun", "Outcome", "Transaction", "manual_content"]

@@ -11,9 +11,10 @@ from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnecte
 from asmtp.protocol.content import wire_size
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.exchange import Dialogue, Exchange, Group
 from asmtp.protocol.mechanisms import cram_md5, login, plain
 from asmtp.protocol.sasl import Conversation, Credentials
-from asmtp.protocol.session import Dialogue, Exchange, Group, Session
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD, Event, State
 from asmtp.protocol.transaction import Body, NotBegun, Transaction
 

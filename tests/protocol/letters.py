@@ -7,9 +7,10 @@ from typing import Any
 
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.exchange import Dialogue
 from asmtp.protocol.mechanisms import plain
 from asmtp.protocol.sasl import Conversation, Credentials
-from asmtp.protocol.session import Dialogue, Session
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import Body, Transaction
 

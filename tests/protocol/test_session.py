@@ -6,7 +6,8 @@ import pytest
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.protocol.dialogue import greeting, quit_, raw_write
-from asmtp.protocol.session import Dialogue, Group, Phase, Session
+from asmtp.protocol.exchange import Dialogue, Group, Phase
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 
 from .letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unsettled

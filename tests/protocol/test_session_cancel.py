@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asmtp.protocol.dialogue import greeting
-from asmtp.protocol.session import Exchange, Session
+from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.session import Session
 
 from .echo import Delivered, Echo
 from .letters import SHAPES, STARTS, TWO_BY_BDAT, opened, replies

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected
 from asmtp.protocol.dialogue import quit_, single
-from asmtp.protocol.session import Exchange
+from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.state import State
 from asmtp.protocol.transaction import NotBegun, Outcome
 

@@ -10,7 +10,8 @@ import pytest
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol import session as session_module
 from asmtp.protocol.dialogue import greeting
-from asmtp.protocol.session import Dialogue, Group, Session
+from asmtp.protocol.exchange import Dialogue, Group
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State, diagram
 
 ENDS = {State.CLOSED, State.BROKEN}

@@ -29,8 +29,9 @@ from typing import Any
 from asmtp.errors import SMTPException, SMTPProtocolError, SMTPRecipientsRefused, SMTPResponseException
 from asmtp.errors import SMTPServerDisconnected as Disconnected
 from asmtp.protocol.dialogue import single
+from asmtp.protocol.exchange import Dialogue, Exchange
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Dialogue, Exchange, Session
+from asmtp.protocol.session import Session
 from asmtp.protocol.state import State
 from asmtp.protocol.transaction import Outcome
 
