@@ -129,7 +129,7 @@ class Session:
             raw: it may end in the middle of AUTH, DATA or STARTTLS; its caller takes care of the rest.
         """
         if self._intruding and not self._owed:
-            self._intruded()
+            self.fail(SMTPServerDisconnected(f"server is closing the connection: {self._begun()}"))
         exchange = Exchange(dialogue, owner, alone, raw)
         self._queue.append(exchange)
         if self.error is not None:
@@ -224,8 +224,8 @@ class Session:
         if self.closed:
             return
         if self._reader.pending:
-            begun = printable(self._redaction.text(self._reader.pending))
-            self.fail(SMTPProtocolError(-1, f"Connection unexpectedly closed within a reply: {begun}".encode()))
+            why = f"Connection unexpectedly closed within a reply: {self._begun()}"
+            self.fail(SMTPProtocolError(-1, why.encode()))
         elif self.closing is not None:
             self._end(Event.END, self.closing)
         elif self.idle:
@@ -430,8 +430,11 @@ class Session:
 
     def _intruded(self) -> None:
         """A reply that nobody is owed has begun: the next command's would be taken for the rest of it."""
-        begun = printable(self._redaction.text(self._reader.pending))
-        self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {begun}".encode()))
+        self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {self._begun()}".encode()))
+
+    def _begun(self) -> str:
+        """What has come of a reply that is not complete, fit to stand in an error."""
+        return printable(self._redaction.text(self._reader.pending))
 
     def _injected(self, data: bytes) -> None:
         # RFC 3207 §6 and CVE-2011-0411: what came in plaintext must not be taken for an answer under TLS.

@@ -214,7 +214,7 @@ def test_another_reply_on_an_idle_connection_breaks_it() -> None:
     assert one.error.state == "not_sent"
 
 
-@pytest.mark.parametrize("begun", [b"2", b"250-a", b"250-a\r\n", b"5", b"422", b"\r", b"421-x\r\n421", b"42 "])
+@pytest.mark.parametrize("begun", [b"2", b"250-a", b"250-a\r\n", b"5", b"422", b"\r", b"42 "])
 def test_half_a_reply_on_an_idle_connection(begun: bytes) -> None:
     """Joined to the next reply, it would make of each reply the next command's."""
     session = opened()()
@@ -245,6 +245,20 @@ def test_a_421_that_comes_in_pieces() -> None:
         assert not session.closed
     session.receive_data(b"\r\n")
     assert session.state is State.CLOSED
+
+
+@pytest.mark.parametrize("begun", [b"4", b"42", b"421", b"421-x\r\n421"])
+def test_half_a_421_when_something_is_to_be_written(begun: bytes) -> None:
+    """The server does what it may, and is not said to have broken the protocol."""
+    session = opened()()
+    session.receive_data(begun)
+    assert not session.closed
+    one = session.start(STARTS["one"].make(session))
+    assert session.output() == b""
+    assert type(one.error) is SMTPServerDisconnected
+    assert str(one.error).startswith("server is closing the connection: '4")
+    assert one.error.state == "not_sent"
+    assert session.closed
 
 
 def test_what_begins_as_a_421_and_is_another_reply() -> None:
