@@ -22,7 +22,7 @@ class Entry:
         body: content, or a chunk.
         count: octets of the chunk.
         complete: its end was written.
-        early: a reply came before that.
+        early: a reply came before that, or began to.
     """
 
     verb: str
@@ -103,6 +103,7 @@ class Shadow:
         self._up = b""
         self._down = b""
         self._seen = 0
+        self._begun = 0  # at what time the reply that is not complete began to come
         self._next = 0  # the place of the first entry that is owed a reply
 
     def secured(self) -> None:
@@ -195,10 +196,13 @@ class Shadow:
 
     def said(self, data: bytes) -> None:
         """The client is about to receive this."""
+        if not self._down:
+            self._begun = self.time
         self._down += data
         reading = read(self._down)
         for code, message in reading.replies[self._seen :]:
             self._reply(code, message)
+            self._begun = self.time
         self._seen = len(reading.replies)
         if reading.wrong:
             self.wrong = reading.wrong
@@ -214,7 +218,7 @@ class Shadow:
             return
         entry = self.entries[self._next]
         entry.codes.append(code)
-        entry.early = entry.early or not entry.complete
+        entry.early = entry.early or not entry.complete or entry.written >= self._begun
         if entry.verb == "data" and code == 354:
             self.entries.append(
                 content := Entry("content", "", self.time, entry.transaction, last=True, complete=False)
