@@ -31,6 +31,7 @@ class Group:
         events: what they mean to the state, in order.
         owed: how many replies they add to what the dialogue is owed.
         last: the dialogue writes nothing more and gives up the turn.
+        open_end: nor does this one, but there may be more replies to it than `owed`, and the turn is kept for them.
         wait: resume the dialogue when all it is owed has come; False: at once.
         phase: what the replies are awaited for; a group's last reply may have a phase of its own, `final`.
         secret: never shown in a trace.
@@ -43,8 +44,8 @@ class Group:
     """
 
     __slots__ = (
-        "data", "dropped", "events", "final", "last", "owed", "per_recipient", "phase", "replies", "secret", "serial",
-        "wait",
+        "data", "dropped", "events", "final", "last", "open_end", "owed", "per_recipient", "phase", "replies", "secret",
+        "serial", "wait",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +55,7 @@ class Group:
         owed: int = 1,
         *,
         last: bool = False,
+        open_end: bool = False,
         wait: bool = True,
         phase: Phase = Phase.COMMAND,
         final: Phase | None = None,
@@ -65,6 +67,7 @@ class Group:
         self.events = events
         self.owed = owed
         self.last = last
+        self.open_end = open_end
         self.wait = wait
         self.phase = phase
         self.final = final or phase

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
+from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, printable
+from asmtp.protocol.sasl import UNPROVEN
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State
 
 __all__ = ["Session"]
@@ -161,7 +162,7 @@ class Session:
             exchange.dialogue.close()
             exchange.done = True
             return
-        if exchange is not self._turn:
+        if exchange is not self._turn or (exchange.group is not None and exchange.group.open_end):
             return  # written as a whole: its replies are read, and nobody is told
         others_first = self.state is State.DATA and self.head is not exchange
         if (self.state in HELD or self.state is State.GREETING) and not others_first:
@@ -457,6 +458,9 @@ class Session:
             self._chunks_left = not exchange.raw
             if self.state in HELD and not exchange.raw and exchange.group is not None:
                 self.fail(SMTPServerDisconnected("a command was left in the middle"))
+            elif isinstance(exchange.error, SMTPAuthenticationError) and exchange.error.smtp_code == UNPROVEN:
+                # Nothing of what others have queued behind the login is for this server.
+                self.fail(SMTPServerDisconnected("the server has not proved that it knows the password"))
         if exchange.owed and exchange in self._owed:
             # It ended early (its content failed, say): its replies are read and dropped.
             exchange.abandoned = True

@@ -237,6 +237,7 @@ class Transaction:
                 (*events, Event.bdat_last),
                 owed,
                 last=not self._prdr,
+                open_end=self._prdr,
                 final=Phase.FINAL,
                 replies=self.replies,
                 per_recipient=places,
@@ -295,6 +296,7 @@ class Transaction:
                     (Event.dot,),
                     self._final_replies(),
                     last=not self._prdr,
+                    open_end=self._prdr,
                     phase=Phase.FINAL,
                     replies=self.replies,
                 )
@@ -322,6 +324,7 @@ class Transaction:
                 (Event.dot,),
                 self._final_replies() - 1,
                 last=not self._prdr,
+                open_end=self._prdr,
                 phase=Phase.FINAL,
                 replies=self.replies,
             )

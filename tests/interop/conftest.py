@@ -77,6 +77,12 @@ def sendmail() -> Iterator[MailServer]:
 
 
 @pytest.fixture(scope="session")
+def nodemailer() -> Iterator[MailServer]:
+    """An smtp-server of npm's, which does REQUIRETLS: SMTP with STARTTLS and in TLS, and LMTP."""
+    yield from serve("nodemailer")
+
+
+@pytest.fixture(scope="session")
 def exim498() -> Iterator[MailServer]:
     """An Exim that announces its limits: 5 messages a connection, 10 recipients a message."""
     yield from serve("exim498")

@@ -46,6 +46,7 @@ ADDED = {
     "postfix": ["Return-Path", "X-Original-To", "Delivered-To", "Received"],
     "exim": ["Return-path", "Envelope-to", "Received"],
     "dovecot": ["Return-Path", "Delivered-To", "Received"],
+    "nodemailer": ["Return-Path", "X-Asked"],
 }
 TEMPORARY = {"postfix": 450, "exim": 450, "dovecot": 451}  # what tempfail gets
 FIELD = re.compile(rb"(\S+): ([^\n]*\n(?:[ \t][^\n]*\n)*)")

@@ -56,6 +56,7 @@ class Recipe:
     prepare: str  # shell, run in the server's root folder with the machine's own tools
     command: str
     suite: str = ""  # of Debian, where it is not the machine's own
+    npm: str = ""  # a package of Node.js, installed in /usr/lib/npm
 
 
 # One root folder for whatever Postfix and Dovecot do. usr-is-merged stands in for usrmerge, which would bring
@@ -172,6 +173,16 @@ RECIPES = {
         chroot . /usr/bin/m4 /etc/mail/sendmail.mc >etc/mail/sendmail.cf 2>/dev/null  # it misses a shell
         """,
         "/usr/libexec/sendmail/sendmail -bD",
+    ),
+    # REQUIRETLS.
+    "nodemailer": Recipe(
+        "nodejs usr-is-merged",
+        ("plain", "tls", "lmtp"),
+        {"smtp-server.js": "smtp-server.js"},
+        "",
+        "/usr/bin/node /etc/smtp-server.js",
+        "trixie",
+        "smtp-server@3.21.6",
     ),
     # LIMITS: its conf is that of the other Exim, but with small ones.
     "exim498": Recipe(

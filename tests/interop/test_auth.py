@@ -26,6 +26,7 @@ WITH_PASSWORD = [
     *(("sasl", "dovecot", name) for name in ("PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256")),
     *(("sasl", "submission", name) for name in ("PLAIN", "LOGIN", "SCRAM-SHA-1", "SCRAM-SHA-256")),
     *(("exim", "auth", name) for name in ("PLAIN", "LOGIN", "CRAM-MD5")),
+    *(("nodemailer", "plain", name) for name in ("PLAIN", "LOGIN", "CRAM-MD5")),
     *(("dovecot24", "submission", name) for name in ("PLAIN", "SCRAM-SHA-1", "SCRAM-SHA-256")),
     *(("cyrus", "lmtp_auth", name) for name in ("PLAIN", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512")),
     ("sasl", "cyrus", "NTLM"),

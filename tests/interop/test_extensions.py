@@ -86,6 +86,43 @@ async def test_it_in_a_mailer(exim: MailServer, mark: str) -> None:
         assert b"accepted for some recipients" in receipt.reply.message
 
 
+# ---- REQUIRETLS ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["plain", "tls"])
+async def test_require_tls(nodemailer: MailServer, role: str, mark: str) -> None:
+    context = nodemailer.ssl_context()
+    async with client(nodemailer, role, tls="implicit" if role == "tls" else "required", ssl_context=context) as smtp:
+        assert await smtp.sendmail(ALICE, [BOB], letter(mark), require_tls=True) == {}
+    [found] = await nodemailer.arrived("bob", containing=mark.encode())
+    assert b'"requireTLS":true' in found
+
+
+async def test_require_tls_in_a_mailer(nodemailer: MailServer, mark: str) -> None:
+    url = f"smtps://127.0.0.1:{nodemailer.ports['tls']}"
+    async with asmtp.AsyncMailer(url, ssl_context=nodemailer.ssl_context()) as mailer:
+        receipt = await mailer.send(letter(mark), ALICE, [BOB, NOBODY], require_tls=True)
+        assert (list(receipt.accepted), list(receipt.refused)) == ([BOB], [NOBODY])
+    [found] = await nodemailer.arrived("bob", containing=mark.encode())
+    assert b'"requireTLS":true' in found
+
+
+def test_require_tls_of_the_facade(nodemailer: MailServer, mark: str) -> None:
+    with asmtp.SMTP("127.0.0.1", nodemailer.ports["plain"], "client.lab.test", 20) as smtp:
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="^REQUIRETLS not supported by server"):
+            smtp.sendmail(ALICE, [BOB], letter(mark), require_tls=True)
+        smtp.starttls(context=nodemailer.ssl_context())
+        assert smtp.sendmail(ALICE, [BOB], letter(mark), require_tls=True) == {}
+    assert b'"requireTLS":true' in nodemailer.wait_for("bob", containing=mark.encode())[0]
+
+
+async def test_it_is_not_asked_of_a_connection_that_was_not_verified(nodemailer: MailServer, mark: str) -> None:
+    async with client(nodemailer, tls="opportunistic") as smtp:
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="REQUIRETLS needs .* a certificate that was verified"):
+            await smtp.sendmail(ALICE, [BOB], letter(mark), require_tls=True)
+        assert await smtp.sendmail(ALICE, [BOB], letter(mark)) == {}
+
+
 # ---- DELIVERBY, LIMITS, SIZE --------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""AsyncLMTP at Dovecot, over TCP and over the Unix socket: a reply for each recipient after the content."""
+"""AsyncLMTP at real servers, over TCP and over a Unix socket: a reply for each recipient after the content."""
 
 from __future__ import annotations
 
@@ -91,6 +91,17 @@ async def test_by_hand(dovecot: MailServer, where: str) -> None:
     await letter.found(dovecot, "alice")
     await letter.found(dovecot, "bob")
     await after.found(dovecot, "bob")
+
+
+async def test_another_server(nodemailer: MailServer) -> None:
+    letters = [Letter() for _ in range(10)]
+    async with connect(nodemailer, "port") as client:
+        to = [ALICE, NOBODY, BOB, TEMPFAIL]
+        results = await asyncio.gather(*(client.sendmail(each.sender, to, each.content) for each in letters))
+    assert [list(result) for result in results] == [[NOBODY, TEMPFAIL]] * len(letters)
+    for letter in letters:
+        await letter.found(nodemailer, "alice")
+        await letter.found(nodemailer, "bob")
 
 
 async def test_starttls(dovecot: MailServer, shape: str) -> None:

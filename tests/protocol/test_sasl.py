@@ -12,9 +12,9 @@ from asmtp.protocol import mechanisms
 from asmtp.protocol.dialogue import authentication
 from asmtp.protocol.mechanisms import cram_md5, external, login, oauthbearer, plain, xoauth2
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.sasl import Conversation, Credentials, Mechanism, from_authobject
+from asmtp.protocol.sasl import Conversation, Credentials, Mechanism, from_authobject, unproven
 
-from .letters import NOOP, opened
+from .letters import NOOP, STARTS, opened
 from .transcript import Start, play
 
 
@@ -277,6 +277,21 @@ def test_refused_and_closed() -> None:
 def test_already_authenticated() -> None:
     """As smtplib takes it."""
     assert said("start login\nC: AUTH LOGIN\nS: 503 already", LOGIN) == "503 already"
+
+
+def test_nothing_is_written_for_a_server_that_has_not_proved_itself() -> None:
+    """What others have queued behind the login is not for it."""
+
+    def deceived() -> Mechanism:
+        yield b"hello"
+        raise unproven("it is somebody else")
+
+    starts = {**attempt("X", deceived), "one": STARTS["one"]}
+    text = f"start login\nC: AUTH X {b64('hello')}\nstart one\nS: 235 welcome"
+    result = play(text, starts, opened("both"))
+    assert result["login"] == "SMTPAuthenticationError -1 it is somebody else"
+    assert result["one"] == "SMTPServerDisconnected the server has not proved that it knows the password [not_sent]"
+    assert result.state == "BROKEN"
 
 
 def test_cut_off() -> None:

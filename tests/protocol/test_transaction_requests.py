@@ -116,6 +116,25 @@ def test_the_connection_ends_meanwhile(seen: list[str], state: str) -> None:
     assert result["one"] == f"SMTPServerDisconnected Connection unexpectedly closed [{state}]"
 
 
+@shapes
+@pytest.mark.parametrize("heard", range(5))
+def test_cancelled_while_it_is_answered(shape: str, heard: int) -> None:
+    """Before 353 nobody knows how many replies there will be: none of them is the next command's."""
+    finals = [f"S: {reply}" for reply in [BEGUN, "250 b", "550 c", "250 done"]]
+    finals[heard:heard] = ["cancel one", "start noop"]
+    text = conversation(shape, finals=[BEGUN]).replace("mail from:<a@x>", "mail from:<a@x> PRDR")
+    text = text.replace(f"S: {BEGUN}", "\n".join(finals)) + "\nC: noop\nS: 250 still here"
+    assert play(text, asking(prdr=True), also(shape, "prdr"))["noop"] == "250 still here"
+
+
+@shapes
+def test_cancelled_before_a_single_final_reply(shape: str) -> None:
+    """Such a server begins no 353 where the whole content is refused, or where there is one recipient."""
+    text = conversation(shape, finals=["550 no"]).replace("mail from:<a@x>", "mail from:<a@x> PRDR")
+    text = text.replace("S: 550 no", "cancel one\nstart noop\nS: 550 no\nC: noop\nS: 250 still here")
+    assert play(text, asking(prdr=True), also(shape, "prdr"))["noop"] == "250 still here"
+
+
 # ---- BINARYMIME ---------------------------------------------------------------------------------
 
 RAW = b"\n.\n\r\0\r\n.no line end"
