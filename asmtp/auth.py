@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Generator
 from typing import Any
 
-from asmtp.protocol.sasl import Conversation, Mechanism, from_authobject
+from asmtp.protocol.sasl import Conversation, Mechanism, encoded, from_authobject
 
 __all__ = ["AuthObjects"]
 
@@ -22,7 +22,7 @@ class AuthObjects:
         """Authobject for CRAM-MD5 (RFC 2195); needs self.user and self.password."""
         if challenge is None:
             return None
-        return self.user + " " + hmac.new(self.password.encode(), challenge, "md5").hexdigest()
+        return self.user + " " + hmac.new(encoded(self.password), challenge, "md5").hexdigest()
 
     def auth_plain(self, challenge: bytes | None = None) -> str:
         """Authobject for PLAIN (RFC 4616); needs self.user and self.password."""

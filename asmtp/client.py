@@ -426,7 +426,9 @@ class AsyncSMTP(Commands):
             ValueError: no sender or no recipients; more than one block of Resent- fields.
         """
         await self.ehlo_or_helo_if_needed()
-        work = functools.partial(compose, msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=True)
+        work = functools.partial(
+            compose, msg, from_addr, to_addrs, mail_options, self.has_extn, requests, downgrade=True
+        )
         composed = await self._offload(work) if weight(msg) > PIECE else work()
         sender, recipients, octets, mail_options = composed
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)

@@ -23,7 +23,7 @@ from asmtp.errors import (
 )
 from asmtp.events import Watch, clock
 from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, require_auth
-from asmtp.options import Token
+from asmtp.options import TLSMode, Token
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, gate, options_text
 from asmtp.protocol.content import to_octets
@@ -66,6 +66,7 @@ class Commands(AuthObjects):
     _mechanisms: Mechanisms | None
     _sessions: Sessions
     _watch: Watch | None
+    _tls: TLSMode
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
 
     def _live(self) -> Connection:
@@ -367,7 +368,9 @@ class Commands(AuthObjects):
         )
 
     def _choices(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Choice]:
-        protected = self._in_the_clear or self._live().private
+        connection = self._live()
+        trusted = self._session.secure or (connection.tls is not None and self._tls != "opportunistic")
+        protected = self._in_the_clear or trusted or connection.local
         return choose(self.esmtp_features, credentials, wanted or self._mechanisms, protected=protected)
 
     async def _log_in(

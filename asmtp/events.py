@@ -132,14 +132,14 @@ class Watch:
         self._log.debug("login with %s: %d, in %.3f s", mechanism, code, seconds)
 
     def delivered(self, outcome: Outcome | None, error: BaseException | None, seconds: float) -> None:
-        """A transaction has ended."""
+        """A transaction has ended; with neither outcome nor error where it was withdrawn before it was written."""
         accepted, refused = (len(outcome.accepted), len(outcome.refused)) if outcome is not None else (0, 0)
-        state = "sent" if error is None else getattr(error, "state", None) or "not_sent"
+        state = "sent" if outcome is not None else getattr(error, "state", None) or "not_sent"
         self.tell("delivery", seconds, state=state, accepted=accepted, refused=refused, error=error)
-        if error is None:
+        if outcome is not None:
             self._log.debug("sent to %d recipients (%d refused), in %.3f s", accepted, refused, seconds)
         else:
-            self._log.debug("%s, in %.3f s: %s", state, seconds, error)
+            self._log.debug("%s, in %.3f s: %s", state, seconds, "withdrawn" if error is None else error)
 
     def closed(self, reason: str) -> None:
         """The connection is gone."""

@@ -11,7 +11,7 @@ from asmtp.body import WHOLE, Pieces, whole
 from asmtp.client import AsyncLMTP, AsyncSMTP
 from asmtp.delivery import Shipment
 from asmtp.errors import SMTPException, SMTPServerDisconnected
-from asmtp.events import Watch
+from asmtp.events import Watch, clock
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
@@ -46,6 +46,7 @@ class Part:
     Attributes:
         attempts: how often it was tried, the present time included.
         since: the loop's time at which it was put in line.
+        begun: when it was given to a connection, by events.clock; where that is watched.
         lane: the connection it is on.
         over: it has come to an end, and was not handed back yet.
         withdrawn: nobody wants it any more.
@@ -54,8 +55,8 @@ class Part:
     """
 
     __slots__ = (
-        "attempts", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment", "since",
-        "silently", "task", "withdrawn",
+        "attempts", "begun", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment",
+        "silently", "since", "task", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
@@ -64,7 +65,7 @@ class Part:
         self.shipment = shipment
         self.envelope = envelope
         self.attempts = attempts
-        self.since = 0.0
+        self.since = self.begun = 0.0
         self.lane: Lane | None = None
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
@@ -86,7 +87,7 @@ class Part:
         assert exchange is not None
         self.outcome, self.error = exchange.result, exchange.error
         if lane.watch is not None:
-            lane.watch.delivered(self.outcome, self.error, asyncio.get_running_loop().time() - self.since)
+            lane.watch.delivered(self.outcome, self.error, clock() - self.begun)
         lane.over(self)
 
 
@@ -232,6 +233,8 @@ class Lane(AsyncSMTP):
             self.stale = apart = now - self.idle_since > STALE
         part.lane = self
         part.outcome = part.error = None
+        if self.watch is not None:
+            part.begun = clock()
         self.begun += 1
         try:
             shipment = part.shipment
@@ -248,6 +251,8 @@ class Lane(AsyncSMTP):
             transaction = Transaction(self._session, part.envelope, whole(octets), chunking=self.chunking, apart=apart)
         except Exception as error:  # whatever it is, it is this message's
             part.error = error
+            if self.watch is not None:
+                self.watch.delivered(None, error, 0.0)
             self.over(part)
             return
         # It is told by way of `set_result`, which may be before `start` returns.

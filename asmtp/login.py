@@ -195,7 +195,7 @@ def _nothing(offered: Sequence[str], unprotected: Sequence[str]) -> str:
     if unprotected:
         return (
             f"{what} {' and '.join(unprotected)} would send the password or token for everybody on the way to read: "
-            "call starttls() first, or pass tls='none' if that is meant"
+            "call starttls() first, with a certificate that can be verified, or pass tls='none' if that is meant"
         )
     named = [name for name in offered if name in _BY_NAME_ONLY]
     also = f" ({' and '.join(named)} can be asked for with mechanisms=)" if named else ""

@@ -527,7 +527,7 @@ class SMTP(AuthObjects):
         """
         self._hello_for_message()
         sender, recipients, octets, options = compose(
-            msg, from_addr, to_addrs, mail_options, self.has_extn, downgrade=False
+            msg, from_addr, to_addrs, mail_options, self.has_extn, requests, downgrade=False
         )
         return self.sendmail(sender, recipients, octets, options, rcpt_options, **requests)
 

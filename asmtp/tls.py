@@ -71,6 +71,8 @@ class Sessions:
         last = self._last
         if last is None or last.object is None or last.context is not context or last.hostname != hostname:
             return None
+        if last.verified != how_verified(context):  # OpenSSL does not verify again what it resumes
+            return None
         return last.object.session  # with TLS 1.3 it comes after the handshake, so it is asked for now
 
     def keep(self, handshake: Handshake) -> None:
@@ -86,9 +88,11 @@ class Handshake(ssl.SSLContext):
     Attributes:
         object: what was made of it, or None.
         hostname: the name that the certificate has to be for.
+        verified: how `context` had certificates verified when it was used.
     """
 
     context: ssl.SSLContext
+    verified: tuple[Any, ...]
     hostname: str | None
     object: ssl.SSLObject | None
     _sessions: Sessions | None
@@ -96,6 +100,7 @@ class Handshake(ssl.SSLContext):
     def __new__(cls, context: ssl.SSLContext, sessions: Sessions | None = None) -> Self:
         self = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         self.context = context
+        self.verified = ()
         self.object = self.hostname = None
         self._sessions = sessions
         return self
@@ -115,18 +120,24 @@ class Handshake(ssl.SSLContext):
         self.hostname = server_hostname if isinstance(server_hostname, str | None) else server_hostname.decode()
         if session is None and self._sessions is not None:
             session = self._sessions.of(self.context, self.hostname)
+        self.verified = how_verified(self.context)
         self.object = self.context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         return self.object
 
     @property
     def verifies(self) -> bool:
         """Whether certificate and name are verified."""
-        return self.context.verify_mode is ssl.CERT_REQUIRED and self.context.check_hostname
+        return self.verified[:2] == (ssl.CERT_REQUIRED, True)
 
     def succeeded(self) -> None:
         """There is TLS."""
         if self._sessions is not None:
             self._sessions.keep(self)
+
+
+def how_verified(context: ssl.SSLContext) -> tuple[Any, ...]:
+    """What a context has verified: it may be changed while it is used."""
+    return context.verify_mode, context.check_hostname, context.verify_flags
 
 
 UNKNOWN_ISSUER = {18, 19, 20, 21}  # OpenSSL's X509_V_ERR_: self-signed, and no issuer that is trusted

@@ -16,7 +16,7 @@ import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import aiohappyeyeballs
 import anyio
@@ -375,10 +375,8 @@ class Connection(asyncio.BufferedProtocol):
         return cast("ssl.SSLObject | None", self.transport.get_extra_info("ssl_object"))
 
     @property
-    def private(self) -> bool:
-        """Whether nobody else reads along: there is TLS, or it does not leave this machine."""
-        if self.tls is not None:
-            return True
+    def local(self) -> bool:
+        """Whether it does not leave this machine."""
         if self.proxied:
             return False
         sock = self.transport.get_extra_info("socket")
@@ -422,7 +420,7 @@ class Connection(asyncio.BufferedProtocol):
             self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
             self.transport.abort()
             self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
-            raise _tls_error(error, self.timeouts.tls, context) from error
+            _raise_tls_error(error, self.timeouts.tls, context)
         context.succeeded()
         self.transport = transport
         self._written = 0
@@ -485,14 +483,14 @@ def _handshake_limit(timeouts: Timeouts) -> float:
     return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
 
 
-def _tls_error(error: BaseException, limit: float | None, handshake: Handshake | None) -> BaseException:
+def _raise_tls_error(error: BaseException, limit: float | None, handshake: Handshake | None) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
         explain(error, handshake)
     if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
-        return SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
+        raise SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds") from error
     if isinstance(error, ConnectionError):
-        return SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {error}")
-    return error
+        raise SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {error}") from error
+    raise error
 
 
 def local_hostname() -> str:
@@ -555,7 +553,7 @@ async def open_connection(
                 if proxy is None:
                     sock = await _connect(address, source_address, resolver)
                 else:
-                    sock = await _through_proxy(proxy, address)
+                    sock = await _through_proxy(proxy, address, source_address)
                     connection.proxied = True
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -568,7 +566,7 @@ async def open_connection(
         connection.connection_lost(None)
         if sock is not None:
             sock.close()
-            raise _tls_error(error, timeouts.tls, ssl_context) from error
+            _raise_tls_error(error, timeouts.tls, ssl_context)
         if type(error) is TimeoutError and error.errno is None and timeouts.connect is not None:
             where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
             limit = f"{timeouts.connect:g} seconds"
@@ -580,10 +578,10 @@ async def open_connection(
     return connection
 
 
-async def _through_proxy(proxy: str, address: Address) -> socket.socket:
+async def _through_proxy(proxy: str, address: Address, source_address: tuple[str, int] | None) -> socket.socket:
     if isinstance(address, str):
         raise ValueError("proxy: a Unix socket cannot be reached through one")
-    return await through(proxy, *address)
+    return await through(proxy, *address, source_address)
 
 
 async def _connect(address: Address, source_address: tuple[str, int] | None, resolver: Resolver) -> socket.socket:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Any
 
+from asmtp.protocol.envelope import ascii_domain
+
 __all__ = ["check_proxy", "proxy_name", "through"]
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?")
 
 FOREVER = 1e9
 """Seconds: the deadline is the caller's."""
@@ -28,12 +33,19 @@ def proxy_name(url: str) -> str:
     return f"{kind.name.lower()}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def through(url: str, host: str, port: int) -> socket.socket:
+async def through(url: str, host: str, port: int, source_address: tuple[str, int] | None = None) -> socket.socket:
     """Connect to a host through a proxy, which looks its name up.
+
+    Args:
+        source_address: where to connect to the proxy from.
 
     Raises:
         OSError: the proxy cannot be reached, or says no.
+        ValueError: `host` is neither a name nor an IP address.
     """
+    name = ascii_domain(host, "host")
+    if not _HOST.fullmatch(name):  # it goes into the request as it is
+        raise ValueError(f"host must be a host name or an IP address, not {host!a}")
     from python_socks import ProxyError
     from python_socks.async_.asyncio import Proxy
 
@@ -41,7 +53,7 @@ async def through(url: str, host: str, port: int) -> socket.socket:
     careful: Any = _Careful(asyncio.get_running_loop())
     proxy = Proxy(kind, proxy_host, proxy_port, username, password, rdns=True, loop=careful)
     try:
-        return await proxy.connect(host, port, timeout=FOREVER)
+        return await proxy.connect(name, port, timeout=FOREVER, local_addr=source_address)
     except ProxyError as error:
         raise ConnectionError(f"proxy {proxy_name(url)}: {error}") from None
 
@@ -50,7 +62,7 @@ def _parsed(url: str) -> tuple[Any, str, int, str | None, str | None]:
     if not isinstance(url, str):
         raise TypeError(f"proxy must be a URL, not {type(url).__name__}")
     try:
-        from python_socks import parse_proxy_url
+        from python_socks import ProxyType, parse_proxy_url
     except ImportError as error:
         raise ImportError("proxy= needs python-socks: pip install 'asmtp[proxy]'") from error
     try:
@@ -62,7 +74,20 @@ def _parsed(url: str) -> tuple[Any, str, int, str | None, str | None]:
             "proxy must be a URL, socks5://, socks4:// or http:// with host and port, user name and password "
             "percent-encoded"
         )
+    if username and kind is ProxyType.HTTP and ":" in username:  # RFC 7617 §2
+        raise ValueError("proxy: an HTTP proxy's user name cannot have a colon")
+    encoding = "latin-1" if kind is ProxyType.HTTP else "ascii"
+    if not all(_fits(text, encoding) for text in (username, password) if text):
+        raise ValueError(f"proxy: user name or password has characters that are not {encoding}")
     return kind, host, port, username or None, password or None
+
+
+def _fits(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # which holds all of it
+        return False
+    return True
 
 
 class _Careful:

@@ -15,6 +15,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
+from asmtp.tls import unverified_context
 from asmtp.transport import Connection
 
 from .conftest import Certificates
@@ -232,7 +233,7 @@ async def test_nothing_shows_the_credentials(mechanism: str, password: str, capl
 @pytest.fixture
 def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is not on this machine."""
-    monkeypatch.setattr(Connection, "private", property(lambda self: self.tls is not None))
+    monkeypatch.setattr(Connection, "local", False)
 
 
 @pytest.mark.usefixtures("far_away")
@@ -267,6 +268,34 @@ async def test_a_password_under_tls(certificates: Certificates) -> None:
         await smtp.starttls()
         await smtp.login(USER, PASSWORD)
         assert server.logins == [("LOGIN", True)]
+
+
+@pytest.mark.usefixtures("far_away")
+@pytest.mark.parametrize("how", ["opportunistic", "required"])
+async def test_a_password_under_tls_that_is_not_verified(how: str, certificates: Certificates) -> None:
+    """Where TLS is as good as it gets, it may be somebody else's; where a context says so, the caller has."""
+    context = certificates.wary if how == "opportunistic" else unverified_context()
+    async with (
+        embedded(Embedded(mechanisms=("PLAIN",)), tls=certificates.server) as server,
+        client(server, tls=how, ssl_context=context) as smtp,
+    ):
+        assert smtp.sock is not None
+        if how == "required":
+            await smtp.login(USER, PASSWORD)
+        else:
+            with pytest.raises(asmtp.SMTPNotSupportedError, match="a certificate that can be verified"):
+                await smtp.login(USER, PASSWORD)
+        assert server.logins == ([("PLAIN", True)] if how == "required" else [])
+
+
+@pytest.mark.usefixtures("far_away")
+async def test_a_password_under_opportunistic_tls_that_is_verified(certificates: Certificates) -> None:
+    async with (
+        embedded(Embedded(mechanisms=("PLAIN",)), tls=certificates.server) as server,
+        client(server, tls="opportunistic", ssl_context=certificates.trusting) as smtp,
+    ):
+        await smtp.login(USER, PASSWORD)
+        assert server.logins == [("PLAIN", True)]
 
 
 # ---- mechanisms that are asked for ------------------------------------------------------------

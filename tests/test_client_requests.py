@@ -92,6 +92,34 @@ async def test_a_message_with_recipients_of_its_own() -> None:
         await smtp.close()
 
 
+@pytest.mark.parametrize("way", ["async", "facade"])
+@pytest.mark.parametrize("name", ["SMTPUTF8", "BINARYMIME"])
+def test_a_message_to_an_address_that_needs_smtputf8(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it needs may be asked for, too."""
+    message = EmailMessage()
+    message["From"], message["To"] = SENDER, "j\u00f6rg@d.example"
+    parameters = {"SMTPUTF8": " SMTPUTF8 BODY=8BITMIME", "BINARYMIME": " BODY=BINARYMIME SMTPUTF8"}[name]
+    body = f"From: {SENDER}\r\nTo: j\u00f6rg@d.example\r\n\r\n".encode()
+    mail, rcpt = f"mail from:<{SENDER}>{parameters}\r\n", "rcpt to:<j\u00f6rg@d.example>\r\n"
+    offers = hello("8BITMIME", "SMTPUTF8", "BINARYMIME", "CHUNKING", "PIPELINING")
+    written = (mail + rcpt).encode() + b"BDAT %d LAST\r\n" % len(body) + body
+    steps = [expect(written), send("250 ok", "250 ok", "250 taken")]
+    with nothing_left(monkeypatch), in_background(scripted([*offers, *steps, nothing_more])) as server:
+        if way == "facade":
+            smtp = asmtp.SMTP(server.host, server.port, "me.example")
+            assert smtp.send_message(message, **REQUESTS[name][0]) == {}
+            smtp.close()
+        else:
+
+            async def run() -> None:
+                client = asmtp.AsyncSMTP(server.host, server.port, "me.example")
+                await client.connect()
+                assert await client.send_message(message, **REQUESTS[name][0]) == {}
+                await client.close()
+
+            asyncio.run(run())
+
+
 @pytest.mark.parametrize("way", ["async", "facade", "mailer"])
 def test_what_is_not_offered(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written, and the next message is sent."""

@@ -19,7 +19,7 @@ from .servers.background import in_background
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
 from .servers.relay import Relay, relaying
 from .servers.scram import Scram
-from .servers.script import expect, nothing_more, scripted, send
+from .servers.script import expect, nothing_more, scripted, send, until
 
 SENDER, WHO = "a@b.example", "c@d.example"
 
@@ -69,6 +69,39 @@ async def test_a_delivery_that_is_none() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
+async def test_a_message_of_a_mailer_that_is_not_begun(size: int) -> None:
+    """What is wrong with it is known before anything is written."""
+    events: list[asmtp.Event] = []
+    async with relaying(Relay(("PIPELINING", "CHUNKING"))) as relay:
+        mailer = asmtp.AsyncMailer(f"smtp://127.0.0.1:{relay.port}", on_event=events.append)
+        async with mailer:
+            with pytest.raises(asmtp.SMTPNotSupportedError):
+                await mailer.send(b"x" * size, SENDER, [WHO], priority=1)
+    [event] = [event for event in events if event.kind == "delivery"]
+    assert event.fields["state"] == "not_sent"
+    assert isinstance(event.fields["error"], asmtp.SMTPNotSupportedError)
+
+
+async def test_a_message_that_is_withdrawn() -> None:
+    """Another has the turn, so nothing of it was written."""
+    events: list[asmtp.Event] = []
+    script = [
+        send("220 hi"), expect("ehlo me.example"), send("250 hi"), expect(f"mail from:<{SENDER}>"), nothing_more,
+    ]  # fmt: skip
+    async with scripted(script) as server:
+        url = f"smtp://{server.host}:{server.port}?local_hostname=me.example"
+        mailer = asmtp.AsyncMailer(url, connections=1, on_event=events.append)
+        sending = [asyncio.create_task(mailer.send(b"hi", SENDER, [WHO])) for _ in range(3)]
+        await until(lambda: server.peers and b"mail" in server.peers[0].received)
+        sending[1].cancel()
+        await asyncio.wait(sending[1:2])
+        told = [event.fields for event in events if event.kind == "delivery"]
+        assert told == [{"state": "not_sent", "accepted": 0, "refused": 0, "error": None}]
+        mailer.abort()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
 async def test_a_mailer(size: int) -> None:
     """Each transaction is told of, on whichever connection it was."""
     events: list[asmtp.Event] = []
@@ -101,6 +134,20 @@ async def test_a_hook_that_raises(caplog: pytest.LogCaptureFixture) -> None:
         assert await smtp.sendmail(SENDER, [WHO], b"hi\r\n") == {}
     assert "on_event raised" in caplog.text
     assert "LookupError: delivery" in caplog.text
+
+
+async def test_nothing_is_told_of_what_cannot_be_written() -> None:
+    events: list[asmtp.Event] = []
+    async with relaying(Relay()) as relay, asmtp.AsyncSMTP("127.0.0.1", relay.port, on_event=events.append) as smtp:
+        await smtp.ehlo()
+        await smtp.mail(SENDER)
+        await smtp.rcpt(WHO)
+        assert (await smtp.docmd("DATA")).code == 354
+        events.clear()
+        with pytest.raises(asmtp.SMTPStateError):
+            await smtp.noop()
+        assert events == []
+        await smtp.close()
 
 
 def test_a_hook_that_is_none() -> None:

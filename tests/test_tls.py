@@ -147,6 +147,29 @@ def test_a_session_is_for_one_name_and_one_context(certificates: Certificates) -
     assert sessions.of(certificates.wary, "localhost") is None
 
 
+@pytest.mark.parametrize("name", ["verify_mode", "check_hostname"])
+def test_a_session_that_was_not_verified_is_not_resumed_by_who_verifies(name: str, certificates: Certificates) -> None:
+    """OpenSSL does not look at the certificate again."""
+    context = certificates.client(check_hostname=False)
+    if name == "verify_mode":
+        context.verify_mode = ssl.CERT_NONE
+    sessions = Sessions()
+    first = Handshake(context, sessions)
+    shaken(first, certificates.server, "localhost")
+    first.succeeded()
+    assert not first.verifies
+    assert sessions.of(context, "localhost") is not None
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.check_hostname = True
+    assert sessions.of(context, "localhost") is None
+    assert not first.verifies
+    second = Handshake(context, sessions)
+    shaken(second, certificates.server, "localhost")
+    assert second.verifies
+    assert second.object is not None
+    assert not second.object.session_reused
+
+
 def shaken(handshake: Handshake, server: ssl.SSLContext, name: str) -> None:
     """A handshake without a network."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -226,6 +249,7 @@ async def test_what_a_caller_gets(implicit: bool, certificates: Certificates) ->
         ) as caught:
             await smtp.connect()
         assert caught.value.verify_code == 62
+        assert caught.value.__cause__ is not caught.value
 
 
 async def test_and_a_mailer(certificates: Certificates) -> None:

@@ -100,6 +100,23 @@ async def test_a_proxy_that_is_silent() -> None:
             await smtp.connect()
 
 
+@pytest.mark.parametrize("host", ["mx.example:25 HTTP/1.1\r\nX-Evil: 1\r\nFoo: ", "a b", "a/b", "a@b", "a\0"])
+async def test_a_host_that_is_none(host: str) -> None:
+    """It would go into the request as it is."""
+    smtp = asmtp.AsyncSMTP("", proxy="http://127.0.0.1:1")
+    with pytest.raises(ValueError, match="host"):
+        await smtp.connect(host, 2525)
+
+
+async def test_where_it_connects_from() -> None:
+    script = [head(), send(b"HTTP/1.1 200 OK\r\n\r\n220 hi\r\n"), nothing_more]
+    async with scripted(script) as proxy:
+        smtp = client(f"http://{proxy.host}:{proxy.port}", source_address=("127.0.0.77", 0))
+        await smtp.connect()
+        assert proxy.peers[0].transport.get_extra_info("peername")[0] == "127.0.0.77"
+        await smtp.close()
+
+
 # ---- SOCKS --------------------------------------------------------------------------------------
 
 SOCKS5 = [expect(b"\5\1\0"), send(b"\5\0"), expect(b"\5\1\0\3\x0amx.example\x09\xdd"), send(b"\5\0\0\1\x7f\0\0\1\0\1")]
@@ -174,6 +191,21 @@ def test_what_is_no_url_of_a_proxy(url: str) -> None:
         asmtp.AsyncSMTP(proxy=url)
     assert "s3cret" not in repr(caught.value)
     assert "s3cret" not in repr(caught.value.__context__)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://joe:s3cret%E2%82%AC@host:1", "^proxy: user name or password has characters that are not latin-1$"),
+        ("socks5://joe:s3cret%C3%A9@host:1", "^proxy: user name or password has characters that are not ascii$"),
+        ("http://joe%3As3cret:x@host:1", "^proxy: an HTTP proxy's user name cannot have a colon$"),
+    ],
+)
+def test_what_cannot_be_said_to_a_proxy(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as caught:
+        asmtp.AsyncSMTP(proxy=url)
+    assert "s3cret" not in repr(caught.value)
+    assert caught.value.__context__ is None
 
 
 def test_a_proxy_that_is_no_str() -> None:

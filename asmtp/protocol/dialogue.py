@@ -115,6 +115,7 @@ def authentication(session: Session, conversation: Conversation) -> Dialogue:
     Where the conversation is slow, it yields PULL when a challenge is in; whoever pushes has called `go_on`.
     """
     event = Event.auth
+    conversation.redact = session.redact
     while (line := conversation.line) is not None:
         replies = yield Group(line + b"\r\n", (event,), secret=True)
         event = Event.response

@@ -156,6 +156,9 @@ class Envelope:
             twice = self._parameters.names & {option.partition("=")[0].upper() for option in mail_options}
             if twice:
                 raise ValueError(f"mail_options: {min(twice)} is asked for by a keyword argument too")
+            for name in {option.partition("=")[0].upper() for option in rcpt_options}:
+                if any(f" {name}=" in self._parameters.own(recipient) for recipient in self.recipients):
+                    raise ValueError(f"rcpt_options: {name} is asked for by another argument too")
         self._paths = [path(sender, "from_addr")]
         self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.envelope import addresses_from_headers, ascii_domain
+from asmtp.protocol.parameters import Requests
 
 __all__ = ["compose", "flatten", "weight"]
 
@@ -27,6 +28,7 @@ def compose(
     to_addrs: str | Iterable[str] | None,
     mail_options: Sequence[str],
     has_extn: Callable[[str], bool],
+    requests: Requests,
     *,
     downgrade: bool,
 ) -> tuple[str, list[str], bytes, Sequence[str]]:
@@ -36,6 +38,7 @@ def compose(
 
     Args:
         has_extn: whether the server offers an extension.
+        requests: what is asked for besides `mail_options`.
         downgrade: re-encode 8-bit parts where the server lacks 8BITMIME (RFC 6152 §3).
 
     Raises:
@@ -50,7 +53,8 @@ def compose(
             " but the server does not advertise the required SMTPUTF8 capability"
         )
     if international:
-        mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
+        needed = {"smtputf8": "SMTPUTF8", "binary": "BODY=8BITMIME"}
+        mail_options = (*mail_options, *(option for name, option in needed.items() if not requests.get(name)))
     octets = flatten(message, utf8=international)
     if downgrade and not octets.isascii() and not has_extn("8bitmime"):
         octets = flatten(message, utf8=international, seven_bit=True)
@@ -91,8 +95,28 @@ def flatten(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool =
         policy = _quick(policy)
     with io.BytesIO() as out:
         # No ">From": that is for mbox files, and here it would change what was written (and signed).
-        BytesGenerator(out, mangle_from_=False, policy=policy).flatten(message, linesep="\r\n")
+        _Generator(out, mangle_from_=False, policy=policy).flatten(message, linesep="\r\n")
         return out.getvalue()
+
+
+class _Generator(BytesGenerator):
+    """BytesGenerator that leaves line ends alone in what is declared binary, and no text (RFC 2045 §2.9, RFC 3030)."""
+
+    def _handle_text(self, msg: Message[Any, Any]) -> None:
+        payload = msg._payload  # type: ignore[attr-defined]  # as it is: get_payload() decodes what is no ASCII
+        if isinstance(payload, str) and _is_binary(msg) and self.policy.cte_type != "7bit":  # type: ignore[union-attr]
+            self.write(payload)
+        else:
+            super()._handle_text(msg)  # type: ignore[misc]
+
+    _writeBody = _handle_text  # what is called for other types than text
+
+
+def _is_binary(part: Message[Any, Any]) -> bool:
+    for name, value in part.raw_items():
+        if name.lower() == "content-transfer-encoding":
+            return str(value).strip().lower() == "binary" and part.get_content_maintype() != "text"
+    return False
 
 
 class _QuickPolicy(EmailPolicy):

@@ -234,11 +234,15 @@ class Parameters:
         Raises:
             SMTPNotSupportedError: the server does not offer DSN.
         """
-        own = recipient.parameters if isinstance(recipient, Recipient) else ""
-        text = own if own.startswith(" NOTIFY=") else self._notify + own
+        text = self.own(recipient)
         if text:
             _offered(extensions, "DSN", text.split()[0])
         return text
+
+    def own(self, recipient: str) -> str:
+        """The parameters that are asked for with a recipient, each with a space before it."""
+        own = recipient.parameters if isinstance(recipient, Recipient) else ""
+        return own if own.startswith(" NOTIFY=") else self._notify + own
 
 
 def xclient(extensions: Extensions, attributes: Mapping[str, str | None]) -> bytes:
@@ -325,4 +329,7 @@ def _utc(moment: Any) -> str:
     if moment.utcoffset() is None:
         raise ValueError("hold_until must have a time zone")
     # RFC 4865 §4: Internet style date-time (RFC 3339)
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except OverflowError:
+        raise ValueError(f"hold_until: {moment} is in no year of UTC") from None

@@ -16,6 +16,9 @@ _BEARER = re.compile(rb"auth=Bearer ([^\1]+)")
 SHORTEST = 4
 """Octets that a password has at least to be looked for: shorter ones are in any text."""
 
+CUT = 8
+"""Octets of the beginning of a line or token that a server gives back, cut off: as many are in no other text."""
+
 HIDDEN = b"(not shown)"
 
 
@@ -25,7 +28,7 @@ class Redaction:
     __slots__ = ("_name_is_said", "secrets")
 
     def __init__(self) -> None:
-        self.secrets: list[bytes] = []  # the long ones first, as one may hold another
+        self.secrets: list[tuple[bytes, bytes]] = []  # how each begins, and the rest; the long ones first
         self._name_is_said = False  # of LOGIN: what comes next is the password
 
     def learn(self, written: bytes) -> None:
@@ -37,21 +40,25 @@ class Redaction:
         if not words:
             return
         encoded = words[-1]
-        found = [encoded, encoded.rstrip(b"=")]
+        found = [_cut(encoded), (encoded.rstrip(b"="), b"")]
         with contextlib.suppress(binascii.Error):
             response = base64.b64decode(encoded, validate=True)
             name, _, password = response.rpartition(b"\0")  # PLAIN
             bearer = _BEARER.search(response)
-            found += [password if name or self._name_is_said else b"", bearer[1] if bearer else b""]
+            if name or self._name_is_said:
+                found.append((password, b""))
+            if bearer:
+                found.append(_cut(bearer[1]))
         self._name_is_said = True
-        new = {secret for secret in found if len(secret) >= SHORTEST and secret not in self.secrets}
-        self.secrets = sorted([*self.secrets, *new], key=len, reverse=True)
+        new = {secret for secret in found if len(secret[0]) >= SHORTEST and secret not in self.secrets}
+        self.secrets = sorted([*self.secrets, *new], key=lambda secret: len(b"".join(secret)), reverse=True)
 
     def text(self, text: bytes) -> bytes:
         """The same without the secrets in it."""
-        for secret in self.secrets:
-            if secret in text:
-                text = text.replace(secret, HIDDEN)
+        for beginning, rest in self.secrets:
+            if beginning in text:
+                before, *parts = text.split(beginning)
+                text = b"".join([before, *(HIDDEN + _without(part, rest) for part in parts)])
         return text
 
     def reply(self, reply: Reply) -> Reply:
@@ -60,3 +67,16 @@ class Redaction:
             return reply
         text = self.text(reply.message)
         return reply if text is reply.message else Reply(reply.code, text)
+
+
+def _cut(secret: bytes) -> tuple[bytes, bytes]:
+    """A secret of which a beginning gives much away."""
+    return secret[:CUT], secret[CUT:]
+
+
+def _without(text: bytes, rest: bytes) -> bytes:
+    """A text behind the beginning of a secret, without as much of the rest of it as is there."""
+    count = 0
+    while count < len(rest) and text[count : count + 1] == rest[count : count + 1]:
+        count += 1
+    return text[count:]

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from asmtp.errors import SMTPAuthenticationError, SMTPException
 from asmtp.protocol.reply import Reply
 
-__all__ = ["UNPROVEN", "Conversation", "Credentials", "Mechanism", "from_authobject", "unproven"]
+__all__ = ["UNPROVEN", "Conversation", "Credentials", "Mechanism", "encoded", "from_authobject", "unproven"]
 
 Mechanism: TypeAlias = Generator[bytes | None, bytes | None, None]
 """A generator from challenge to response.
@@ -65,19 +65,20 @@ def from_authobject(authobject: Callable[..., str | bytes | None], *, initial_re
     """A mechanism from smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
     response = authobject() if initial_response_ok else None
     while True:
-        octets = _encoded(response) if isinstance(response, str) else response
+        octets = encoded(response) if isinstance(response, str) else response
         challenge = yield octets
         if challenge is None:
             return
         response = authobject(challenge)
 
 
-def _encoded(response: str) -> bytes:
+def encoded(response: str) -> bytes:
+    """A response of an authobject's, or what it is made of, as UTF-8."""
     try:
         return response.encode()
     except UnicodeEncodeError:  # which holds all of it
         pass
-    raise ValueError("authobject: the response cannot be encoded (a lone surrogate)")
+    raise ValueError("authobject: user, password or response is not characters (a lone surrogate)")
 
 
 class Conversation:
@@ -95,6 +96,7 @@ class Conversation:
         line: what is to be written next, without CRLF; None: it is over, and `reply` is the last.
         name: of the mechanism, in upper case.
         answered: how many challenges were answered.
+        redact: what an error shows of challenges goes through it.
 
     Raises:
         ValueError: `name` is not a word; or the generator ends before it has begun.
@@ -114,6 +116,7 @@ class Conversation:
         self.slow = slow
         self.reply = Reply(0, b"")
         self.answered = 0
+        self.redact: Callable[[bytes], bytes] = lambda text: text
         self.name = name.upper()
         self._mechanism = mechanism
         self._initial_response_ok = initial_response_ok
@@ -152,7 +155,7 @@ class Conversation:
         while self.reply.code == 334:
             challenges += 1
             if challenges > MAX_CHALLENGES:
-                last = tuple(self.reply)
+                last = (self.reply.code, self.redact(self.reply.message))
                 yield from self._cancel()
                 raise SMTPException(f"Server AUTH mechanism infinite loop. Last response: {last!r}")
             if not held:  # else the server's empty challenge asks for it
@@ -161,7 +164,9 @@ class Conversation:
                 except (binascii.Error, StopIteration):
                     yield from self._cancel()
                     code, text = self.reply
-                    raise SMTPAuthenticationError(code, b"challenge not understood; cancelled: " + text) from None
+                    raise SMTPAuthenticationError(
+                        code, b"challenge not understood; cancelled: " + self.redact(text)
+                    ) from None
                 except Exception:
                     yield from self._cancel()
                     raise
@@ -198,7 +203,7 @@ class Conversation:
                 self._mechanism.close()
             return
         self._mechanism.close()
-        raise SMTPAuthenticationError(self.reply.code, self.reply.message + self._why())
+        raise SMTPAuthenticationError(self.reply.code, self.reply.message + self.redact(self._why()))
 
     def _why(self) -> bytes:
         """What the last challenge told of the refusal that came behind it."""

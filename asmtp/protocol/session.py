@@ -54,7 +54,7 @@ class Session:
         self.authenticated = False
         self.secure = False  # there is TLS, and the certificate was verified; for the transport to say
         self._redaction = Redaction()
-        self._reader = ReplyReader(redact=self._redaction.text)
+        self._reader = ReplyReader(redact=self.redact)
         self._owed: deque[Exchange] = deque()
         self._queue: deque[Exchange] = deque()
         self._turn: Exchange | None = None
@@ -177,10 +177,14 @@ class Session:
             self._finish(exchange)
             self.pump()
 
+    def redact(self, text: bytes) -> bytes:
+        """The same without the secrets that were written."""
+        return self._redaction.text(text)
+
     def secured(self) -> None:
         """TLS is up: everything learnt before it is forgotten (RFC 3207 §4.2)."""
         self._apply(Event.SECURED)
-        self._reader = ReplyReader(redact=self._redaction.text)
+        self._reader = ReplyReader(redact=self.redact)
         self.extensions = Extensions()
         self.esmtp = False
         self.authenticated = False
@@ -315,10 +319,6 @@ class Session:
         data = group.data
         if group.secret:
             self._redaction.learn(data)
-        if data and self.watch is not None:
-            self.watch.wrote(group)
-        if data and self.trace is not None:
-            self.trace(">", b"(not shown)" if group.secret else data)
         state = self.state
         for event in group.events:
             after = TRANSITIONS.get((state, event))
@@ -328,6 +328,10 @@ class Session:
             if event in OPENING:
                 self._serial += 1
         self.state = state
+        if data and self.watch is not None:
+            self.watch.wrote(group)
+        if data and self.trace is not None:
+            self.trace(">", b"(not shown)" if group.secret else data)
         exchange.group = group
         exchange.waiting = group.wait
         if data:
@@ -426,7 +430,7 @@ class Session:
         if reply.code == 421:
             self._end(Event.END, SMTPServerDisconnected(f"server closed the connection: {reply}"))
         else:
-            shown = printable(b"%d %s" % reply)
+            shown = printable(self.redact(b"%d %s" % reply))
             self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {shown}".encode()))
 
     def _intruded(self) -> None:
@@ -435,11 +439,11 @@ class Session:
 
     def _begun(self) -> str:
         """What has come of a reply that is not complete, fit to stand in an error."""
-        return printable(self._redaction.text(self._reader.pending))
+        return printable(self.redact(self._reader.pending))
 
     def _injected(self, data: bytes) -> None:
         # RFC 3207 §6 and CVE-2011-0411: what came in plaintext must not be taken for an answer under TLS.
-        shown = printable(self._redaction.text(data))
+        shown = printable(self.redact(data))
         self.fail(SMTPProtocolError(-1, f"plaintext behind the reply to STARTTLS: {shown}".encode()))
 
     def _apply(self, event: Event) -> None:

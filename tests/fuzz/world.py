@@ -264,7 +264,7 @@ class World:
         if session.state is State.HANDSHAKE:
             assert not self.shadow.unfinished, "half a reply behind that to STARTTLS"
         for sent in self.sent:
-            if any(written.lost for written in self.shadow.written(sent.sender)):
+            if not sent.cancelled and any(written.lost for written in self.shadow.written(sent.sender)):
                 assert sent.exchange.done, "a refusal of the content is not told at once"
         self.check()
 

@@ -31,7 +31,7 @@ def simple(**fields: str) -> EmailMessage:
 
 
 def composed(message: Message[Any, Any], offers: str = "", **given: Any) -> tuple[str, list[str], bytes, Any]:
-    options = {"from_addr": None, "to_addrs": None, "mail_options": (), "downgrade": True} | given
+    options = {"from_addr": None, "to_addrs": None, "mail_options": (), "requests": {}, "downgrade": True} | given
     return compose(message, has_extn=lambda name: name in offers.split(), **options)
 
 
@@ -165,6 +165,34 @@ def test_seven_bit() -> None:
     assert message.as_bytes() == before
 
 
+RAW = b"\x00a\nb\rc\xff\r\nA\n.\n"
+
+
+@pytest.mark.parametrize("policy", [email.policy.default, email.policy.compat32], ids=["default", "compat32"])
+def test_a_binary_part_is_left_as_it_is(policy: Any) -> None:
+    """RFC 2045 §2.9; text has CRLF all the same (RFC 3030 §3)."""
+    message = email.message_from_string("From: a@x\nTo: b@x\nMIME-Version: 1.0\n", policy=policy)
+    message["Content-Type"] = 'multipart/mixed; boundary="="'
+    text, raw = email.message_from_string("", policy=policy), email.message_from_string("", policy=policy)
+    text["Content-Type"], raw["Content-Type"] = "text/plain", "application/octet-stream"
+    text["Content-Transfer-Encoding"] = raw["content-transfer-encoding"] = "Binary"
+    text.set_payload("one\ntwo\n")
+    raw.set_payload(RAW.decode("ascii", "surrogateescape"))
+    message.set_payload([text, raw])
+    octets = flatten(message)
+    assert b"\r\n\r\none\r\ntwo\r\n\r\n--=" in octets
+    assert b"\r\n\r\n" + RAW + b"\r\n--=--" in octets
+
+
+def test_a_binary_part_of_the_new_kind() -> None:
+    message = simple()
+    message.add_attachment(RAW, "application", "octet-stream", cte="binary")
+    assert b"\r\n\r\n" + RAW + b"\r\n--" in flatten(message)
+    message = simple()
+    message.set_content(RAW, "application", "octet-stream", cte="binary")
+    assert flatten(message).endswith(b"\r\n\r\n" + RAW)
+
+
 # ---- both ------------------------------------------------------------------------------------
 
 
@@ -188,6 +216,10 @@ def test_compose_international(sender: str, recipient: str) -> None:
     with pytest.raises(SMTPNotSupportedError, match="SMTPUTF8"):
         composed(simple(), "8bitmime", **given)
     assert composed(simple(), "smtputf8 8bitmime", **given)[3] == ("SMTPUTF8", "BODY=8BITMIME")
+    asked = composed(simple(), "smtputf8 8bitmime", requests={"smtputf8": True}, **given)
+    assert asked[3] == ("BODY=8BITMIME",)
+    asked = composed(simple(), "smtputf8 8bitmime", requests={"smtputf8": True, "binary": True}, **given)
+    assert asked[3] == ()
 
 
 def test_compose_with_an_international_domain_only() -> None:

@@ -16,6 +16,7 @@ from asmtp.protocol.parameters import DeliverBy, Parameters, Recipient, xclient,
 
 UTC = datetime.UTC
 SUMMER = datetime.timezone(datetime.timedelta(hours=2))
+WEST = datetime.timezone(datetime.timedelta(hours=-5))
 EVERYTHING = [
     "DSN",
     "DELIVERBY",
@@ -143,6 +144,7 @@ def test_as_much_as_the_server_offers(offer: str, requests: Any) -> None:
         ({"hold_for": True}, TypeError, "hold_for must be a whole number, not bool"),
         ({"hold_until": "tomorrow"}, TypeError, "hold_until must be a datetime, not str"),
         ({"hold_until": datetime.datetime(2027, 1, 1)}, ValueError, "hold_until must have a time zone"),
+        ({"hold_until": datetime.datetime.max.replace(tzinfo=WEST)}, ValueError, "hold_until: .* is in no year of UTC"),
         (
             {"hold_until": datetime.datetime(2027, 1, 1, tzinfo=UTC), "hold_for": 5},
             ValueError,

@@ -77,6 +77,21 @@ def test_one_secret_within_another() -> None:
     assert redaction.text(b"secretly secret") == b"(not shown) (not shown)"
 
 
+@pytest.mark.parametrize("count", [8, 12, 30])
+@pytest.mark.parametrize("behind", [b"", b"...", b" (too long)", b"/"])
+def test_a_line_that_is_given_back_cut_off(count: int, behind: bytes) -> None:
+    line = b64(b"\0someone\0a long password")
+    text = b"line too long: " + line[:count] + behind
+    assert learnt(b"AUTH PLAIN " + line).text(text + b", " + line[:count]) == (
+        b"line too long: (not shown)" + behind + b", (not shown)"
+    )
+
+
+def test_a_token_that_is_given_back_cut_off() -> None:
+    redaction = learnt(b"AUTH XOAUTH2 " + b64(b"user=me\1auth=Bearer (not shown)eyJhbGciOi\1\1"))
+    assert redaction.text(b"bad token (not shown)eyJhb") == b"bad token (not shown)"
+
+
 # ---- in a session -------------------------------------------------------------------------------
 
 ECHO = b64(b"\0me\0secret").decode()

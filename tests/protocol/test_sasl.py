@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from asmtp.auth import AuthObjects
 from asmtp.errors import SMTPAuthenticationError
 from asmtp.protocol import mechanisms
 from asmtp.protocol.dialogue import authentication
@@ -515,7 +516,47 @@ def test_credentials_do_not_show_their_secrets() -> None:
     assert "s3cret" not in repr(Credentials("me", "s3cret", "s3cret"))
 
 
+@pytest.mark.parametrize("said", ["334 " + b64("\0me\0s3cret"), "250 " + b64("\0me\0s3cret")])
+def test_a_secret_that_comes_back_is_not_shown(said: str) -> None:
+    """As a challenge that is asked and asked, as one that is none, as a reply that nobody is owed."""
+    line = b64("\0me\0s3cret")
+    asking = attempt("X", lambda: from_authobject(lambda challenge=None: b"\0me\0s3cret"))
+    if said.startswith("334"):
+        text = f"start login\nC: AUTH X {line}\n" + f"S: {said}\nC: {line}\n" * 5 + f"S: {said}\nC: *\nS: 501 no"
+        told = play(text, asking, opened())["login"]
+        assert told == "SMTPException Server AUTH mechanism infinite loop. Last response: (334, b'(not shown)')"
+    session = opened()()
+    session.start(asking["login"].make(session))
+    session.receive_data(f"235 ok\r\n{said}\r\n".encode())
+    assert line not in str(session.error)
+    assert "(not shown)" in str(session.error)
+
+
+def test_a_challenge_that_is_none_does_not_show_a_secret() -> None:
+    text = f"start login\nC: AUTH X {b64('s3cret')}\nS: 334 what is {b64('s3cret')}?\nC: *\nS: 501 no"
+    told = play(text, attempt("X", lambda: from_authobject(lambda challenge=None: b"s3cret")), opened())["login"]
+    assert told == "SMTPAuthenticationError 501 challenge not understood; cancelled: no"
+
+
+def test_a_token_in_an_error_challenge_is_not_shown() -> None:
+    error = b64('{"status": "400", "scope": "token TOKENTOKEN"}')
+    bearer = attempt("XOAUTH2", lambda: xoauth2(bearing("me", "TOKENTOKEN")))
+    first = b64("user=me\1auth=Bearer TOKENTOKEN\1\1")
+    text = f"start login\nC: AUTH XOAUTH2 {first}\nS: 334 {error}\nC: \nS: 535 no"
+    told = play(text, bearer, opened())["login"]
+    assert told == "SMTPAuthenticationError 535 no (status: 400, scope: token (not shown))"
+
+
+def test_smtplib_s_cram_md5_does_not_show_a_password_that_cannot_be_encoded() -> None:
+    login = AuthObjects()
+    login.user, login.password = "me", "s3cret\udcff"
+    with pytest.raises(ValueError, match="^authobject: user, password or response is not characters") as caught:
+        login.auth_cram_md5(b"challenge")
+    assert "s3cret" not in repr(caught.value)
+    assert caught.value.__context__ is None
+
+
 def test_an_authobject_whose_response_cannot_be_encoded_does_not_show_it() -> None:
-    with pytest.raises(ValueError, match="^authobject: the response cannot be encoded") as caught:
+    with pytest.raises(ValueError, match="^authobject: .* not characters") as caught:
         Conversation("PLAIN", from_authobject(lambda challenge=None: "\0me\udc80\0secret"))
     assert "secret" not in repr(caught.value) + repr(caught.value.__context__)
