@@ -458,7 +458,7 @@ class Commands(AuthObjects):
                 sent each challenge (bytes) and yields the response, and is sent None after success, when it returns or
                 raises.  Or smtplib's: called with each challenge (bytes), returns the response (str or bytes); called
                 with nothing for the initial response, where it returns None if there is none.  Either is called in
-                a thread, as it may block.
+                a thread, as it may block; how long it takes is not limited.
 
         Raises:
             SMTPAuthenticationError: the server said no.

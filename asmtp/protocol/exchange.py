@@ -31,7 +31,7 @@ class Group:
         events: what they mean to the state, in order.
         owed: how many replies they add to what the dialogue is owed.
         last: the dialogue writes nothing more and gives up the turn.
-        open_end: nor does this one, but there may be more replies to it than `owed`, and the turn is kept for them.
+        open_end: nor does this one, but how many replies there will be, the first of them tells: it keeps the turn.
         wait: resume the dialogue when all it is owed has come; False: at once.
         phase: what the replies are awaited for; a group's last reply may have a phase of its own, `final`.
         secret: never shown in a trace.

@@ -162,8 +162,8 @@ class Session:
             exchange.dialogue.close()
             exchange.done = True
             return
-        if exchange is not self._turn or (exchange.group is not None and exchange.group.open_end):
-            return  # written as a whole: its replies are read, and nobody is told
+        if self._is_whole(exchange):
+            return  # its replies are read, and nobody is told
         others_first = self.state is State.DATA and self.head is not exchange
         if (self.state in HELD or self.state is State.GREETING) and not others_first:
             self.fail(SMTPServerDisconnected("cancelled in the middle of a command"))
@@ -314,9 +314,9 @@ class Session:
             value = step.replies
 
     def _write(self, exchange: Exchange, group: Group) -> None:
-        if self.error is not None or self.closing is not None:
-            raise self.disconnected()
         data = group.data
+        if self.error is not None or (self.closing is not None and data):
+            raise self.disconnected()
         if group.secret:
             self._redaction.learn(data)
         state = self.state
@@ -409,6 +409,10 @@ class Session:
             return False
         return self.state is State.CONTENT or not all(reply.ok for reply in replies)
 
+    def _is_whole(self, exchange: Exchange) -> bool:
+        """Whether all that it has to write was written."""
+        return exchange is not self._turn or (exchange.group is not None and exchange.group.open_end)
+
     def _may_be_answered(self) -> bool:
         """Whether something was written whole that a server which goes on behind a 421 may answer.
 
@@ -416,7 +420,7 @@ class Session:
         421 to a recipient, and go on: then what they take must not be sent again.
         """
         head = self.head
-        return head is not None and head is not self._turn and head.group is not None and not head.group.dropped
+        return head is not None and self._is_whole(head) and head.group is not None and not head.group.dropped
 
     @staticmethod
     def _count_recipient(exchange: Exchange, group: Group, reply: Reply) -> None:

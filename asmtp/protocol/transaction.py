@@ -185,7 +185,8 @@ class Transaction:
         if self._prdr and self.replies[-1].code == 353:
             self.replies.pop()
             self._each = self._final_replies(each=True)
-            yield self._wrote(Group(b"", (), self._each + 1, phase=Phase.FINAL, replies=self.replies))
+            group = Group(b"", (), self._each + 1, open_end=True, phase=Phase.FINAL, replies=self.replies)
+            yield self._wrote(group)
 
     def _parameters(self, extensions: Extensions) -> str:
         """SIZE and BODY for MAIL, from what the server offers and the content needs."""

@@ -10,7 +10,7 @@ from .data import FuzzedData
 
 __all__ = ["EXTENSIONS", "Server", "Taken"]
 
-EXTENSIONS = ["PIPELINING", "CHUNKING", "8BITMIME", "SIZE 60", "STARTTLS", "AUTH PLAIN LOGIN CRAM-MD5"]
+EXTENSIONS = ["PIPELINING", "CHUNKING", "8BITMIME", "SIZE 60", "STARTTLS", "AUTH PLAIN LOGIN CRAM-MD5", "PRDR"]
 CODES = ["", "", "", "", "", "", "", "550", "450", "421"]
 _MAIL = re.compile(r"mail from:<([^<> ]*)>((?: [^ ]+)*)", re.IGNORECASE)
 _RCPT = re.compile(r"rcpt to:<([^<> ]+)>")
@@ -195,7 +195,7 @@ class Server:
         self._named = found[1]
         for parameter in found[2].split():
             name = parameter.partition("=")[0].upper()
-            offer = {"SIZE": "SIZE 60", "BODY": "8BITMIME"}[name]
+            offer = {"SIZE": "SIZE 60", "BODY": "8BITMIME", "PRDR": "PRDR"}[name]
             assert offer in self._offering, f"{parameter} is not offered"
         if not code and self._sender is not None and not self.closed:
             # Only what was written by hand may have left it open.
@@ -276,10 +276,14 @@ class Server:
         assert size is None or 0 <= len(content) - int(size[1]) <= 2, f"{size} for {len(content)} octets"
         declared = "BODY=8BITMIME" in self._parameters or "8BITMIME" not in self._offering
         assert content.isascii() or declared, "8-bit content that was not declared"
-        codes = [self._refusal("content") or "250" for _ in self._recipients[: None if self.lmtp else 1]]
+        prdr = "PRDR" in self._parameters and len(self._recipients) > 1 and not self._data.chance(4)
+        codes = [self._refusal("content") or "250" for _ in self._recipients[: None if self.lmtp or prdr else 1]]
+        each = codes if self.lmtp or prdr else codes * len(self._recipients)
+        if prdr:
+            codes = ["353", *codes, "250" if "250" in codes else "550"]
         if "421" in codes and not self._goes_on:
             del codes[codes.index("421") + 1 :]
-        each = codes if self.lmtp else codes * len(self._recipients)
+            del each[len(codes) - prdr :]
         taken = tuple(who for who, code in zip(self._recipients, each, strict=False) if code == "250")
         if taken:
             self.taken.append(Taken(self._sender or "", taken, content))

@@ -18,6 +18,8 @@ MOST = 80  # actions
 class Honest(World):
     """With a server that keeps an account of what it has."""
 
+    asks = True
+
     def __init__(self, data: FuzzedData) -> None:
         lmtp = data.flag()
         self.server = Server(data, lmtp=lmtp)
@@ -85,7 +87,7 @@ class Honest(World):
 
     def _answered(self, sent: Sent) -> bool:
         written = self.shadow.written(sent.sender)
-        finals = [one.content[-1] for one in written if one.content and one.content[-1].last]
+        finals = [one.content[-1] for one in written if one.content and one.content[-1].last and not one.prdr]
         return any(final.codes and not final.early for final in finals)
 
     def check_step(self) -> None:

@@ -61,9 +61,17 @@ class Written:
             return ()
         who = [entry.line.partition("<")[2].partition(">")[0] for entry in self.rcpts if entry.ok]
         final = self.content[-1]
+        if self.prdr:
+            each = final.codes[1:-1] if len(final.codes) == len(who) + 2 and final.codes[-1] // 100 == 2 else []
+            return tuple(one for one, code in zip(who, each, strict=False) if code // 100 == 2)
         if not lmtp:
             return tuple(who) if final.ok else ()
         return tuple(one for one, code in zip(who, final.codes, strict=False) if code // 100 == 2)
+
+    @property
+    def prdr(self) -> bool:
+        """Whether there is a reply for each recipient behind 353."""
+        return " PRDR" in self.mail.line and bool(self.content) and self.content[-1].codes[:1] == [353]
 
     @property
     def taken(self) -> bool:
@@ -81,7 +89,7 @@ class Written:
         """Whether a part of the content was refused before its end was written."""
         if self.content and self.content[-1].last and self.content[-1].complete:
             return False
-        return any(code // 100 != 2 for part in self.content for code in part.codes)
+        return any(code // 100 != 2 and code != 353 for part in self.content for code in part.codes)
 
 
 class Shadow:
@@ -231,7 +239,11 @@ class Shadow:
 
     def _answered(self, entry: Entry) -> bool:
         owed = 1
-        if entry.last and self.lmtp and entry.transaction is not None:
-            # RFC 2033 §4.2: one for each recipient that was accepted.
-            owed = max(1, sum(rcpt.ok for rcpt in entry.transaction.rcpts))
+        if entry.last and entry.transaction is not None:
+            accepted = sum(rcpt.ok for rcpt in entry.transaction.rcpts)
+            if self.lmtp:
+                # RFC 2033 §4.2: one for each recipient that was accepted.
+                owed = max(1, accepted)
+            elif entry.transaction.prdr:
+                owed = 1 + accepted + 1
         return len(entry.codes) >= owed

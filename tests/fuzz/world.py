@@ -13,6 +13,7 @@ from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, sing
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
 from asmtp.protocol.mechanisms import cram_md5, login, plain
+from asmtp.protocol.parameters import Requests
 from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD, Event, State
@@ -60,6 +61,8 @@ class World:
     Args:
         serve: the server: takes the octets that reach it, and returns those that it says.
     """
+
+    asks = False  # for a reply for each recipient
 
     def __init__(self, data: FuzzedData, serve: Callable[[bytes], bytes], *, lmtp: bool) -> None:
         self.data = data
@@ -188,7 +191,8 @@ class World:
         body = Body(content, wire_size(content), eight_bit=not content.isascii())
         if streamed:
             body = Body(None, None, eight_bit=True)
-        envelope = Envelope(f"s{number}@x", recipients)
+        asked: Requests = {"prdr": True} if self.asks and data.flag() else {}
+        envelope = Envelope(f"s{number}@x", recipients, **asked)
         chunking, apart = not data.chance(4), data.chance(4)
         try:
             transaction = Transaction(self.session, envelope, body, chunking=chunking, apart=apart)

@@ -160,6 +160,7 @@ def test_as_much_as_the_server_offers(offer: str, requests: Any) -> None:
         ({"notify": b"never"}, TypeError, "notify must be a str or an iterable of str, not bytes"),
         ({"nofity": "never"}, TypeError, "got an unexpected keyword argument 'nofity'"),
         ({"ret": "hdrs", "mail_options": ["ret=FULL"]}, ValueError, "mail_options: RET is asked for by a keyword"),
+        ({"notify": "delay", "rcpt_options": ["notify=never"]}, ValueError, "rcpt_options: NOTIFY is asked for by an"),
     ],
 )
 def test_what_cannot_be_asked(requests: Any, kind: type[Exception], why: str) -> None:

@@ -127,6 +127,24 @@ def test_cancelled_while_it_is_answered(shape: str, heard: int) -> None:
     assert play(text, asking(prdr=True), also(shape, "prdr"))["noop"] == "250 still here"
 
 
+@pytest.mark.parametrize(
+    ("finals", "told"),
+    [
+        (["250 taken"], "sent {c@x: 250 ok, d@x: 250 ok}"),
+        ([BEGUN, "250 c", "250 d", "250 taken"], "sent {c@x: 250 c, d@x: 250 d}"),
+        ([BEGUN, "250 c", "550 d", "250 taken"], "sent {c@x: 250 c}"),
+        (["550 no"], "SMTPDataError 550 no"),
+    ],
+)
+def test_a_server_that_goes_on_behind_a_421(finals: list[str], told: str) -> None:
+    """What it takes then must not be sent again."""
+    rcpts = ["421 too many", "250 ok", "250 ok"]
+    text = conversation("both", rcpts=rcpts, finals=finals).replace("mail from:<a@x>", "mail from:<a@x> PRDR")
+    result = play(text, asking(("b@x", "c@x", "d@x"), prdr=True), also("both", "prdr"))
+    assert result["one"].startswith(told)
+    assert result.state == "CLOSED"
+
+
 @shapes
 def test_cancelled_before_a_single_final_reply(shape: str) -> None:
     """Such a server begins no 353 where the whole content is refused, or where there is one recipient."""
