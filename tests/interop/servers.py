@@ -5,11 +5,11 @@
 
 The packages conflict with each other and with the machine's own mail system, so they are never installed:
 apt resolves their dependencies against an empty system and downloads them, and each server gets a root folder
-with everything it needs, libc included. A running server sees that folder read-only; what it writes goes to a
-temporary folder and to tmpfs mounts that vanish with it.
+with everything it needs, libc included; one of them is a package of npm. A running server sees that folder
+read-only; what it writes goes to a temporary folder and to tmpfs mounts that vanish with it.
 
 Needs Linux, root, and the apt of Debian 12 or of another release with Dovecot 2.3; a recipe may name a release
-of its own. Installing uses the standard library only; running needs trustme.
+of its own. Installing uses the standard library only (and pip, where there is no npm); running needs trustme.
 """
 
 from __future__ import annotations
