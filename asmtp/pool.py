@@ -482,11 +482,12 @@ class Pool:
 
     def _silently(self, part: Part, lane: Lane, error: BaseException) -> bool:
         """Whether a message goes back into the line without anyone's knowing."""
-        if isinstance(error, NotBegun):
-            # A server that does not take a RSET behind an unanswered message (Haraka: 503).
+        if isinstance(error, NotBegun) or (lane.source.overlap and not lane.session.overlap):
+            # A server that does not take a RSET behind an unanswered message (Haraka: 503), or loses it (Courier).
             for other in {lane, *self.lanes}:
                 if other.source is lane.source:
                     other.alone()
+        if isinstance(error, NotBegun):
             part.not_begun += 1
             if part.not_begun < 2:
                 return True

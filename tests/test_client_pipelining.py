@@ -261,6 +261,36 @@ async def test_a_server_that_takes_nothing_behind_an_unanswered_dot(count: int) 
         assert relay.verbs[before:] == ["MAIL", "RCPT", "DATA"] * 3
 
 
+@pytest.mark.virtual_clock
+async def test_a_server_that_drops_what_comes_behind_an_unanswered_dot() -> None:
+    """Courier does: what was dropped is not sent, and that is known long before RFC 5321's five minutes are over."""
+    async with relaying(Relay(SHAPES["pipelining"], forgetful=True)) as relay:
+        async with client(relay, timeout=asmtp.Timeouts()) as smtp:
+            await smtp.ehlo()
+            first, *others = await asyncio.gather(
+                *(smtp.sendmail(f"s{n}@x.example", WHO, b"hi") for n in range(3)), return_exceptions=True
+            )
+            assert first == {}
+            assert [type(error) for error in others] == [asmtp.SMTPTimeoutError] * 2
+            assert {error.state for error in others if isinstance(error, asmtp.SMTPException)} == {"not_sent"}
+            assert "with window=1 there are none" in str(others[0])
+            assert 10 <= now() < 12
+        async with client(relay, timeout=asmtp.Timeouts(), window=1) as smtp:
+            assert await asyncio.gather(*(smtp.sendmail(SENDER, WHO, b"hi") for _ in range(3))) == [{}] * 3
+        assert len(relay.letters) == 4
+
+
+@pytest.mark.virtual_clock
+async def test_and_a_mailer_sends_them_all() -> None:
+    async with relaying(Relay(SHAPES["pipelining"], forgetful=True)) as relay:
+        mailer = asmtp.AsyncMailer(f"smtp://127.0.0.1:{relay.port}", connections=2)
+        async with mailer:
+            receipts = await asyncio.gather(*(mailer.send(b"hi", f"s{n}@x.example", [WHO]) for n in range(40)))
+        assert all(receipt.complete for receipt in receipts)
+        assert len(relay.letters) == 40
+        assert now() < 20
+
+
 class Grudging:
     """Refuses RSET, and MAIL behind it."""
 

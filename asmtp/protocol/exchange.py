@@ -41,11 +41,12 @@ class Group:
 
     Attributes:
         dropped: it never left: the session ended in the same breath.
+        behind: it was written behind something that was not answered.
     """
 
     __slots__ = (
-        "data", "dropped", "events", "final", "last", "open_end", "owed", "per_recipient", "phase", "replies", "secret",
-        "serial", "wait",
+        "behind", "data", "dropped", "events", "final", "last", "open_end", "owed", "per_recipient", "phase", "replies",
+        "secret", "serial", "wait",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +77,7 @@ class Group:
         self.per_recipient = per_recipient
         self.serial = 0  # see Session.settle()
         self.dropped = False
+        self.behind = False
 
 
 class Pull:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from asmtp.errors import SMTPProtocolError
 
-__all__ = ["MAX_LINE", "MAX_REPLY", "Reply", "ReplyReader", "printable"]
+__all__ = ["MAX_LINE", "MAX_REPLY", "Reply", "ReplyReader", "asks_for_more", "printable"]
 
 MAX_LINE = 8192
 """Octets of one reply line with its line end.  RFC 5321 §4.5.3.1.5 asks for 512; servers send more."""
@@ -57,6 +57,14 @@ def printable(data: bytes, limit: int = 120) -> str:
     """What a server sent, fit to stand in an error: ASCII, escaped, cut after `limit` octets."""
     cut = data[:limit]
     return ascii(bytes(cut))[1:] + (f"... ({len(data)} octets)" if len(data) > limit else "")
+
+
+def asks_for_more(reply: Reply) -> bytes:
+    """What is wrong with 3yz (RFC 5321 §4.2.1) to a command that has nothing more to say.
+
+    What is written next would be taken for it, and replies that seem to be to that may be to something else.
+    """
+    return b"out of step: asks for more where there is none: " + reply.message
 
 
 class ReplyReader:

@@ -14,7 +14,7 @@ from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerD
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
-from asmtp.protocol.reply import Reply, ReplyReader, printable
+from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, printable
 from asmtp.protocol.sasl import UNPROVEN
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State
 
@@ -166,7 +166,7 @@ class Session:
             return  # its replies are read, and nobody is told
         others_first = self.state is State.DATA and self.head is not exchange
         if (self.state in HELD or self.state is State.GREETING) and not others_first:
-            self.fail(SMTPServerDisconnected("cancelled in the middle of a command"))
+            self.fail(SMTPServerDisconnected("closed, as another call was cancelled in the middle of a command"))
             return
         # A 354 that cannot be answered ends the connection, but not before others have the replies ahead of it.
         # Between commands: what is owed is read and dropped, and nothing more is written.
@@ -339,6 +339,7 @@ class Session:
         group.serial = self._serial
         if group.owed:
             if not exchange.owed:
+                group.behind = bool(self._owed)
                 self._owed.append(exchange)
             exchange.owed += group.owed
         if group.last:
@@ -377,6 +378,9 @@ class Session:
         group.replies += replies[start:end]
         exchange.owed -= end - start
         reply = replies[end - 1]
+        if exchange.owed and 300 <= reply.code <= 399 and not exchange.raw:
+            self.fail(SMTPProtocolError(reply.code, asks_for_more(reply)))
+            return end
         if not exchange.owed:
             self._owed.popleft()
             if not self._owed and self.state in GO_CODES:
@@ -515,8 +519,8 @@ class Session:
         self._drop_output()
         self.on_output()
         for exchange in waiting:
-            if exchange.done:
-                continue
+            if exchange.done or exchange.dialogue.gi_running:  # type: ignore[attr-defined]
+                continue  # a dialogue that runs has found the error, and raises what it has to
             if exchange.abandoned:
                 exchange.done = True
                 if exchange.owner is not None:  # who has come back to see its end

@@ -35,7 +35,7 @@ from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
-from asmtp.protocol.reply import Reply
+from asmtp.protocol.reply import Reply, asks_for_more
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event
 
@@ -220,7 +220,7 @@ class Transaction:
             event = Event.rset if place < self._base else Event.mail if place == self._base else Event.rcpt
             yield self._wrote(Group(line, (event,), replies=self.replies))
             reply = self.replies[-1]
-            if reply.code == 421 or (place <= self._base and not reply.ok):
+            if reply.code == 421 or reply.code // 100 == 3 or (place <= self._base and not reply.ok):
                 self._check_envelope()
         self._check_envelope()
         if not self._bdat:
@@ -281,6 +281,8 @@ class Transaction:
         if go.code != 354:
             self._check_envelope()
             raise self._refusal(SMTPDataError(*go))
+        if not _all_ok(self.replies):
+            self._check_in_step(self.replies)
         if not _all_ok(self.replies) and not self._accepted():
             if any(reply.ok for reply in self._rcpt_replies()):
                 # The recipients stand in a transaction that is not this one: nothing may go into it.
@@ -359,12 +361,18 @@ class Transaction:
         pairs = zip(self.envelope.recipients, self._rcpt_replies(), strict=False)
         return {who: reply for who, reply in pairs if not reply.ok}
 
-    def _contradiction(self, finals: list[Reply], what: bytes) -> SMTPProtocolError:
+    def _contradiction(self, finals: list[Reply], what: bytes, state: DeliveryState = "in_doubt") -> SMTPProtocolError:
         """Never a success: it may have been delivered, but not as it was meant."""
         self.session.fail(SMTPProtocolError(finals[-1].code, what))
         error = SMTPProtocolError(finals[-1].code, what)
-        error.state = "in_doubt"
+        error.state = state
         return error
+
+    def _check_in_step(self, replies: list[Reply]) -> None:
+        """Never a refusal either: who says 3yz to a command, or to the end of the content, is at another one."""
+        for reply in replies:
+            if 300 <= reply.code <= 399:
+                raise self._contradiction([reply], asks_for_more(reply), self.state)
 
     @staticmethod
     def _refusal(error: SMTPException) -> SMTPException:
@@ -374,6 +382,7 @@ class Transaction:
     def _check_envelope(self) -> None:
         """Raise what the replies to RSET, MAIL and RCPT amount to, unless a recipient was accepted."""
         replies = self.replies
+        self._check_in_step(replies[: self._base + 1 + len(self.envelope.recipients)])
         if self._base and replies and not replies[0].ok:
             raise NotBegun(replies[0])
         if len(replies) > self._base and not replies[self._base].ok:
@@ -394,6 +403,7 @@ class Transaction:
             self._settle()
             answers = finals if self.session.lmtp else self._rcpt_replies()
             return Outcome(dict(zip(recipients, answers, strict=True)), {}, finals[-1])
+        self._check_in_step(self.replies)
         if not self._accepted():
             if any(reply.ok for reply in finals):
                 raise self._contradiction(finals, b"content accepted though its envelope was refused")
@@ -408,6 +418,7 @@ class Transaction:
 
     def _prdr_verdict(self, finals: list[Reply]) -> Outcome:
         """The last reply says whether the message was taken, those before it for whom."""
+        self._check_in_step(self.replies)
         last = finals.pop()
         if not self._accepted():
             raise self._contradiction([last], b"content accepted though its envelope was refused")

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from asmtp.errors import SMTPSenderRefused
+from asmtp.errors import SMTPProtocolError, SMTPSenderRefused
 from asmtp.protocol.dialogue import hello
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.state import State
 from asmtp.protocol.transaction import Body, Transaction
 
-from .letters import SHAPES, conversation, cut, letter, opened, unsettled
+from .letters import SHAPES, STARTS, conversation, cut, letter, opened, unsettled
 from .transcript import Start, play
 
 ONE_TO_TWO = {"one": letter(recipients=["b@x", "c@x"])}
@@ -158,14 +159,26 @@ REFUSALS: list[tuple[str, dict[str, Any], str, str, bool]] = [
         "SMTPRecipientsRefused {b@x: 554 spam, c@x: 554 spam, d@x: 554 spam} [refused]",
         False,
     ),
-    (
-        "the content, by a reply that is none",
-        {"rcpts": ["250 ok", "250 ok", "250 ok"], "finals": ["354 go on"]},
-        "SMTPDataError 354 go on [refused]",
-        "SMTPRecipientsRefused {b@x: 354 go on, c@x: 354 go on, d@x: 354 go on} [refused]",
-        False,
-    ),
 ]
+
+
+@shapes
+@protocols
+@pytest.mark.parametrize("replies", [{"finals": ["354 go on"]}, {"mail": "354 go on"}, {"rcpts": ["354 go on"]}])
+def test_asked_for_more(shape: str, lmtp: bool, replies: dict[str, Any]) -> None:
+    """By who is at another command than we think: nothing more is written, and that is no refusal."""
+    session = opened(shape, lmtp=lmtp)()
+    one = session.start(STARTS["one"].make(session))
+    before = b""
+    for line in conversation(shape, **{"rcpts": ["250 ok"], **replies}).splitlines():
+        if line.startswith("S: ") and not session.closed:
+            before = session.output()
+            session.receive_data(line.removeprefix("S: ").encode() + b"\r\n")
+    assert type(one.error) is SMTPProtocolError
+    assert one.error.smtp_error == b"out of step: asks for more where there is none: go on"
+    assert one.error.state == ("in_doubt" if shape == "both" or b"Hi." in before else "not_sent")
+    assert session.state is State.BROKEN
+    assert session.output() == b""
 
 
 @shapes

@@ -53,6 +53,7 @@ class Relay:
         latency: seconds between what is received and its answer.
         hold: answer so many reads and then no more, until `release`.
         quick_tempered: like Haraka, answer 503 to what comes behind a final dot before its reply is out.
+        forgetful: like Courier, drop what comes behind a final dot before its reply is out.
         stalling: read nothing while replies are not taken.
         goes_on: do not close behind a 421.
     """
@@ -64,6 +65,7 @@ class Relay:
     hold: int | None = None
     lmtp: bool = False
     quick_tempered: bool = False
+    forgetful: bool = False
     stalling: bool = False
     goes_on: bool = False
     greeting: str = "220 relay.example ESMTP"
@@ -252,6 +254,8 @@ class Conversation(Peer):
         if taken:
             self.relay.letters.append(Letter(self.sender, taken, content, self.parameters))
         self._reset()
+        if self.relay.forgetful:
+            self._buffer = b""
         if self.relay.quick_tempered:
             self._busy = True
             asyncio.get_running_loop().call_soon(self._calm)
