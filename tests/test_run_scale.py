@@ -112,9 +112,10 @@ async def test_ten_thousand_tasks_of_which_half_are_cancelled() -> None:
         assert stats.sent == sink.messages
 
 
+@pytest.mark.virtual_clock
 async def test_two_hundred_connections() -> None:
     """They are all opened where the load asks for them, and all of them serve."""
-    relay = Relay(SHAPES["none"], latency=0.02)
+    relay = Relay(SHAPES["none"], latency=1)
     async with relaying(relay), mailer(relay, connections=200, window=10) as posting:
         deliveries = [delivery async for delivery in posting.send_all(items(2000))]
         assert agree(relay, deliveries, 2000) == {"sent": 2000}
