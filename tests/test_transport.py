@@ -13,7 +13,7 @@ import pytest
 
 from asmtp import AsyncSMTP
 from asmtp import transport as transport_module
-from asmtp.errors import SMTPServerDisconnected, SMTPStateError
+from asmtp.errors import SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.options import Timeouts
 from asmtp.protocol.session import Session
 from asmtp.transport import Connection, local_hostname, resolve
@@ -327,3 +327,21 @@ async def test_what_does_not_leave_this_machine(family: int, peer: Any, local: b
     connection = Connection(Session(), Timeouts())
     connection.transport = Transport()  # type: ignore[assignment]
     assert connection.local is local
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize(("command", "limit", "what"), [(300, 10, "another message's content"), (5, 5, "a command")])
+async def test_commands_that_are_lost_behind_content(command: float, limit: float, what: str) -> None:
+    """Once that is answered, RSET takes no time: nobody waits for it as long as for other commands."""
+    async with relaying(Relay(("PIPELINING",), forgetful=True)) as relay:
+        smtp = AsyncSMTP("127.0.0.1", relay.port, timeout=Timeouts(command=command))
+        await smtp.connect()
+        await smtp.ehlo()
+        first, second = await asyncio.gather(
+            *(smtp.sendmail("a@x.example", "b@y.example", b"hi") for _ in range(2)), return_exceptions=True
+        )
+        assert first == {}
+        assert isinstance(second, SMTPTimeoutError)
+        assert second.state == "not_sent"
+        assert what in str(second)
+        assert f"within {limit} seconds" in str(second)
