@@ -138,6 +138,10 @@ class DrivenSMTP(AsyncSMTP):
         """Whether a command was begun that only its own end leads out of."""
         return self._session.state in HELD
 
+    def redact(self, text: bytes) -> bytes:
+        """The same without the secrets that were written."""
+        return self._session.redact(text)
+
     def choices(self, user: str, password: str, wanted: Mechanisms | None) -> list[Choice]:
         """The mechanisms to try with a password."""
         return self._choices(self._credentials(user, password), wanted)

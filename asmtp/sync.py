@@ -426,6 +426,7 @@ class SMTP(AuthObjects):
         again = self._client.authenticated
         try:
             conversation = self._conversation(mechanism, authobject, initial_response_ok, again=again)
+            conversation.redact = self._client.redact
             while (line := conversation.line) is not None:
                 conversation.reply = self._run(self._client.respond(line))
                 conversation.go_on()

@@ -19,6 +19,7 @@ from asmtp.tls import unverified_context
 from asmtp.transport import Connection
 
 from .conftest import Certificates
+from .servers.background import in_background
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
 from .servers.script import Step, expect, fin, nothing_more, scripted, send
 
@@ -406,3 +407,37 @@ async def test_a_slow_mechanism_is_cancelled() -> None:
         assert not smtp.is_connected  # in the middle of an exchange
         go_on.set()
         await smtp.close()
+
+
+@pytest.mark.parametrize("way", ["async", "facade"])
+def test_a_password_that_comes_back_as_a_challenge_is_not_shown(way: str) -> None:
+    line = base64.b64encode(b"\0joe\0Sup3rSecret").decode()
+    hello = [send("220 hi"), expect("ehlo me.example"), send("250-hi", "250 AUTH PLAIN")]
+    asked = [step for _ in range(5) for step in (send(f"334 {line}"), expect(line))]
+    again = [expect(f"AUTH PLAIN {line}"), *asked, send(f"334 {line}"), expect("*"), send("501 cancelled")]
+    with in_background(scripted([*hello, *again, nothing_more])) as server:
+
+        def authobject(challenge: bytes | None = None) -> str:
+            return "\0joe\0Sup3rSecret"
+
+        async def run() -> None:
+            smtp = AsyncSMTP(server.host, server.port, "me.example")
+            await smtp.connect()
+            try:
+                await smtp.ehlo()
+                await smtp.auth("PLAIN", authobject)
+            finally:
+                await smtp.close()
+
+        with pytest.raises(asmtp.SMTPException, match="infinite loop") as caught:
+            if way == "async":
+                asyncio.run(run())
+            else:
+                smtp = asmtp.SMTP(server.host, server.port, "me.example")
+                try:
+                    smtp.ehlo()
+                    smtp.auth("PLAIN", authobject)
+                finally:
+                    smtp.close()
+    assert line not in str(caught.value)
+    assert "(not shown)" in str(caught.value)
