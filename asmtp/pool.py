@@ -159,7 +159,7 @@ class Pool:
         if len(self.sources) > 1:
             self._try_again(source, now, served=bool(lanes))
         if source.lasting is not None and not (lanes or self._opening or source.rest.over(now)):
-            self._turn_away(source, source.lasting, now)
+            self._turn_away(source, source.lasting, now, now)
             return
         trying, spare = self._spare(source, now, served=bool(lanes))
         candidates: list[Any] = [*lanes, *trying]  # what is being opened has no room, and is not chosen
@@ -304,8 +304,7 @@ class Pool:
                 raise lane.session.error or SMTPServerDisconnected("Connection unexpectedly closed")
         except Exception as error:
             await lane.close()
-            self._forget_opening()
-            self._not_opened(source, error)
+            self._not_opened(self._forget_opening(), error)
             return
         except BaseException:
             lane.close()
@@ -326,38 +325,58 @@ class Pool:
         self.dispatch()
         self._care(lane)
 
-    def _forget_opening(self) -> None:
+    def _forget_opening(self) -> _Opening:
         task = asyncio.current_task()
         assert task is not None
-        del self._opening[task]
+        return self._opening.pop(task)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a mistake of ours: for the loop's exception handler
 
-    def _not_opened(self, source: Source, error: Exception) -> None:
+    def _not_opened(self, opening: _Opening, error: Exception) -> None:
         """A connection could not be opened."""
         now = self.loop.time()
+        source = opening.source
         here = sum(lane.source is source and not lane.retiring for lane in self.lanes)
         if here:
             # There are others: so many it takes.
             source.shrink(here, now)
         else:
             source.failed(now, error, random.random())
-        if not (here or self._opening or any(lane.usable for lane in self.lanes)):
+        if not (here or any(lane.usable for lane in self.lanes)):
             # Each relay is tried for each message, but for those of which it is known that there is no use in it.
             tried = [other.failed_at for other in self.sources if other.lasting is None or other.rest.over(now)]
-            self._turn_away(source, error, min(tried, default=now))
+            until = min([*tried, self._waited_for(opening, now)])
+            self._turn_away(source, error, until, opening.begun)
         self.dispatch()
 
-    def _turn_away(self, source: Source, error: Exception, until: float) -> None:
-        """There is no connection for those that wait since `until` or longer, and will not be soon."""
+    def _waited_for(self, failed: _Opening, now: float) -> float:
+        """Up to when a message must have been put in line, to be turned away as this connection was not opened.
+
+        Another one may be open in time, but where this one has hung, those that have waited for it from its beginning
+        have had the time that there is for each phase.  (There is always another: one is begun where one hangs.)
+        """
+        if not self._opening:
+            return now
+        if not failed.hangs(now):
+            return -math.inf
+        return now if all(other.hangs(now) for other in self._opening.values()) else failed.begun
+
+    def _turn_away(self, source: Source, error: Exception, until: float, begun: float) -> None:
+        """There is no connection for those that wait since `until` or longer, and will not be soon.
+
+        Args:
+            begun: when it was begun to look for one.
+        """
         waiting, self.waiting = self.waiting, deque()
         for part in waiting:
             if part.since > until:
                 self.waiting.append(part)
             else:
+                if part.shipment.began is None:
+                    part.shipment.began = max(part.since, begun)
                 part.error = source.no_connection(error)
                 self._finish(part)
 

@@ -24,7 +24,7 @@ OWN = {
     "asmtp/lane.py": ("tests.test_lane", "tests.test_pool"),
     "asmtp/mailer.py": ("tests.test_mailer",),
     "asmtp/outbox.py": ("tests.test_mailer",),
-    "asmtp/pool.py": ("tests.test_pool", "tests.test_mailer_trouble"),
+    "asmtp/pool.py": ("tests.test_pool", "tests.test_mailer_trouble", "tests.test_mailer_deadlines"),
     "asmtp/protocol/dialogue.py": (
         "tests.protocol.test_dialogue",
         "tests.test_client_tls",
