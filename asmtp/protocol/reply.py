@@ -71,8 +71,9 @@ class ReplyReader:
     """Finds replies in bytes that come split anywhere.
 
     Legal, because servers do it: lone LF as a line end, a bare ``250``, ``250 `` without text, any
-    8-bit text.  Not legal: a code that changes within a reply, anything but space, hyphen or the
-    line end behind the code, a line or a reply over its limit.  After the first error nothing more is read.
+    8-bit text; a code that changes within its class: the last line's counts.  Not legal: a code of another
+    class within a reply, anything but space, hyphen or the line end behind the code, a line or a reply over its
+    limit.  After the first error nothing more is read.
 
     Args:
         max_line: octets a line may have, its line end included.
@@ -167,13 +168,14 @@ class ReplyReader:
                 return reply
             self._code = code
             self._size = 0
-        elif code != self._code:
+        elif code // 100 != self._code // 100:
             # RFC 5321 §4.2.1: "the reply code on each of the lines MUST be the same".
             raise self._error(-1, f"reply code changed from {self._code} within a reply", line)
         self._size += len(line) + 1
         if self._size > self.max_reply:
             raise self._error(500, "reply too long", line)
         self._lines.append(text)
+        self._code = code
         if mark == b"-":
             return None
         reply = Reply(code, b"\n".join(self._lines))

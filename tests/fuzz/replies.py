@@ -48,7 +48,7 @@ def read(data: bytes, max_line: int = MAX_LINE, max_reply: int = MAX_REPLY) -> R
         if not 100 <= code <= 599:
             reading.wrong = "not a reply"
             return reading
-        if texts and code != first:
+        if texts and code // 100 != first // 100:
             reading.wrong = "reply code changed"
             return reading
         size = size + octets if texts else octets

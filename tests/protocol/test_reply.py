@@ -45,6 +45,8 @@ def described(replies: list[Reply], error: SMTPProtocolError | None) -> tuple[li
         (b"250-one\n250-\n250\n", [(250, b"one\n\n")]),
         (b"250--\r\n250 -\r\n", [(250, b"-\n-")]),
         (b"250 a\r\n550 b\r\n354\r\n", [(250, b"a"), (550, b"b"), (354, b"")]),
+        (b"250-a\r\n252-b\r\n251 c\r\n250 d\r\n", [(251, b"a\nb\nc"), (250, b"d")]),
+        (b"550-a\r\n554 b\r\n", [(554, b"a\nb")]),
         (b"250-a\r\n250 b\r\n250 a\r\n", [(250, b"a\nb"), (250, b"a")]),
         (b"250 a\r\n250-a\r\n250 a\r\n", [(250, b"a"), (250, b"a\na")]),
         (b"100 low\r\n599 high\r\n", [(100, b"low"), (599, b"high")]),
@@ -73,7 +75,8 @@ def test_legal(data: bytes, replies: list[Reply]) -> None:
         (b" 250 ok\r\n", b"not a reply: ' 250 ok\\r'"),
         (b"+50 ok\r\n", b"not a reply: '+50 ok\\r'"),
         ("２５０ ok\r\n".encode(), b"not a reply: '\\xef\\xbc\\x92\\xef\\xbc\\x95\\xef\\xbc\\x90 ok\\r'"),
-        (b"250-a\r\n251 b\r\n", b"reply code changed from 250 within a reply: '251 b\\r'"),
+        (b"250-a\r\n251-b\r\n450 c\r\n", b"reply code changed from 251 within a reply: '450 c\\r'"),
+        (b"250-a\r\n550 b\r\n", b"reply code changed from 250 within a reply: '550 b\\r'"),
         (b"250-a\r\nhello\r\n", b"not a reply: 'hello\\r'"),
     ],
 )
@@ -97,6 +100,8 @@ def test_an_error_is_for_good() -> None:
 def test_421_is_marked() -> None:
     reader = ReplyReader()
     reader.feed(b"250 421\r\n")
+    assert not reader.closing
+    reader.feed(b"421-by\r\n451 but not yet\r\n")
     assert not reader.closing
     reader.feed(b"421-by\r\n421 e\r\n")
     assert reader.closing
