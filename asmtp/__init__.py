@@ -13,6 +13,7 @@ Legacy code changes its import line: ``import asmtp as smtplib``.
 
 from __future__ import annotations
 
+import smtplib as _smtplib
 from smtplib import CRLF, OLDSTYLE_AUTH, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quoteaddr, quotedata
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,18 @@ _LAZY = {
     "Timeouts": "asmtp.options",
 }
 
+# What old code reaches through the module, as in `except smtplib.socket.gaierror`.
+_REACHED = frozenset({
+    "_MAXCHALLENGE", "_MAXLINE", "_addr_only", "_fix_eols", "_have_ssl", "_quote_periods", "base64", "copy", "datetime",
+    "email", "encode_base64", "hmac", "io", "re", "socket", "ssl", "sys",
+})  # fmt: skip
+
 
 if not TYPE_CHECKING:  # a type checker shall find a name that is misspelt
 
     def __getattr__(name: str) -> Any:
+        if name in _REACHED:
+            return getattr(_smtplib, name)
         module = _LAZY.get(name)
         if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import contextvars
+import copy
 import functools
 import os
 import threading
@@ -72,6 +73,10 @@ class Mailer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {repr(self._mailer).partition(' ')[2]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Have its settings pickled and copied; a copy has a thread, and connections, of its own."""
+        return {**vars(self), "_mailer": copy.copy(self._mailer), "_thread": None, "_closed": False}
 
     @property
     def stats(self) -> Statistics:

@@ -88,8 +88,9 @@ def state_of(error: BaseException | None) -> DeliveryState:
 
 
 def refusals(error: SMTPRecipientsRefused) -> dict[str, Reply]:
-    """Who was refused, and the replies that did it."""
-    return {who: Reply(*reply) for who, reply in error.recipients.items()}
+    """Who was refused, and the replies that did it; nobody where it was made by hand, of something else."""
+    found = error.recipients if isinstance(error.recipients, dict) else {}
+    return {who: Reply(*reply) for who, reply in found.items() if isinstance(reply, tuple)}
 
 
 def replies_of(error: BaseException) -> list[Reply]:

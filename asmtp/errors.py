@@ -97,13 +97,16 @@ class SMTPSenderRefused(SMTPResponseException, smtplib.SMTPSenderRefused):
 class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
     """Every recipient was refused: `recipients` is a dict of address to (code, text)."""
 
-    def __init__(self, recipients: Mapping[str, tuple[int, bytes]]) -> None:
-        super().__init__(dict(recipients))
+    def __init__(self, recipients: Any) -> None:
+        # Tests and mocks make it by hand, and of anything, which smtplib keeps as it is.
+        super().__init__(dict(recipients) if isinstance(recipients, Mapping) else recipients)
 
     @property
     def transient(self) -> bool:
         """Whether a later try may succeed for at least one recipient."""
-        return any(400 <= code <= 499 for code, _ in self.recipients.values())
+        recipients: Any = self.recipients  # a dict, unless it was made by hand
+        replies = recipients.values() if isinstance(recipients, Mapping) else ()
+        return any(isinstance(reply, tuple) and 400 <= reply[0] <= 499 for reply in replies)
 
 
 class SMTPDataError(SMTPResponseException, smtplib.SMTPDataError):

@@ -169,6 +169,17 @@ class AsyncMailer:
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in self._relays)}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Have its settings pickled and copied, not what it is doing: it comes out as one that was not used."""
+        return vars(self) | {
+            "_outbox": None,
+            "_closing": False,
+            "_runs": set(),
+            "_unclaimed": deque(maxlen=UNCLAIMED),
+            "_counts": dict.fromkeys(self._counts, 0),
+            "_retried": 0,
+        }
+
     @property
     def stats(self) -> Statistics:
         """What it is doing, and has done."""

@@ -165,6 +165,7 @@ def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
         advice = f", valid from {valid}; the server needs another, or our clock is wrong"
     why = str(error.verify_message).rstrip(".")
     error.strerror = f"the server's certificate was not accepted for {wanted}: {why}; {offered}{advice}"
+    error.args = (error.errno, error.strerror)  # what repr() shows, and what is left of it by pickling
 
 
 def _refused_certificate(handshake: Handshake) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import gc
 import itertools
+import pickle
 import sys
 import threading
 import time
@@ -132,6 +134,22 @@ def test_stats_and_repr() -> None:
 
 
 # ---- many threads -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_one_that_was_used_is_pickled_by_its_settings(duplicate: Callable[[Mailer], Mailer]) -> None:
+    with relay_at() as relay:
+        with Mailer(f"smtp://{relay.host}:{relay.port}", connections=3, retry=None) as mailer:
+            mailer.send(*item(1)[2:], *item(1)[:2])
+            again = duplicate(mailer)
+            assert (mailer.stats.sent, again.stats.sent) == (1, 0)
+        assert repr(again) == repr(mailer)
+        with again:
+            again.send(*item(2)[2:], *item(2)[:2])
+            assert (mailer.stats.sent, again.stats.sent) == (1, 1)
+        with duplicate(mailer) as after_closing:
+            after_closing.send(*item(3)[2:], *item(3)[:2])
+    assert [letter.sender for letter in relay.letters] == [item(number)[0] for number in (1, 2, 3)]
 
 
 def test_many_threads_on_one_pool() -> None:

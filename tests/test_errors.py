@@ -10,6 +10,7 @@ import pytest
 
 import asmtp
 from asmtp import errors
+from asmtp.delivery import refusals, replies_of
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -25,6 +26,7 @@ from asmtp.errors import (
     SMTPStateError,
     SMTPTimeoutError,
 )
+from asmtp.policy import is_transient
 
 EXAMPLES: list[SMTPException] = [
     SMTPException("something"),
@@ -113,6 +115,19 @@ def test_transient(code: int, transient: bool) -> None:
 def test_recipients_transient(codes: tuple[int, ...], transient: bool) -> None:
     refused = {f"{place}@x": (code, b"") for place, code in enumerate(codes)}
     assert SMTPRecipientsRefused(refused).transient is transient
+
+
+@pytest.mark.parametrize("recipients", [["b@x"], "b@x", None, {"b@x": "no"}, []], ids=repr)
+def test_made_by_hand_as_mocks_do(recipients: object) -> None:
+    error = SMTPRecipientsRefused(recipients)
+    same = smtplib.SMTPRecipientsRefused(recipients)  # type: ignore[arg-type]
+    assert (error.recipients, error.args) == (same.recipients, same.args)
+    assert not error.transient
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.recipients, again.args) == (same.recipients, same.args)
+    assert refusals(error) == {}
+    assert replies_of(error) == []
+    assert not is_transient(error)
 
 
 def test_recipients_are_a_copy() -> None:

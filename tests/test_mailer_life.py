@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -536,6 +538,22 @@ def use_in_two_loops(make: Callable[[], asyncio.AbstractEventLoop], then: str, c
             assert states.count("in_doubt") == 1
             assert set(states) == {"in_doubt", "not_sent"}
             assert all(delivery.error is not None for delivery in told)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+async def test_one_that_was_used_is_pickled_by_its_settings(duplicate: Callable[[AsyncMailer], AsyncMailer]) -> None:
+    async with relaying(Relay()) as relay:
+        async with mailer(relay, connections=3, rate="900/s", retry=Retry(7)) as posting:
+            await posting.send(*item(1)[2:], *item(1)[:2])
+            again = duplicate(posting)
+            assert posting.stats.sent == posting.stats.open == 1
+        assert again.stats == Statistics(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        assert repr(again) == repr(posting)
+        assert (again._connections, again._rate, again._retry) == (3, Rate(900), Retry(7))
+        async with again:
+            await again.send(*item(2)[2:], *item(2)[:2])
+            assert again.stats.sent == 1
+    assert [letter.sender for letter in relay.letters] == [item(1)[0], item(2)[0]]
 
 
 def test_it_is_made_without_a_loop() -> None:

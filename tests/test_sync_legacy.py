@@ -9,6 +9,7 @@ import logging.handlers
 import pickle
 import re
 import smtplib
+import socket
 import subprocess
 import sys
 import threading
@@ -417,6 +418,17 @@ def test_names() -> None:
         assert getattr(asmtp, name) is getattr(smtplib, name)
     with pytest.raises(AttributeError, match="module 'asmtp' has no attribute 'SMPT'"):
         asmtp.SMPT  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_what_old_code_reaches_through_the_module() -> None:
+    for name in set(vars(smtplib)) - set(smtplib.__all__):
+        if not name.startswith(("__", "LMTP")):
+            assert getattr(asmtp, name) is getattr(smtplib, name), name
+    assert "socket" not in dir(asmtp)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(asmtp.socket.error):  # type: ignore[attr-defined]
+            asmtp.SMTP("127.0.0.1", sock.getsockname()[1], timeout=5)
 
 
 def test_the_class_has_the_attributes_of_its_objects() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
+import pickle
 import ssl
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,9 @@ def test_a_certificate_that_cannot_be_had(certificates: Certificates) -> None:
     explain(error, handshake)
     told = "the server's certificate was not accepted for no name: unspecified; it is not known what it is for"
     assert str(error) == told
+    assert told in repr(error)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (str(again), again.args, again.verify_code) == (told, (1, told), 1)
 
 
 @pytest.mark.parametrize("implicit", [False, True])
