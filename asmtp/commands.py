@@ -152,12 +152,13 @@ class Commands(AuthObjects):
         """EHLO, or HELO if that is refused, unless either was said before.
 
         Raises:
-            SMTPHeloError: both were refused.
+            SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
         """
         async with self._greeted:
             if self.helo_resp is None and self.ehlo_resp is None and not (reply := await self.ehlo()).ok:
-                if not self.lmtp:  # RFC 2033 §4.1: there is no HELO
-                    reply = await self.helo()
+                if not (self.lmtp or reply.code in dialogue.LEAVING):  # RFC 2033 §4.1: LMTP has no HELO
+                    with dialogue.because_of(reply):
+                        reply = await self.helo()
                 if not reply.ok:
                     raise SMTPHeloError(*reply)
 

@@ -46,6 +46,7 @@ from asmtp.options import (
     Timeouts,
     host_and_port,
 )
+from asmtp.protocol import dialogue
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose
@@ -344,12 +345,13 @@ class SMTP(AuthObjects):
         """EHLO, or HELO if that is refused, unless either was said before.
 
         Raises:
-            SMTPHeloError: both were refused.
+            SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
         """
         if self.helo_resp is None and self.ehlo_resp is None:
             code, message = self.ehlo()
-            if not (200 <= code <= 299 or self._client.lmtp):
-                code, message = self.helo()
+            if not (200 <= code <= 299 or self._client.lmtp or code in dialogue.LEAVING):
+                with dialogue.because_of(Reply(code, message)):
+                    code, message = self.helo()
             if not 200 <= code <= 299:
                 raise SMTPHeloError(code, message)
 

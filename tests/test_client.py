@@ -167,6 +167,42 @@ async def test_ehlo_and_helo_refused() -> None:
         await smtp.close()
 
 
+@pytest.mark.parametrize("reply", ["421 4.3.2 too busy", "521 5.3.2 no mail here"])
+async def test_a_server_that_does_not_stay_for_helo(reply: str) -> None:
+    async with scripted([*HELLO, send(reply), fin]) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPHeloError) as caught:
+            await smtp.sendmail("a@x.example", "b@y.example", b"hi")
+        assert (caught.value.smtp_code, caught.value.smtp_error) == (int(reply[:3]), reply[4:].encode())
+        assert (caught.value.state, caught.value.transient) == ("not_sent", reply[0] == "4")
+        await smtp.close()
+
+
+async def test_a_server_that_closes_instead_of_answering_helo() -> None:
+    async with scripted([*HELLO, send("554 5.7.1 listed\a"), expect("helo me.example"), fin]) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
+            await smtp.sendmail("a@x.example", "b@y.example", b"hi")
+        assert str(caught.value) == "Connection unexpectedly closed; to EHLO it had said 554 '5.7.1 listed\\x07'"
+        assert caught.value.state == "not_sent"
+        await smtp.close()
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [("hello", asmtp.SMTPProtocolError), ("", asmtp.SMTPTimeoutError)])
+@pytest.mark.virtual_clock
+async def test_a_server_that_breaks_the_protocol_at_helo(wrong: str, kind: type[Exception]) -> None:
+    async with scripted(
+        [*HELLO, send("502 what?"), expect("helo me.example"), *([send(wrong)] if wrong else []), nothing_more]
+    ) as server:
+        smtp = client(server)
+        await smtp.connect()
+        with pytest.raises(kind):
+            await smtp.ehlo_or_helo_if_needed()
+        await smtp.close()
+
+
 async def test_many_first_calls_say_ehlo_once() -> None:
     async with relaying(Relay(SHAPES["both"])) as relay, client(relay) as smtp:
         results = await asyncio.gather(*(smtp.sendmail("a@x.example", "b@y.example", b"hi") for _ in range(10)))

@@ -311,6 +311,26 @@ def test_helo_by_hand_is_enough(module: Any) -> None:
     assert relay.letters[0].parameters == ""
 
 
+@pytest.mark.parametrize("reply", ["421 4.3.2 too busy", "521 5.3.2 no mail here"])
+def test_a_server_that_does_not_stay_for_helo(reply: str) -> None:
+    script = [send("220 hi"), expect("ehlo client.example"), send(reply), fin]
+    with script_at(script) as server, connected(asmtp, server) as smtp:
+        with pytest.raises(asmtp.SMTPHeloError) as caught:
+            smtp.sendmail("a@b.example", "c@d.example", "hi")
+        assert (caught.value.smtp_code, caught.value.smtp_error) == (int(reply[:3]), reply[4:].encode())
+        assert caught.value.state == "not_sent"
+
+
+def test_a_server_that_closes_instead_of_answering_helo() -> None:
+    script = [send("220 hi"), expect("ehlo client.example"), send("554 no"), expect("helo client.example"), fin]
+    with (
+        script_at(script) as server,
+        connected(asmtp, server) as smtp,
+        pytest.raises(asmtp.SMTPServerDisconnected, match="; to EHLO it had said 554 'no'"),
+    ):
+        smtp.sendmail("a@b.example", "c@d.example", "hi")
+
+
 @BOTH
 def test_both_refused(module: Any) -> None:
     relay = Relay(answer=lambda verb, line: f"50{len(verb)} no to {verb}" if verb in ("EHLO", "HELO") else None)

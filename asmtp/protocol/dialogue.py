@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from asmtp.errors import SMTPServerDisconnected, SMTPStateError
+import contextlib
+from collections.abc import Iterator
+
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.protocol.command import command, gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
-from asmtp.protocol.reply import Reply
+from asmtp.protocol.reply import Reply, printable
 from asmtp.protocol.sasl import Conversation
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 
 __all__ = [
-    "authentication", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single", "starttls", "verb_event",
-    "xclient",
+    "LEAVING", "authentication", "because_of", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single",
+    "starttls", "verb_event", "xclient",
 ]  # fmt: skip
 
 _VERBS = {
@@ -63,6 +66,22 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
             session.extensions = Extensions.parse(reply.message)
             session.esmtp = True
     return reply
+
+
+LEAVING = frozenset({421, 521})
+"""Replies of a server that does not stay for HELO (RFC 5321 §3.8, RFC 7504)."""
+
+
+@contextlib.contextmanager
+def because_of(refusal: Reply) -> Iterator[None]:
+    """HELO is said as EHLO was refused: where the server closes instead of answering, the error has that refusal."""
+    try:
+        yield
+    except SMTPServerDisconnected as error:
+        if isinstance(error, SMTPTimeoutError | SMTPProtocolError):
+            raise
+        why = f"{error}; to EHLO it had said {refusal.code} {printable(refusal.message)}"
+        raise SMTPServerDisconnected(why) from error
 
 
 def xclient(session: Session, line: bytes) -> Dialogue:

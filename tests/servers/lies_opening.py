@@ -112,8 +112,9 @@ MESS = b"".join(
 HUGE = b"250-liar.example\r\n" + b"".join(b"250-X-%d %b\r\n" % (n, b"x" * 80) for n in range(1200)) + b"250 END\r\n"
 
 EHLO = {
-    "EHLO 421": Lie({"EHLO": says("421 4.3.2 bye")}, gone("not_sent")),
-    "EHLO 421, and it stays": Lie({"EHLO": "421 4.3.2 bye"}, gone("not_sent")),
+    "EHLO 421": Lie({"EHLO": says("421 4.3.2 bye")}, unable(SMTPHeloError, 421)),
+    "EHLO 421, and it stays": Lie({"EHLO": "421 4.3.2 bye"}, unable(SMTPHeloError, 421)),
+    "EHLO 521, and it stays": Lie({"EHLO": "521 5.3.2 not here"}, unable(SMTPHeloError, 521, "in step")),
     "EHLO 500, HELO 250": Lie({"EHLO": "500 what?"}, sent(), offers=()),
     "EHLO 550, HELO 550": Lie({"EHLO": "550 no", "HELO": "550 no"}, unable(SMTPHeloError, 550, "in step")),
     "EHLO 500, FIN for HELO": Lie({"EHLO": "500 what?", "HELO": fin}, gone("not_sent")),
@@ -198,7 +199,7 @@ STARTTLS = {
     "STARTTLS is offered again": Lie({}, sent(), TLS, TLS, tls=True),
     "PIPELINING is gone after TLS": Lie({}, sent(), TLS, (), tls=True),
     "EHLO 500 after TLS": Lie({"EHLO under TLS": "500 what?"}, sent(), TLS, (), tls=True),
-    "EHLO 421 after TLS": Lie({"EHLO under TLS": says("421 bye")}, gone("not_sent"), TLS, tls=True),
+    "EHLO 421 after TLS": Lie({"EHLO under TLS": says("421 bye")}, unable(SMTPHeloError, 421), TLS, tls=True),
     "EHLO unanswered after TLS": Lie(
         {"EHLO under TLS": silence},
         late("not_sent"),
