@@ -25,6 +25,7 @@ from asmtp.errors import (
     SMTPStateError,
 )
 from asmtp.events import Watch, clock
+from asmtp.login import Logins
 from asmtp.options import (
     LMTP_PORT,
     SMTP_PORT,
@@ -103,6 +104,7 @@ class AsyncSMTP(Commands):
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
         self.ssl_context = options.get("ssl_context")
         self._sessions = Sessions()
+        self._logins: Logins | None = None  # a pool's lanes have one together
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
         self._window_octets = options.get("window_octets", 1 << 20)

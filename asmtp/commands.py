@@ -22,7 +22,7 @@ from asmtp.errors import (
     SMTPResponseException,
 )
 from asmtp.events import Watch, clock
-from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, require_auth
+from asmtp.login import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, require_auth
 from asmtp.options import TLSMode, Token
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, gate, options_text
@@ -65,6 +65,7 @@ class Commands(AuthObjects):
     _token: Token | None
     _mechanisms: Mechanisms | None
     _sessions: Sessions
+    _logins: Logins | None
     _watch: Watch | None
     _tls: TLSMode
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
@@ -377,21 +378,30 @@ class Commands(AuthObjects):
     async def _log_in(
         self, credentials: Credentials, wanted: Mechanisms | None = None, initial_response_ok: bool = True
     ) -> Reply:
-        refusal: Exception | None = None
-        for choice in self._choices(credentials, wanted):
+        logins = self._logins
+        if credentials.token:  # one that is refused is replaced, and no account is locked over it
+            logins = None
+        if logins is not None:
+            logins.check(asyncio.get_running_loop().time())
+        first = None if logins is None else logins.worked
+        attempts = Attempts(self._choices(credentials, wanted), first=first, verified=self._session.secure)
+        for choice in attempts:
             try:
                 mechanism = await self._call_out(choice.make) if choice.slow else choice.make()
-            except ValueError as error:  # not with these credentials, or not on this machine
-                refusal = refusal or error
+            except ValueError as error:
+                attempts.impossible(error)
                 continue
             try:
-                return await self._authenticate(choice.name, mechanism, initial_response_ok, slow=choice.slow)
+                async with contextlib.nullcontext() if logins is None else logins.turn():
+                    reply = await self._authenticate(choice.name, mechanism, initial_response_ok, slow=choice.slow)
             except SMTPAuthenticationError as error:
-                refusal = error
-                if is_final(error, choice):
-                    break
-        assert refusal is not None
-        raise refusal
+                attempts.refused(choice, error)
+                continue
+            if logins is not None:
+                logins.worked = choice.name, choice.binding
+            return reply
+        assert attempts.refusal is not None
+        raise attempts.refusal
 
     async def _authenticate(
         self, name: str, mechanism: Mechanism, initial_response_ok: bool = True, *, slow: bool = True

@@ -134,6 +134,11 @@ class DrivenSMTP(AsyncSMTP):
         self._session.authenticated = value
 
     @property
+    def verified(self) -> bool:
+        """Whether there is TLS, and the certificate was verified."""
+        return self._session.secure
+
+    @property
     def in_exchange(self) -> bool:
         """Whether a command was begun that only its own end leads out of."""
         return self._session.state in HELD

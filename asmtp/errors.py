@@ -122,4 +122,14 @@ class SMTPHeloError(SMTPResponseException, smtplib.SMTPHeloError):
 
 
 class SMTPAuthenticationError(SMTPResponseException, smtplib.SMTPAuthenticationError):
-    """The server did not accept the credentials."""
+    """The server did not accept the credentials.
+
+    Attributes:
+        advice: what else it may be; empty where there is nothing to say.
+    """
+
+    advice = ""
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        return f"{told}; {self.advice}" if self.advice else told

@@ -129,6 +129,7 @@ class Lane(AsyncSMTP):
             relay.host, relay.port, relay.local_hostname, relay.timeouts or Timeouts(), relay.source_address, **options
         )
         self._sessions = source.sessions
+        self._logins = source.logins
         self.source = source
         self.over = over
         self._on_lost = lost

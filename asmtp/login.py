@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import copy
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +18,9 @@ from asmtp.protocol.command import gate
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
 
-__all__ = ["Choice", "Factory", "Mechanisms", "check_mechanisms", "choose", "is_final", "needs", "require_auth"]
+__all__ = [
+    "Attempts", "Choice", "Factory", "Logins", "Mechanisms", "check_mechanisms", "choose", "needs", "require_auth",
+]  # fmt: skip
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -68,6 +73,7 @@ class Choice:
     Args:
         factory: makes it.
         slow: it is to be made and used off the event loop.
+        scram: it is SCRAM, as asmtp has it.
         binding: the type of channel binding of a -PLUS form; the server may not know it.
 
     Attributes:
@@ -75,14 +81,22 @@ class Choice:
     """
 
     def __init__(
-        self, name: str, factory: Factory, credentials: Credentials, *, slow: bool = True, binding: str | None = None
+        self,
+        name: str,
+        factory: Factory,
+        credentials: Credentials,
+        *,
+        slow: bool = True,
+        scram: bool = False,
+        binding: str | None = None,
     ) -> None:
         self.name = name
         self.slow = slow
-        self.proved = binding is None
+        self.binding = binding
+        self.proved = not scram
+        self._scram = scram
         self._factory = factory
         self._credentials = credentials
-        self._binding = binding
 
     def make(self) -> Mechanism:
         """The mechanism.
@@ -91,21 +105,145 @@ class Choice:
             ValueError: it cannot be used with these credentials, or on this machine.
             ImportError: a package that it needs is not installed.
         """
-        if self._binding is None:
+        if not self._scram:
             return self._factory(self._credentials)
-        return mechanisms.scram(self.name, self._credentials, binding=self._binding, proved=self._prove)
+        return mechanisms.scram(self.name, self._credentials, binding=self.binding, proved=self._prove)
 
     def _prove(self) -> None:
         self.proved = True
 
+    @property
+    def may_lack_secret(self) -> bool:
+        """Whether 535 may mean that the server has no secret of the kind that it needs, though the password is right.
 
-def is_final(error: SMTPAuthenticationError, choice: Choice) -> bool:
-    """Whether no other mechanism is to be tried after this refusal.
+        Servers that keep passwords hashed, or keys of another SCRAM, offer it all the same.
+        """
+        return self.name == "CRAM-MD5" or (not self.proved and self.binding is None)
 
-    RFC 4954 §6: 535 is about the credentials, whatever the mechanism; accounts are locked over less.  But where -PLUS
-    was refused before the password came into it, it was the channel binding.
+
+_ABOUT_COMMANDS = frozenset({500, 501, 502, 503, 504})
+"""Refusals that say nothing of a password."""
+
+
+class Attempts:
+    """The mechanisms of one login, in turn.
+
+    RFC 4954 §6: 535 is about the credentials, whatever the mechanism, and accounts are locked over less: nothing else
+    is tried then.  But where -PLUS was refused before the password came into it, it was the channel binding.  And
+    where it may be that the server has no secret for the mechanism, PLAIN is tried under verified TLS: not behind
+    -PLUS, which somebody in between may have refused.
+
+    Args:
+        choices: the mechanisms.
+        first: the name and the binding of the one that is tried first, if it is among them.
+        verified: there is TLS, and the certificate was verified.
+
+    Attributes:
+        refusal: the last error, if it comes to nothing.
     """
-    return error.smtp_code == UNPROVEN or (error.smtp_code == 535 and choice.proved)
+
+    def __init__(self, choices: Sequence[Choice], *, first: tuple[str, str | None] | None, verified: bool) -> None:
+        self._choices = sorted(choices, key=lambda choice: (choice.name, choice.binding) != first)
+        self._verified = verified
+        self._plus = False
+        self._only: str | None = None
+        self._over = False
+        self.refusal: Exception | None = None
+
+    def __iter__(self) -> Iterator[Choice]:
+        for choice in self._choices:
+            if self._over:
+                break
+            if self._only in (None, choice.name):
+                self._plus = self._plus or choice.binding is not None
+                yield choice
+
+    def impossible(self, error: ValueError) -> None:
+        """It is not possible with these credentials, or on this machine."""
+        self.refusal = self.refusal or error
+
+    def refused(self, choice: Choice, error: SMTPAuthenticationError) -> None:
+        """The server said no, or has not proved that it knows the password."""
+        self.refusal = error
+        if error.smtp_code == UNPROVEN:
+            self._over = True
+        elif error.smtp_code == 535 and choice.may_lack_secret:
+            error.advice = f"{choice.name} was used; if the password is right, name another mechanism with mechanisms="
+            self._only = "PLAIN"
+            self._over = self._plus or not self._verified
+        elif error.smtp_code == 535 and choice.proved:
+            self._over = True
+
+
+class Logins:
+    """What a relay said to logins, for all connections to it.
+
+    A wrong password is said to it twice at most, and then not for an hour: accounts are locked over more.
+
+    Attributes:
+        worked: name and binding of the mechanism that worked last.
+    """
+
+    MOST = 2
+    HOUR = 3600.0
+
+    def __init__(self) -> None:
+        self.worked: tuple[str, str | None] | None = None
+        self._error = SMTPAuthenticationError(535, b"")
+        self._refused = 0
+        self._until = 0.0  # the loop's time at which what was refused is forgotten
+        self._under_way = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def check(self, now: float) -> None:
+        """Raise where a password is not to be said any more.
+
+        Args:
+            now: the loop's time.
+
+        Raises:
+            SMTPAuthenticationError: it was refused too often; it is the server's last refusal.
+        """
+        if now >= self._until:
+            self._refused = 0
+        if self._refused >= self.MOST:
+            raise copy.copy(self._error)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Say the password once; as often as it may still be said, several can at the same time.
+
+        Raises:
+            SMTPAuthenticationError: see `check`; nothing is written.
+        """
+        loop = asyncio.get_running_loop()
+        self.check(loop.time())
+        while self._refused + self._under_way >= self.MOST:
+            await self._change(loop)
+            self.check(loop.time())
+        self._under_way += 1
+        try:
+            yield
+        except SMTPAuthenticationError as error:
+            if 500 <= error.smtp_code <= 599 and error.smtp_code not in _ABOUT_COMMANDS:
+                self._refused += 1
+                self._until = loop.time() + self.HOUR
+                self._error = SMTPAuthenticationError(*error.args)  # without what the other one holds on to
+            raise
+        finally:
+            self._under_way -= 1
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_result(None)
+
+    async def _change(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Until somebody's turn is over."""
+        waiting = loop.create_future()
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
 
 
 def check_mechanisms(wanted: Mechanisms) -> None:
@@ -181,9 +319,11 @@ def choose(
             if not asked and name.removesuffix("-PLUS") in offered:
                 # RFC 5802 §6.1: this one every server has to know.  At one that it does not know, Dovecot 2.4 hangs up.
                 bindings = [binding for binding in bindings if binding == "tls-unique"]
-            found += [Choice(name, _KNOWN[name].make, credentials, binding=binding) for binding in bindings]
+            make = _KNOWN[name].make
+            found += [Choice(name, make, credentials, scram=True, binding=binding) for binding in bindings]
         else:
-            found.append(Choice(name, _KNOWN[name].make, credentials, slow=_KNOWN[name].slow))
+            known = _KNOWN[name]
+            found.append(Choice(name, known.make, credentials, slow=known.slow, scram=name in _SCRAM))
     if not found:
         raise SMTPNotSupportedError(_nothing(offered, unprotected))
     return found

@@ -7,6 +7,7 @@ import math
 import ssl
 
 from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.login import Logins
 from asmtp.policy import Rest, is_transient
 from asmtp.tls import Sessions
 from asmtp.url import Relay
@@ -38,6 +39,7 @@ class Source:
         lasting: why, where that is nothing that passes: a wrong password, say.
         connect, service: seconds it takes to connect, and for a message, as last seen.
         sessions: its TLS sessions, which connections resume.
+        logins: what it said to logins.
         overlap: it takes a transaction behind an unanswered message.
     """
 
@@ -50,6 +52,7 @@ class Source:
         self.connect = 0.05
         self.service = 0.001
         self.sessions = Sessions()
+        self.logins = Logins()
         self.overlap = True
         self._most_recipients: int | None = None
         self._recipients_until = 0.0

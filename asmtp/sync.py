@@ -37,7 +37,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
 )
-from asmtp.login import Mechanisms, check_mechanisms, is_final
+from asmtp.login import Attempts, Mechanisms, check_mechanisms
 from asmtp.options import (
     LMTP_PORT,
     SMTP_PORT,
@@ -460,22 +460,21 @@ class SMTP(AuthObjects):
             check_mechanisms(mechanisms)
         self.ehlo_or_helo_if_needed()
         self.user, self.password = user, password
-        refusal: Exception | None = None
-        for choice in self._client.choices(user, password, mechanisms):
+        choices = self._client.choices(user, password, mechanisms)
+        attempts = Attempts(choices, first=None, verified=self._client.verified)
+        for choice in attempts:
             try:
                 made = choice.make()
-            except ValueError as error:  # not with these credentials, or not on this machine
-                refusal = refusal or error
+            except ValueError as error:
+                attempts.impossible(error)
                 continue
             authobject = getattr(self, "auth_" + choice.name.lower().replace("-", "_"), made)
             try:
                 return self.auth(choice.name, authobject, initial_response_ok=initial_response_ok)
             except SMTPAuthenticationError as error:
-                refusal = error
-                if is_final(error, choice):
-                    break
-        assert refusal is not None
-        raise refusal
+                attempts.refused(choice, error)
+        assert attempts.refusal is not None
+        raise attempts.refusal
 
     # ---- sending ----------------------------------------------------------------------------
 

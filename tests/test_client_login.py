@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import logging
+import pickle
 import re
 import ssl
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiosmtpd.smtp import AuthResult
 
 import asmtp
 from asmtp import AsyncSMTP
@@ -67,6 +70,90 @@ async def test_a_wrong_password_is_tried_once() -> None:
         with pytest.raises(asmtp.SMTPAuthenticationError):
             await smtp.login(USER, "wrong")
         assert server.logins == [("CRAM-MD5", False)]
+
+
+class Hashing(Embedded):
+    """It keeps passwords hashed, and offers CRAM-MD5 all the same."""
+
+    async def auth_CRAM__MD5(self, server: Any, args: list[str]) -> AuthResult:
+        await super().auth_CRAM__MD5(server, args)
+        self.logins.pop()
+        return self.judge("CRAM-MD5", False)
+
+
+async def test_a_server_that_keeps_no_secret_for_cram_md5(certificates: Certificates) -> None:
+    async with (
+        embedded(Hashing(), tls=certificates.server) as server,
+        client(server, ssl_context=certificates.trusting) as smtp,
+    ):
+        await smtp.starttls()
+        assert (await smtp.login(USER, PASSWORD)).code == 235
+        assert server.logins == [("CRAM-MD5", False), ("PLAIN", True)]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_error_names_the_mechanism_where_nothing_else_is_tried(tls: bool, certificates: Certificates) -> None:
+    async with embedded(Hashing(), tls=certificates.server) as server, client(server) as smtp:
+        if tls:
+            await smtp.starttls(context=unverified_context())
+        with pytest.raises(asmtp.SMTPAuthenticationError) as caught:
+            await smtp.login(USER, PASSWORD)
+        assert server.logins == [("CRAM-MD5", False)]
+        assert str(caught.value).endswith(
+            "; CRAM-MD5 was used; if the password is right, name another mechanism with mechanisms="
+        )
+        assert caught.value.args == (535, b"5.7.8 Authentication credentials invalid")
+        for again in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
+            assert str(again) == str(caught.value)
+        assert (await smtp.login(USER, PASSWORD, mechanisms=["PLAIN"])).code == 235
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_the_facade_does_the_same(verified: bool, certificates: Certificates) -> None:
+    with (
+        in_background(embedded(Hashing(), tls=certificates.server)) as server,
+        asmtp.SMTP("localhost", server.port, "me.example") as smtp,
+    ):
+        smtp.starttls(context=certificates.trusting if verified else unverified_context())
+        if verified:
+            assert smtp.login(USER, PASSWORD)[0] == 235
+        else:
+            with pytest.raises(asmtp.SMTPAuthenticationError, match="; CRAM-MD5 was used; if .* with mechanisms=$"):
+                smtp.login(USER, PASSWORD)
+    assert server.logins == [("CRAM-MD5", False), ("PLAIN", True)][: 1 + verified]
+
+
+async def test_a_mailer_keeps_the_mechanism_that_worked(certificates: Certificates) -> None:
+    async with embedded(Hashing(), tls=certificates.server) as server:
+        relay = asmtp.Relay(
+            server.host,
+            server.port,
+            username=USER,
+            password=PASSWORD,
+            ssl_context=certificates.trusting,
+            tls="required",
+        )
+        async with asmtp.AsyncMailer(relay, max_messages=1, connections=1, local_hostname="me.example") as mailer:
+            for _ in range(4):
+                await mailer.send(b"Subject: hi\r\n\r\n", "a@x.example", "b@y.example")
+        assert server.logins == [("CRAM-MD5", False), *[("PLAIN", True)] * 4]
+
+
+@pytest.mark.parametrize("mechanisms", [("PLAIN",), ("CRAM-MD5", "PLAIN", "LOGIN")])
+async def test_a_mailer_says_a_wrong_password_twice_at_most(
+    mechanisms: tuple[str, ...], certificates: Certificates
+) -> None:
+    async with embedded(Embedded(mechanisms=mechanisms), tls=certificates.server) as server:
+        relay = asmtp.Relay(
+            server.host, server.port, username=USER, password="wrong", ssl_context=certificates.trusting, tls="required"
+        )
+        retry = asmtp.Retry(attempts=5, initial=0.01)
+        async with asmtp.AsyncMailer(relay, connections=8, retry=retry, local_hostname="me.example") as mailer:
+            mails = [mailer.send(b"hi", "a@x.example", "b@y.example") for _ in range(50)]
+            errors = await asyncio.gather(*mails, return_exceptions=True)
+            assert {type(error) for error in errors} == {asmtp.SMTPAuthenticationError}
+            assert {error.state for error in errors} == {"not_sent"}  # type: ignore[union-attr]
+        assert 1 <= len(server.logins) <= 2
 
 
 async def test_another_refusal_is_about_the_mechanism() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError
-from asmtp.login import Choice, Mechanisms, check_mechanisms, choose, is_final, needs
+from asmtp.login import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, needs
 from asmtp.protocol import mechanisms
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
@@ -67,7 +68,7 @@ def test_channel_binding_where_there_is_tls(version: str | None, bindings: list[
     found = choose(Extensions({"auth": "SCRAM-SHA-256 SCRAM-SHA-256-PLUS"}), credentials, protected=True)
     certain = [binding for binding in bindings if binding == "tls-unique"]
     assert [choice.name for choice in found] == [*["SCRAM-SHA-256-PLUS"] * len(certain), "SCRAM-SHA-256"]
-    assert [choice._binding for choice in found] == [*certain, None]
+    assert [choice.binding for choice in found] == [*certain, None]
     assert mechanisms.channel_bindings(tls) == bindings
 
 
@@ -77,7 +78,7 @@ def test_a_binding_that_the_server_may_not_know_if_there_is_nothing_else(asked: 
     credentials = Credentials("me", "secret", tls=TLS("TLSv1.3"))
     offered = "PLAIN SCRAM-SHA-256-PLUS" + (" SCRAM-SHA-256" if asked else "")
     found = choose(Extensions({"auth": offered}), credentials, asked, protected=True)
-    assert [(c.name, c._binding) for c in found] == [("SCRAM-SHA-256-PLUS", "tls-server-end-point"), ("PLAIN", None)]
+    assert [(c.name, c.binding) for c in found] == [("SCRAM-SHA-256-PLUS", "tls-server-end-point"), ("PLAIN", None)]
 
 
 def test_channel_binding_without_a_certificate() -> None:
@@ -171,14 +172,123 @@ def test_what_cannot_be_credentials(wrong: dict[str, Any], kind: type[Exception]
     assert "secret" not in repr(caught.value)
 
 
+def tried(
+    choices: str, said: dict[str, int], *, verified: bool = True, proving: str = "", first: Any = None
+) -> list[str]:
+    """Which of some mechanisms are tried, where the server says this to them; and the last one's advice.
+
+    Args:
+        proving: those of which something that depends on the password is written.
+    """
+    bindings = {"SCRAM-SHA-256-PLUS": "tls-unique"}
+    made = [
+        Choice(name, lambda credentials: iter(()), ME, scram="SCRAM" in name, binding=bindings.get(name))  # type: ignore[arg-type, return-value]
+        for name in choices.split()
+    ]
+    attempts = Attempts(made, first=first, verified=verified)
+    found = []
+    for choice in attempts:
+        found.append(choice.name)
+        if choice.name in proving.split():
+            choice._prove()
+        attempts.refused(choice, SMTPAuthenticationError(said.get(choice.name, 535), b"no"))
+    assert isinstance(attempts.refusal, SMTPAuthenticationError)
+    if attempts.refusal.advice:
+        found.append(attempts.refusal.advice.partition(" ")[0])
+    return found
+
+
+FALLBACK = "SCRAM-SHA-512 SCRAM-SHA-256 CRAM-MD5 PLAIN LOGIN"
+
+
 @pytest.mark.parametrize(
-    ("code", "proved", "final"),
-    [(535, True, True), (535, False, False), (UNPROVEN, False, True), (504, True, False), (454, True, False)],
-)
-def test_after_which_refusal_it_stops(code: int, proved: bool, final: bool) -> None:
-    choice = Choice("SCRAM-SHA-256-PLUS", lambda credentials: iter(()), ME, binding="tls-unique")  # type: ignore[arg-type, return-value]
-    choice.proved = proved
-    assert is_final(SMTPAuthenticationError(code, b"no"), choice) is final
+    ("offered", "said", "options", "expected"),
+    [
+        # 535 is about the password, but for mechanisms that need a secret which the server may not have.
+        ("PLAIN LOGIN", {}, {}, "PLAIN"),
+        ("CRAM-MD5 PLAIN LOGIN", {}, {}, "CRAM-MD5 PLAIN"),
+        ("CRAM-MD5 PLAIN LOGIN", {"PLAIN": 504}, {}, "CRAM-MD5 PLAIN"),
+        ("CRAM-MD5 PLAIN LOGIN", {}, {"verified": False}, "CRAM-MD5 CRAM-MD5"),
+        ("CRAM-MD5 LOGIN", {}, {}, "CRAM-MD5 CRAM-MD5"),
+        (FALLBACK, {}, {}, "SCRAM-SHA-512 PLAIN"),
+        (FALLBACK, {}, {"verified": False}, "SCRAM-SHA-512 SCRAM-SHA-512"),
+        (FALLBACK, {}, {"proving": "SCRAM-SHA-512"}, "SCRAM-SHA-512"),
+        (FALLBACK, {"SCRAM-SHA-512": 504}, {"proving": "SCRAM-SHA-512"}, "SCRAM-SHA-512 SCRAM-SHA-256 PLAIN"),
+        (FALLBACK, {"SCRAM-SHA-512": UNPROVEN}, {}, "SCRAM-SHA-512"),
+        (FALLBACK, {"SCRAM-SHA-512": 454, "SCRAM-SHA-256": 504, "CRAM-MD5": 504, "PLAIN": 454}, {}, FALLBACK),
+        # Behind -PLUS, which somebody in between may have refused, PLAIN is not tried.
+        ("SCRAM-SHA-256-PLUS PLAIN", {}, {"proving": "SCRAM-SHA-256-PLUS"}, "SCRAM-SHA-256-PLUS"),
+        (
+            "SCRAM-SHA-256-PLUS SCRAM-SHA-256 CRAM-MD5 PLAIN", {}, {},
+            "SCRAM-SHA-256-PLUS SCRAM-SHA-256 SCRAM-SHA-256",
+        ),
+        ("SCRAM-SHA-256-PLUS CRAM-MD5 PLAIN", {"SCRAM-SHA-256-PLUS": 504}, {}, "SCRAM-SHA-256-PLUS CRAM-MD5 CRAM-MD5"),
+        # What worked comes first.
+        (FALLBACK, {}, {"first": ("PLAIN", None)}, "PLAIN"),
+        (FALLBACK, {}, {"first": ("EXTERNAL", None)}, "SCRAM-SHA-512 PLAIN"),
+        ("SCRAM-SHA-256-PLUS PLAIN", {}, {"first": ("SCRAM-SHA-256-PLUS", "x"), "proving": "SCRAM-SHA-256-PLUS"},
+         "SCRAM-SHA-256-PLUS"),
+    ],
+)  # fmt: skip
+def test_what_is_tried_after_a_refusal(
+    offered: str, said: dict[str, int], options: dict[str, Any], expected: str
+) -> None:
+    assert tried(offered, said, **options) == expected.split()
+
+
+def test_what_is_impossible_is_told_if_there_is_nothing_else() -> None:
+    attempts = Attempts([], first=None, verified=True)
+    first = ValueError("first")
+    attempts.impossible(first)
+    attempts.impossible(ValueError("second"))
+    assert attempts.refusal is first
+
+
+@pytest.mark.virtual_clock
+async def test_a_wrong_password_is_said_twice_at_most() -> None:
+    logins = Logins()
+    said = 0
+
+    async def login(code: int | None) -> None:
+        nonlocal said
+        async with logins.turn():
+            said += 1
+            await asyncio.sleep(1)
+            if code is not None:
+                raise SMTPAuthenticationError(code, b"%d" % said)
+
+    async def all_of(*codes: int | None) -> list[Any]:
+        return await asyncio.gather(*(login(code) for code in codes), return_exceptions=True)
+
+    assert await all_of(*[None] * 6) == [None] * 6
+    assert await all_of(454, 504, 503, -1) != [None] * 4
+    assert said == 10
+    errors = await all_of(*[535] * 9)
+    assert said == 12
+    assert {error.smtp_code for error in errors} == {535}
+    assert len({id(error) for error in errors}) == 9
+    for _ in range(2):
+        with pytest.raises(SMTPAuthenticationError):
+            logins.check(asyncio.get_running_loop().time())
+        with pytest.raises(SMTPAuthenticationError):
+            await login(None)
+        await asyncio.sleep(1700)
+    await asyncio.sleep(300)
+    await login(None)
+    assert said == 13
+
+
+@pytest.mark.virtual_clock
+async def test_who_waits_for_a_turn_can_be_cancelled() -> None:
+    logins = Logins()
+    async with logins.turn(), logins.turn():
+        waiting = asyncio.ensure_future(logins.turn().__aenter__())
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await asyncio.sleep(1)
+        assert waiting.cancelled()
+    async with logins.turn():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -800,9 +800,9 @@ async def test_a_password_that_becomes_right() -> None:
             tries.append(relay.verbs.count("AUTH"))
             await asyncio.sleep(1)
         assert tries[0] == 1
-        assert 5 <= tries[-1] <= 10
+        assert tries[-1] == 2  # accounts are locked over more
         replies = answering(AUTH="235 2.7.0 welcome")
-        await asyncio.sleep(300)
+        await asyncio.sleep(3600)
         await one(posting)
 
 

@@ -24,6 +24,9 @@ raises what is wrong with that; a mechanism that has to look at the server's las
 MAX_CHALLENGES = 5
 """Challenges before a server that goes on asking is given up; smtplib's number."""
 
+_ONE_RESPONSE = ("PLAIN", "EXTERNAL")
+"""Mechanisms with one response: a server that asks for more has overlooked it, where it came with AUTH."""
+
 MAX_COMMAND = 512
 """Octets of a command line with its CRLF (RFC 5321 §4.5.3.1.4), AUTH with an initial response included."""
 
@@ -61,24 +64,30 @@ def unproven(why: str) -> SMTPAuthenticationError:
     return SMTPAuthenticationError(UNPROVEN, why.encode("ascii", "backslashreplace"))
 
 
-def from_authobject(authobject: Callable[..., str | bytes | None], *, initial_response_ok: bool = True) -> Mechanism:
+def from_authobject(authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Mechanism:
     """A mechanism from smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
     response = authobject() if initial_response_ok else None
     while True:
-        octets = encoded(response) if isinstance(response, str) else response
+        octets = response if response is None or isinstance(response, bytes) else encoded(response)
         challenge = yield octets
         if challenge is None:
             return
         response = authobject(challenge)
 
 
-def encoded(response: str) -> bytes:
-    """A response of an authobject's, or what it is made of, as UTF-8."""
+def encoded(response: Any) -> bytes:
+    """A response of an authobject's, or what it is made of, as UTF-8: a str, or what has its `encode`.
+
+    Raises:
+        TypeError: it has none, or that makes no bytes.
+    """
+    wrong: Exception = TypeError(f"authobject: user, password or response must be str, not {type(response).__name__}")
     try:
-        return response.encode()
+        if hasattr(response, "encode") and isinstance(octets := response.encode(), bytes):
+            return octets
     except UnicodeEncodeError:  # which holds all of it
-        pass
-    raise ValueError("authobject: user, password or response is not characters (a lone surrogate)")
+        wrong = ValueError("authobject: user, password or response is not characters (a lone surrogate)")
+    raise wrong
 
 
 class Conversation:
@@ -150,6 +159,7 @@ class Conversation:
             whole = verb + b" " + (_base64(response) or b"=")
             if len(whole) + 2 <= MAX_COMMAND:
                 line, held = whole, False
+        overlooked = line is not verb and self.name in _ONE_RESPONSE
         yield line
         challenges = 0
         while self.reply.code == 334:
@@ -162,15 +172,16 @@ class Conversation:
                 try:
                     response = self._respond()
                 except (binascii.Error, StopIteration):
-                    yield from self._cancel()
-                    code, text = self.reply
-                    raise SMTPAuthenticationError(
-                        code, b"challenge not understood; cancelled: " + self.redact(text)
-                    ) from None
+                    if not overlooked:
+                        yield from self._cancel()
+                        code, text = self.reply
+                        raise SMTPAuthenticationError(
+                            code, b"challenge not understood; cancelled: " + self.redact(text)
+                        ) from None
                 except Exception:
                     yield from self._cancel()
                     raise
-            held = False
+            held = overlooked = False
             encoded = _base64(response or b"")
             if len(encoded) + 2 > MAX_RESPONSE:
                 yield from self._cancel()

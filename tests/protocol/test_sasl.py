@@ -384,6 +384,17 @@ def test_a_response_that_was_held_back_is_sent_once() -> None:
     assert said(text, starts) == "SMTPAuthenticationError 501 challenge not understood; cancelled: what"
 
 
+@pytest.mark.parametrize("name", ["PLAIN", "EXTERNAL"])
+@pytest.mark.parametrize("prompt", ["", " ", " VXNlcm5hbWU6"])
+def test_a_server_that_overlooks_the_initial_response_is_told_again(name: str, prompt: str) -> None:
+    starts = attempt(name, lambda: {"PLAIN": plain, "EXTERNAL": external}[name](TIM))
+    response = {"PLAIN": "AHRpbQB0YW5zdGFhZnRhbnN0YWFm", "EXTERNAL": b64("tim")}[name]
+    text = f"start login\nC: AUTH {name} {response}\nS: 334{prompt}\nC: {response}\n"
+    assert said(text + "S: 235 ok", starts) == "235 ok"
+    once_more = f"S: 334{prompt}\nC: *\nS: 501 what"
+    assert said(text + once_more, starts) == "SMTPAuthenticationError 501 challenge not understood; cancelled: what"
+
+
 # ---- a caller's own mechanism ----------------------------------------------------------------
 
 
@@ -402,6 +413,27 @@ def test_authobject() -> None:
         S: 235 ok
         """
     assert said(text, starts) == "235 ok"
+
+
+class Lazy:
+    """A text that is looked up when it is needed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def encode(self, encoding: str = "utf-8") -> Any:
+        return self.value.encode(encoding) if isinstance(self.value, str) else self.value
+
+
+def test_authobject_that_returns_what_has_encode() -> None:
+    starts = attempt("X", lambda: from_authobject(lambda challenge=None: Lazy("jörg")))
+    assert said(f"start login\nC: AUTH X {b64('jörg')}\nS: 235 ok", starts) == "235 ok"
+
+
+@pytest.mark.parametrize("wrong", [5, Lazy(5), object()])
+def test_authobject_that_returns_what_cannot_be_written(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="^authobject: user, password or response must be str, not "):
+        Conversation("X", from_authobject(lambda: wrong))
 
 
 def test_authobject_that_has_nothing_to_say() -> None:

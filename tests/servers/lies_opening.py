@@ -248,7 +248,7 @@ AUTH = {
     "AUTH 354": auth({"AUTH": "354 go"}, no(354)),
     "AUTH 334, then 535": auth({"AUTH": "334 ", "response": "535 5.7.8 wrong"}, no(535), LOGIN),
     "AUTH 235 too early": auth({"AUTH": "235 2.7.0 welcome"}, sent(), LOGIN),
-    "AUTH 334 behind all that PLAIN has": auth({"AUTH": "334 more"}, no(501)),
+    "AUTH 334 behind all that PLAIN has": auth({"AUTH": "334 more"}, sent()),
     "AUTH 334 without text": auth({"AUTH": "334", "response": "334"}, sent(), LOGIN),
     "AUTH 334 without end": auth({"AUTH": "334 Pz8=", "response": ["334 Pz8="] * 50}, no(501), LOGIN),
     "AUTH 334 without end, and to the end": auth(
