@@ -24,7 +24,17 @@ from asmtp.protocol.reply import Reply
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Delivery", "Receipt", "Shipment", "envelope_of", "is_heavy", "refusals", "replies_of", "state_of"]
+__all__ = [
+    "Delivery",
+    "Receipt",
+    "Shipment",
+    "envelope_of",
+    "is_heavy",
+    "own_copy",
+    "refusals",
+    "replies_of",
+    "state_of",
+]
 
 
 @dataclass(slots=True)
@@ -101,6 +111,19 @@ def replies_of(error: BaseException) -> list[Reply]:
         text = error.smtp_error
         return [Reply(error.smtp_code, text if isinstance(text, bytes) else text.encode())]
     return []
+
+
+def own_copy(error: SMTPException) -> SMTPException:
+    """An exception of the caller's own, to be raised; its class is another where it is one that cannot be copied."""
+    try:
+        told = copy.copy(error)
+        told.__traceback__ = None
+        told.__cause__ = error.__cause__  # which a copy does not have
+    except Exception:  # a class of the caller's, with an __init__ of its own
+        told = SMTPException(str(error))
+        told.__cause__ = error
+    told.state = error.state
+    return told
 
 
 def envelope_of(item: Any) -> Envelope:
@@ -239,7 +262,7 @@ class Shipment:
             error = SMTPRecipientsRefused(self.refused)
             error.state = "refused"
         elif isinstance(error, SMTPException) and (receipt is not None or self.refused):
-            error = copy.copy(error)  # each caller's own, to be raised
+            error = own_copy(error)
         if isinstance(error, SMTPException):
             error.state = state_of(error)
             error.receipt = receipt

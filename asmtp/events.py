@@ -90,7 +90,9 @@ class Watch:
             return
         try:
             self._hook(Event(kind, self.number, self.server, seconds, fields))
-        except Exception:  # whoever only watches shall not stop the mail
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a CancelledError, say; whoever only watches shall not stop the mail
             logger.exception("on_event raised")
 
     # ---- for a session ----------------------------------------------------------------------

@@ -286,9 +286,10 @@ class Lane(AsyncSMTP):
             part.error = error
         except Exception as error:
             part.error = error
-        except asyncio.CancelledError as error:
+        except BaseException as error:  # a function of the caller's may raise anything
             part.error = error
-            raise
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+                raise
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         self._carried -= 1  # meanwhile the session counts it

@@ -127,8 +127,9 @@ class Outbox:
                 self._refused_for_some(part, outcome, source)
         elif part.withdrawn or not isinstance(error, Exception):
             # Nobody will ask, but the account has to be closed.
-            given_up = SMTPException("given up")
+            given_up = SMTPException("given up" if error is None else f"given up: {str(error) or type(error).__name__}")
             given_up.state = getattr(error, "state", None)
+            given_up.__cause__ = error
             shipment.failed_for(part.envelope.recipients, error if isinstance(error, Exception) else given_up)
         else:
             self._failed(part, error, source)

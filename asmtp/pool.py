@@ -302,13 +302,13 @@ class Pool:
             await lane.open()
             if not lane.is_connected:  # it was closed in the same breath
                 raise lane.session.error or SMTPServerDisconnected("Connection unexpectedly closed")
-        except Exception as error:
-            await lane.close()
+        except BaseException as error:
+            released = lane.close()
+            if _ends_tasks(error):
+                raise
+            await released
             self._not_opened(self._forget_opening(), error)
             return
-        except BaseException:
-            lane.close()
-            raise
         now = self.loop.time()
         source.lasting = None
         source.connect += (now - begun - source.connect) / 2
@@ -335,7 +335,7 @@ class Pool:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a mistake of ours: for the loop's exception handler
 
-    def _not_opened(self, opening: _Opening, error: Exception) -> None:
+    def _not_opened(self, opening: _Opening, error: BaseException) -> None:
         """A connection could not be opened."""
         now = self.loop.time()
         source = opening.source
@@ -364,7 +364,7 @@ class Pool:
             return -math.inf
         return now if all(other.hangs(now) for other in self._opening.values()) else failed.begun
 
-    def _turn_away(self, source: Source, error: Exception, until: float, begun: float) -> None:
+    def _turn_away(self, source: Source, error: BaseException, until: float, begun: float) -> None:
         """There is no connection for those that wait since `until` or longer, and will not be soon.
 
         Args:
@@ -580,6 +580,17 @@ class Pool:
             part.error = SMTPStateError("the mailer was closed")
             part.error.state = "not_sent"
             self._finish(part)
+
+
+def _ends_tasks(error: BaseException) -> bool:
+    """Whether it is not to be told to those who wait: the program ends, or the pool has cancelled the task.
+
+    A CancelledError out of a function of the caller's (a token's refresh that was shared, and cancelled) is neither.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
 
 def _is_answered(error: BaseException | None) -> bool:

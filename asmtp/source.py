@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import ssl
 
+from asmtp.delivery import own_copy
 from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.login import Logins
 from asmtp.policy import Rest, is_transient
@@ -48,7 +48,7 @@ class Source:
         self.name = relay.name
         self.rest = Rest()
         self.failed_at = -math.inf
-        self.lasting: Exception | None = None
+        self.lasting: BaseException | None = None
         self.connect = 0.05
         self.service = 0.001
         self.sessions = Sessions()
@@ -69,7 +69,7 @@ class Source:
         """Seconds after which a connection that is being opened is taken to hang."""
         return max(HANGING, 3 * self.connect)
 
-    def failed(self, now: float, error: Exception, chance: float) -> None:
+    def failed(self, now: float, error: BaseException, chance: float) -> None:
         """It could not be reached, or is of no use.
 
         Args:
@@ -89,17 +89,16 @@ class Source:
         soon = self.failed_at + ALONE
         return soon if alone and self.lasting is None else max(soon, self.rest.until)
 
-    def no_connection(self, error: Exception) -> SMTPException:
+    def no_connection(self, error: BaseException) -> SMTPException:
         """What a message is told that there was no connection for: an exception of its own."""
         if isinstance(error, SMTPException):
-            told = copy.copy(error)
-            told.__traceback__ = None
-            told.__cause__ = error.__cause__
+            told = own_copy(error)
             told.state = error.state or "not_sent"
             return told
         # A certificate that does not fit, or a token that cannot be had: it will not be better in a second.
         lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError)
-        told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {error}")
+        why = str(error) or type(error).__name__
+        told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
         told.__cause__ = error
         told.state = "not_sent"
         return told

@@ -359,14 +359,15 @@ class Connection(asyncio.BufferedProtocol):
         await self._writable.wait()
         task = asyncio.current_task()
         self._feeder = None if task is None else (exchange, task)
+        before = 0 if task is None else task.cancelling()  # who has caught a cancellation may send all the same
         try:
             piece = await anext(pieces, None)
         except asyncio.CancelledError:
             # The connection ended while the caller's iterator kept us waiting; unless others cancel, too.
-            if not self._ended(exchange) or task is None or task.uncancel():
+            if not self._ended(exchange) or task is None or task.uncancel() > before:
                 raise
             return
-        except Exception as error:
+        except BaseException as error:  # a function of the caller's may raise anything
             self._feeder = None  # this is no longer what the exchange would have to cut short
             self.session.abort(exchange, error)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -11,9 +11,11 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
+from asmtp.events import Watch
 
-from .mailing import items
+from .mailing import items, mailer
 from .servers.background import in_background
+from .servers.relay import Relay, relaying
 from .servers.script import listening
 
 LETTER = (b"hello", "a@x.example", "b@y.example")
@@ -174,3 +176,94 @@ def test_silence_in_a_program_that_blocks(monkeypatch: pytest.MonkeyPatch) -> No
             posting.send(*LETTER)
         assert caught.value.state == "not_sent"
         assert [delivery.state for delivery in posting.send_all(items(3))] == ["not_sent"] * 3
+
+
+# ---- what functions of the caller's raise --------------------------------------------------------
+
+
+class TokenError(asmtp.SMTPException):
+    """One that cannot be copied."""
+
+    def __init__(self, code: int, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+
+
+class Odd(BaseException):
+    """Nobody expects it."""
+
+
+RAISED = {
+    "CancelledError": asyncio.CancelledError,
+    "not to be copied": lambda: TokenError(400, "invalid_grant"),
+    "KeyError": lambda: KeyError("access_token"),
+    "OSError": lambda: OSError("net down"),
+    "BaseException": Odd,
+}
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("what", RAISED)
+@pytest.mark.parametrize("where", ["token", "mechanism"])
+@pytest.mark.parametrize("retry", [None, asmtp.Retry()])
+async def test_what_a_login_raises_ends_the_message(what: str, where: str, retry: asmtp.Retry | None) -> None:
+    """With its cause, in bounded time, and without asking again and again."""
+    asked = 0
+
+    async def token(fresh: bool) -> str:
+        nonlocal asked
+        asked += 1
+        raise RAISED[what]()
+
+    def mechanism(credentials: Any) -> Generator[bytes, bytes, None]:
+        nonlocal asked
+        asked += 1
+        raise RAISED[what]()
+        yield b""
+
+    relay = Relay(("PIPELINING", "AUTH XOAUTH2 X-ODD"))
+    login: dict[str, Any] = {"token": token} if where == "token" else {"mechanisms": [("X-ODD", mechanism)]}
+    async with relaying(relay), mailer(relay, username="kim", tls="none", retry=retry, **login) as posting:
+        with pytest.raises(asmtp.SMTPException) as caught:
+            await posting.send(*LETTER)
+        assert caught.value.state == "not_sent"
+        assert type(caught.value.__cause__) is type(RAISED[what]())
+        assert now() < 5
+        assert asked <= 3
+        states = {delivery.state async for delivery in posting.send_all(items(20))}
+        assert states == {"not_sent"}
+        assert asked <= 2 * now() + 2
+
+
+@pytest.mark.parametrize("what", RAISED)
+async def test_what_content_raises_ends_the_message(what: str) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"Subject: half\r\n\r\n"
+        raise RAISED[what]()
+
+    relay = Relay(("PIPELINING",))
+    async with relaying(relay), mailer(relay, connections=1) as posting:
+        made = RAISED[what]()
+        with pytest.raises(type(made) if isinstance(made, Exception) else asmtp.SMTPException) as caught:
+            await posting.send(cast("Any", content()), "a@x.example", "b@y.example")
+        assert isinstance(made, Exception) or type(caught.value.__cause__) is type(made)
+        await posting.send(*LETTER)
+    assert [letter.content for letter in relay.letters] == [b"hello\r\n"]
+
+
+@pytest.mark.parametrize("what", RAISED)
+async def test_what_watches_raises_is_logged(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    def watch(event: asmtp.Event) -> None:
+        raise RAISED[what]()
+
+    async with relaying(Relay()) as relay, mailer(relay, on_event=watch) as posting:
+        assert (await posting.send(*LETTER)).complete
+    assert "on_event raised" in caplog.text
+
+
+async def test_the_program_is_ended_by_what_watches() -> None:
+    def watch(event: asmtp.Event) -> None:
+        raise SystemExit(3)
+
+    watching = Watch("relay", watch)
+    with pytest.raises(SystemExit):
+        watching.closed("so")
