@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
+import select
+import selectors
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
+from types import BuiltinFunctionType
 from typing import Any, TypeVar, cast
 
 from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
@@ -18,7 +23,7 @@ from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD
 from asmtp.transport import Connection
 
-__all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive"]
+__all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive", "in_task", "new_selector"]
 
 T = TypeVar("T")
 
@@ -28,12 +33,15 @@ def drive(loop: asyncio.AbstractEventLoop, client: DrivenSMTP, coroutine: Corout
 
     It does what `run_until_complete` does, without a task and without the passes of the loop that starting,
     waking and ending one take: a third of the time of a short command.  What needs a task (a time-out, a
-    cancel scope) cannot be driven so.
+    cancel scope) cannot be driven so: see :func:`in_task`.
+
+    Whatever ends it from outside, as an exception out of a signal handler does, ends the connection: nobody drives
+    what was left in the middle any more.
     """
     try:
         while True:
-            asyncio._set_running_loop(loop)
             try:
+                asyncio._set_running_loop(loop)
                 future = coroutine.send(None)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
@@ -53,8 +61,48 @@ def drive(loop: asyncio.AbstractEventLoop, client: DrivenSMTP, coroutine: Corout
                 if connection is not None:
                     connection.on_finished = loop.stop
                 loop.run_forever()
+                if client.struck is not None:
+                    raise client.struck
+    except BaseException:
+        if inspect.getcoroutinestate(coroutine) != inspect.CORO_CLOSED:  # it is not what raised that
+            client.abort()
+        raise
     finally:
+        asyncio._set_running_loop(None)  # once more: a signal can have struck in front of the other one
         coroutine.close()
+
+
+async def in_task(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that needs a task, in what is driven."""
+    return await asyncio.get_running_loop().create_task(coroutine)
+
+
+def new_selector() -> selectors.BaseSelector:
+    """Return what a private loop waits with: poll, not epoll, which a child process would share."""
+    if isinstance(getattr(select, "poll", None), BuiltinFunctionType):
+        return selectors.PollSelector()
+    return _yielding(selectors.DefaultSelector)()  # Windows; or gevent or eventlet have put their own in its place
+
+
+@functools.cache
+def _yielding(kind: type[selectors.BaseSelector]) -> type[selectors.BaseSelector]:
+    class Yielding(kind):  # type: ignore[valid-type, misc]  # it is known at run time
+        """Runs no loop while it waits: another greenlet goes on in this thread meanwhile, and may run its own."""
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            return without_loop(super().select, timeout)
+
+    return Yielding
+
+
+def without_loop(function: Callable[..., T], *args: Any) -> T:
+    """Call a function as if no loop ran in this thread."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        return function(*args)
+    finally:
+        asyncio._set_running_loop(loop)
 
 
 class _AuditedSession(Session):
@@ -77,6 +125,27 @@ class DrivenSMTP(AsyncSMTP):
 
     _session_class = _AuditedSession
     facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
+    struck: BaseException | None = None  # what was raised in a callback of the loop's, as by a signal handler
+
+    def strike(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep what was raised in a callback or a transport of the loop's, which tells its exception handler."""
+        error = context.get("exception")
+        if error is None or "future" in context:
+            loop.default_exception_handler(context)
+        else:
+            self.struck = error
+            loop.stop()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is under way that nobody will fetch by hand."""
+        return self._session.load > sum(not exchange.done for exchange in self._by_hand)
+
+    def abort(self) -> None:
+        """End the connection at once: nothing that has not left leaves any more, and no goodbye is said."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
 
     def connection_of(self, future: asyncio.Future[Any]) -> Connection | None:
         """The connection, if what it owes is all that is awaited."""
@@ -95,22 +164,18 @@ class DrivenSMTP(AsyncSMTP):
         return connection is not None and connection.readable()
 
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
-        return function(*args)
+        return without_loop(function, *args)
 
     async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
-        # As if no loop ran here: nobody who wrote blocking code expects one, and it may be asyncio.run that he calls.
-        loop = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
-        try:
-            return function(*args)
-        finally:
-            asyncio._set_running_loop(loop)
+        # Nobody who wrote blocking code expects a loop, and it may be asyncio.run that he calls.
+        return without_loop(function, *args)
 
     async def _name_under_tls(self) -> None:
         return None  # as in smtplib: a facade's `ehlo`, which may be a subclass's, says it when it is needed
 
     async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        return list(without_loop(look_up))
 
     def _welcome(self, greeting: Reply) -> bool:
         return greeting.code == 220

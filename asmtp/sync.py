@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import datetime
 import functools
-import selectors
 import socket
 import ssl
 import sys
@@ -21,12 +20,12 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, wait
 from email.message import Message
-from typing import Any, Generic, Self, TypeVar, Unpack, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast
 
 from asmtp import transport
 from asmtp.auth import AuthObjects
 from asmtp.body import Content
-from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive
+from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -58,6 +57,8 @@ from asmtp.tls import context_from_files, verifying_context
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
+S = TypeVar("S", bound="SMTP")
 _DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
@@ -67,6 +68,21 @@ def _timeouts(value: Any) -> float | None | Timeouts:
         return value  # type: ignore[no-any-return]
     default = socket.getdefaulttimeout()
     return Timeouts() if default is None else default
+
+
+_NESTED = "a call in the middle of another one: from a signal handler, or from a callback"
+
+
+def _one_call(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Keep other threads out of a method that consists of several calls."""
+
+    @functools.wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._entry():
+            self._check_entered()
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class _Kept(Generic[T]):
@@ -119,6 +135,8 @@ class SMTP(AuthObjects):
         source_address: tuple[str, int] | None = None,
         **options: Unpack[Options],
     ) -> None:
+        self._lock = threading.RLock()  # held by who calls
+        self._driver: int | None = None  # the thread in which a call is in mid-exchange
         self._host = host
         self.timeout = timeout
         self._client = self._client_class("", 0, None, _timeouts(timeout), source_address, **options)
@@ -138,39 +156,67 @@ class SMTP(AuthObjects):
 
     @staticmethod
     def _new_loop() -> asyncio.AbstractEventLoop:
-        # Whatever the policy makes for others.  poll, not epoll: that one a child process would share.
-        poll = getattr(selectors, "PollSelector", None)
-        return asyncio.SelectorEventLoop(poll() if poll is not None else None)
+        # Whatever the policy makes for others.
+        return asyncio.SelectorEventLoop(new_selector())
+
+    def _entry(self) -> contextlib.AbstractContextManager[Any]:
+        """What a call holds, so that others wait; `_check_entered` comes next."""
+        if self._driver == threading.get_ident():
+            raise SMTPStateError(_NESTED)
+        return self._lock
+
+    def _check_entered(self) -> None:
+        if self._driver is not None:  # by this thread, which waits for a helper
+            raise SMTPStateError(_NESTED)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
-        """Run the private loop until `coroutine` is done; `task`: it needs to be one."""
+        """Run the private loop until `coroutine` is done; `task`: it needs to be one.
+
+        Raises:
+            SMTPStateError: this is called in the middle of another call, by a signal handler or a callback.
+        """
+        try:
+            with self._entry():
+                self._check_entered()
+                return self._run_alone(coroutine, task)
+        finally:
+            coroutine.close()  # it may not even have begun
+
+    def _run_alone(self, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         loop = self._loop
         if loop is None:
             loop = self._loop = self._new_loop()
+            loop.set_exception_handler(self._client.strike)
         if asyncio._get_running_loop() is None:
             return self._run_here(loop, coroutine, task)
         # Called from async code: it blocks, as smtplib would, but it works.
         work = functools.partial(self._run_here, loop, coroutine, task)
-        try:
-            return _in_thread(work, functools.partial(self._interrupt, loop))
-        finally:
-            coroutine.close()  # it may not even have begun
+        return _in_thread(work, functools.partial(self._interrupt, loop))
 
     def _run_here(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         driven = self._client
         driven.trace = self._trace if self.debuglevel > 0 else None
-        if driven.readable():
-            # A 421 or EOF that came meanwhile must not be paired with the next command.
-            loop.call_soon(loop.stop)
-            loop.run_forever()
         try:
-            return loop.run_until_complete(coroutine) if task else drive(loop, driven, coroutine)
+            self._driver = threading.get_ident()
+            if driven.readable():
+                # A 421 or EOF that came meanwhile must not be paired with the next command.
+                drive(loop, driven, asyncio.sleep(0))
+            result = drive(loop, driven, in_task(coroutine) if task else coroutine)
+            if driven.struck is not None:
+                raise driven.struck
+            return result
         except BaseException as error:
-            if not isinstance(error, Exception):  # Ctrl-C: interrupt at once, and never use the connection again
-                driven.close()
-                _cancel_tasks(loop)
+            # What has left an exchange in the middle, of any class: nobody goes on with it.
+            struck, driven.struck = driven.struck, None
+            if struck is not None or driven.unfinished:
+                driven.abort()
+            if tasks := asyncio.all_tasks(loop):
+                drive(loop, driven, _cancelled(tasks))
+            if struck is not None and struck is not error:
+                raise struck from error
             raise
         finally:
+            self._driver = driven.struck = None
             if not driven.is_connected:
                 self._release()
 
@@ -178,7 +224,7 @@ class SMTP(AuthObjects):
         """Have a call that a helper thread runs end now."""
 
         def end() -> None:
-            self._client.close()
+            self._client.abort()
             for task in asyncio.all_tasks(loop):
                 task.cancel()
 
@@ -194,6 +240,7 @@ class SMTP(AuthObjects):
             # Where this is called from async code (or by the garbage collector there), that has to wait.
             outer = asyncio._get_running_loop()
             asyncio._set_running_loop(None)
+            loop._thread_id = None  # type: ignore[attr-defined]  # it may have been interrupted as it ended a run
             try:
                 drive(loop, self._client, _last_passes(released))
             finally:
@@ -255,6 +302,7 @@ class SMTP(AuthObjects):
 
     # ---- connecting and leaving -------------------------------------------------------------
 
+    @_one_call
     def connect(self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
         """Connect to a server and return its greeting, whatever it is.
 
@@ -283,6 +331,7 @@ class SMTP(AuthObjects):
     def __enter__(self) -> Self:
         return self
 
+    @_one_call
     def __exit__(self, *args: object) -> None:
         try:
             code, message = self.docmd("QUIT")
@@ -293,6 +342,7 @@ class SMTP(AuthObjects):
         finally:
             self.close()
 
+    @_one_call
     def close(self) -> None:
         """Close the connection, without QUIT."""
         self._release()
@@ -341,6 +391,7 @@ class SMTP(AuthObjects):
         """EHLO (LHLO for LMTP); what the server offers is in `esmtp_features` then."""
         return self._run(self._client.ehlo(name))
 
+    @_one_call
     def ehlo_or_helo_if_needed(self) -> None:
         """EHLO, or HELO if that is refused, unless either was said before.
 
@@ -414,6 +465,7 @@ class SMTP(AuthObjects):
         self.ehlo_or_helo_if_needed()
         return self._run(self._client.starttls(context=context), task=True)
 
+    @_one_call
     def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
     ) -> Reply:
@@ -435,11 +487,13 @@ class SMTP(AuthObjects):
         except BaseException as error:
             unproven = isinstance(error, SMTPAuthenticationError) and error.smtp_code == UNPROVEN
             if unproven or self._client.in_exchange:
-                self.close()
+                self._client.abort()
+                self._release()
             raise
         self._client.authenticated = True
         return conversation.reply
 
+    @_one_call
     def login(
         self,
         user: str,
@@ -478,6 +532,7 @@ class SMTP(AuthObjects):
 
     # ---- sending ----------------------------------------------------------------------------
 
+    @_one_call
     def sendmail(
         self,
         from_addr: str,
@@ -513,6 +568,7 @@ class SMTP(AuthObjects):
             error.state = error.state or "not_sent"
             raise
 
+    @_one_call
     def send_message(
         self,
         msg: Message[Any, Any],
@@ -559,12 +615,10 @@ def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
             thread.join()
 
 
-def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
+async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks))
+    await asyncio.wait(tasks)
 
 
 async def _last_passes(released: Awaitable[None]) -> None:

@@ -144,6 +144,8 @@ class Connection(asyncio.BufferedProtocol):
         self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
         self._poll: Callable[[float], bool] | None = None
         self._quickack = False
+        self._says_goodbye = True
+        self._process = os.getpid()  # a fork has the same socket
         self.proxied = False
         self.on_lost: Callable[[], None] | None = None  # called once, when there is no connection any more
         self.on_closed: Callable[[str], None] | None = None  # the same, with the reason
@@ -239,7 +241,8 @@ class Connection(asyncio.BufferedProtocol):
         if session.closed:
             self._stop_timer()
             # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
-            self.transport.close()
+            if self._says_goodbye and self._process == os.getpid():
+                self.transport.close()
             self.transport.abort()
         elif self._timer is None:
             self._start_timer()
@@ -446,9 +449,15 @@ class Connection(asyncio.BufferedProtocol):
         return self._poll(seconds)
 
     def read(self) -> bool:
-        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it."""
+        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it.
+
+        The loop sees to TLS, to what the kernel could not take yet, and to a deadline that is near.
+        """
         transport = self.transport
-        if not _READV or transport.get_extra_info("sslcontext") is not None or not self.readable(self._tick):
+        if not _READV or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size():
+            return False
+        timer = self._timer
+        if (timer is not None and timer.when() <= self._loop.time()) or not self.readable(self._tick):
             return False
         try:
             octets = os.readv(transport.get_extra_info("socket").fileno(), [self._incoming])
@@ -464,6 +473,11 @@ class Connection(asyncio.BufferedProtocol):
         self._flush()
         if not self._begun:
             self._lost.set()
+
+    def abort(self) -> None:
+        """Close at once, without what transports do first: asyncio's would write again what it was interrupted in."""
+        self._says_goodbye = False
+        self.close()
 
     def cut(self) -> None:
         """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""

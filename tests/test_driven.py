@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
+import selectors
 import signal
 import socket
 import threading
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive
+from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
 from asmtp.protocol.reply import Reply
 
 from .conftest import Certificates
@@ -177,6 +179,73 @@ def test_an_interruption_closes_the_coroutine(place: str, facade: Facade) -> Non
     assert ended == ["closed" if place == "in the loop" else "interrupted"]
 
 
+def test_in_a_task(facade: Facade) -> None:
+    async def work() -> str:
+        assert asyncio.current_task() is not None
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        return "done"
+
+    assert facade(in_task(work())) == "done"
+
+
+def test_what_is_raised_in_a_callback(facade: Facade) -> None:
+    async def work() -> None:
+        facade.loop.call_soon(divmod, 1, 0)
+        await facade.loop.create_future()
+
+    facade.loop.set_exception_handler(facade.client.strike)
+    with pytest.raises(ZeroDivisionError):
+        facade(work())
+    assert isinstance(facade.client.struck, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "context", [{}, {"exception": ValueError("lost"), "future": None}], ids=["no exception", "lost"]
+)
+def test_what_else_the_loop_tells(context: dict[str, Any], facade: Facade, caplog: pytest.LogCaptureFixture) -> None:
+    facade.client.strike(facade.loop, {"message": "something", **context})
+    assert facade.client.struck is None
+    assert [record.getMessage().partition("\n")[0] for record in caplog.records] == ["something"]
+
+
+@pytest.mark.parametrize("poll", [True, False], ids=["poll", "none"])
+def test_a_selector(poll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gevent puts a class in the place of the function, eventlet takes it away, and Windows has none."""
+    if not poll:
+        monkeypatch.delattr(select, "poll")
+    selector = new_selector()
+    assert isinstance(selector, selectors.PollSelector) is poll
+    left, right = socket.socketpair()
+    with left, right:
+        selector.register(left, selectors.EVENT_READ)
+        right.send(b"x")
+        assert [key.fileobj for key, _ in selector.select(5)] == [left]
+        selector.close()
+
+
+def test_no_loop_runs_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes on in this thread meanwhile, in another greenlet, may run one of its own."""
+    running: list[Any] = []
+
+    class Green(selectors.SelectSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            running.append(asyncio._get_running_loop())
+            return super().select(timeout)
+
+    with monkeypatch.context() as patch:
+        patch.delattr(select, "poll")
+        patch.setattr(selectors, "DefaultSelector", Green)
+        loop = asyncio.SelectorEventLoop(new_selector())
+    seen: list[Any] = []
+    loop.call_soon(lambda: seen.append(asyncio._get_running_loop()))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert running == [None]
+    assert seen == [loop]
+
+
 # ---- a client, driven -----------------------------------------------------------------------------
 
 
@@ -221,6 +290,38 @@ def test_deadlines_hold(loop: asyncio.AbstractEventLoop) -> None:
         with pytest.raises(asmtp.SMTPTimeoutError, match=r"no answer to a command within 0\.02 seconds"):
             facade(facade.client.noop())
         facade.close()
+
+
+@pytest.mark.parametrize("limit", [0.05, asmtp.Timeouts(command=0.05)], ids=["all", "one"])
+def test_deadlines_hold_where_a_reply_drips_in(limit: Any, loop: asyncio.AbstractEventLoop) -> None:
+    async def for_ever(peer: Peer) -> None:
+        peer.transport.write(b"250-")
+        while not peer.closed.is_set():
+            peer.transport.write(b"x")
+            await asyncio.sleep(0.001)
+
+    facade = Facade(loop, DrivenSMTP(local_hostname="client.example", timeout=limit))
+    with script_at([send("220 hi"), expect("noop"), for_ever]) as server:
+        facade.connect("127.0.0.1", server.port)
+        with pytest.raises(asmtp.SMTPTimeoutError, match=r"no answer to a command within 0\.05 seconds"):
+            facade(facade.client.noop())
+        facade.close()
+
+
+def test_what_does_not_fit_the_send_buffer_leaves(loop: asyncio.AbstractEventLoop) -> None:
+    """It waits until the kernel takes more, and does not look for the reply meanwhile."""
+    with relay_at(Relay(("PIPELINING",))) as relay:
+        sock = socket.create_connection(("127.0.0.1", relay.port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        facade = Facade(loop, DrivenSMTP(local_hostname="client.example", sock=sock))
+        facade.connect("", 0)
+        facade(facade.client.ehlo())
+        assert facade.client._connection is not None
+        facade.client._connection._tick = 3600.0  # how long it reads without looking up
+        for _ in range(3):
+            assert facade(facade.client.sendmail("a@b", "c@d", b"x" * 60_000)) == {}
+        facade.close()
+    assert [len(letter.content) for letter in relay.letters] == [60_002] * 3
 
 
 def test_under_tls(loop: asyncio.AbstractEventLoop, certificates: Certificates) -> None:

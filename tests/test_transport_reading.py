@@ -18,7 +18,7 @@ from asmtp.tls import Handshake
 from asmtp.transport import Connection, open_connection
 
 from .conftest import Certificates
-from .servers.script import Peer, Step, expect, fin, nothing_more, rst, scripted, send, until
+from .servers.script import Peer, Step, expect, fin, nothing_more, read_all, rst, scripted, send, until
 
 # The loop that a facade makes.
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -88,6 +88,42 @@ async def test_what_is_encrypted_is_left_to_the_loop(certificates: Certificates)
         assert not connection.read()
         connection.close()
         await connection.wait_closed()
+
+
+async def test_what_the_kernel_has_not_taken_is_left_to_the_loop() -> None:
+    """To look for the reply meanwhile would keep it from leaving, for up to a second at a time."""
+    async with waiting_for(read_all) as (connection, _, _):
+        connection._tick = 60  # how long it would look
+        connection.transport.pause_reading()
+        connection.transport.write(b"x" * 50_000_000)
+        assert connection.transport.get_write_buffer_size()
+        assert not connection.read()
+        connection.abort()
+
+
+async def test_a_deadline_is_left_to_the_loop() -> None:
+    """A reply that drips in would keep it from being seen."""
+    async with waiting_for(send("250-one"), nothing_more) as (connection, exchange, _):
+        assert connection._timer is not None
+        connection._timer.cancel()
+        connection._timer = asyncio.get_running_loop().call_later(60, connection._watch)
+        assert connection.readable()
+        assert connection.read()
+        connection._timer.cancel()
+        connection._timer = asyncio.get_running_loop().call_later(0, connection._watch)
+        assert not connection.read()
+        assert not exchange.done
+
+
+async def test_abort() -> None:
+    """Nothing leaves any more, and no goodbye is said, whatever asyncio has not seen leave."""
+    async with waiting_for(nothing_more) as (connection, exchange, peer):
+        connection.session.start(dialogue.single(b"quit\r\n"), alone=True)
+        connection.abort()
+        await peer.closed.wait()
+        assert connection.transport.is_closing()
+        with pytest.raises(SMTPServerDisconnected, match="closed on our side"):
+            await connection.finished(exchange)
 
 
 async def test_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
