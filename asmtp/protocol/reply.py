@@ -16,6 +16,12 @@ MAX_LINE = 8192
 MAX_REPLY = 65536
 """Octets of one reply with all its lines."""
 
+MAX_KEPT = 1 << 20
+"""Octets that all replies of one transaction may have, not counting short lines; see `ReplyReader.kept`."""
+
+SHORT = 512
+"""Octets that are kept of a reply beyond that: a line as RFC 5321 §4.5.3.1.5 allows it."""
+
 # RFC 5321 §4.2: three digits.  Which class a reply has is judged by who awaits it, not here.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 
@@ -82,7 +88,7 @@ class ReplyReader:
     """
 
     __slots__ = (
-        "_code", "_lines", "_partial", "_redact", "_seen", "_size", "closing", "error", "max_line", "max_reply",
+        "_code", "_lines", "_partial", "_redact", "_seen", "_size", "closing", "error", "kept", "max_line", "max_reply",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +103,7 @@ class ReplyReader:
         self.max_reply = max_reply
         self.error: SMTPProtocolError | None = None
         self.closing = False  # a 421 has come
+        self.kept = 0  # octets of the replies to what is under way, which whoever owns the reader sets to 0 at its end
         self._seen = _SEEN if max_line >= 80 else {}  # none is in it that is over the limit
         self._partial = bytearray()  # the line whose end has not come yet
         self._lines: list[bytes] = []  # the texts of the reply whose last line has not come yet
@@ -160,11 +167,12 @@ class ReplyReader:
         text = line[4:].strip(b" \t\r")
         if not self._lines:
             if mark != b"-":
+                if len(line) >= 80:
+                    return self._reply(code, text)
                 reply = Reply(code, text)
-                if len(line) < 80:
-                    if len(self._seen) >= 1000:
-                        self._seen.clear()
-                    self._seen[line] = reply
+                if len(self._seen) >= 1000:
+                    self._seen.clear()
+                self._seen[line] = reply
                 return reply
             self._code = code
             self._size = 0
@@ -178,9 +186,14 @@ class ReplyReader:
         self._code = code
         if mark == b"-":
             return None
-        reply = Reply(code, b"\n".join(self._lines))
+        reply = self._reply(code, b"\n".join(self._lines))
         self._lines.clear()
         return reply
+
+    def _reply(self, code: int, text: bytes) -> Reply:
+        """A reply, cut short where those before it have taken what there is room for."""
+        self.kept += len(text)
+        return Reply(code, text if self.kept <= MAX_KEPT else text[:SHORT])
 
     def _error(self, code: int, what: str, line: bytes | bytearray) -> SMTPProtocolError:
         return SMTPProtocolError(code, f"{what}: {printable(self._redact(bytes(line)))}".encode())

@@ -461,6 +461,7 @@ class Session:
         """The dialogue is over."""
         self._unanswered -= exchange.size
         exchange.size = 0
+        self._reader.kept = 0
         if exchange.done:
             return
         exchange.done = True

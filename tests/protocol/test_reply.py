@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asmtp.errors import SMTPProtocolError
-from asmtp.protocol.reply import _SEEN, MAX_LINE, MAX_REPLY, Reply, ReplyReader, printable
+from asmtp.protocol.reply import _SEEN, MAX_KEPT, MAX_LINE, MAX_REPLY, SHORT, Reply, ReplyReader, printable
 
 
 def read(data: bytes, **limits: int) -> tuple[list[Reply], SMTPProtocolError | None]:
@@ -183,6 +183,20 @@ def test_reply_limit_is_for_each_reply() -> None:
     replies, error = read_pieces([data * 3], max_reply=500)
     assert len(replies) == 3
     assert error is None
+
+
+@pytest.mark.parametrize("lines", [1, 10], ids=["one line", "ten lines"])
+def test_replies_of_one_transaction_are_bounded_together(lines: int) -> None:
+    reader = ReplyReader()
+    line = b"x" * 6000
+    data = (b"250-" + line + b"\r\n") * (lines - 1) + b"250 " + line + b"\r\n"
+    fit = MAX_KEPT // len(b"\n".join([line] * lines))
+    replies = [reply for _ in range(fit + 3) for reply in reader.feed(data)]
+    whole = b"\n".join([line] * lines)
+    assert [reply.message for reply in replies] == [whole] * fit + [whole[:SHORT]] * 3
+    reader.kept = 0
+    assert reader.feed(data) == [(250, whole)]
+    assert reader.error is None
 
 
 def test_a_reply_without_end_is_stopped_at_the_limit() -> None:

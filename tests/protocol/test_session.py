@@ -40,6 +40,32 @@ def test_lock_step_servers_get_one_at_a_time() -> None:
     assert result.settled
 
 
+@shapes
+def test_replies_are_bounded_for_each_message(shape: str) -> None:
+    """What a server says to a thousand recipients is not kept whole, nor taken from the next message's share."""
+    session = opened(shape)()
+    line = "x" * 6000
+    for _ in range(2):
+        exchange = session.start(_many(session, 400))
+        said = "\r\n".join([f"250-{line}"] * 9 + [f"250 {line}\r\n"]).encode()
+        while not exchange.done:
+            session.output()
+            session.receive_data(said)
+        taken = exchange.result
+        assert len(taken) == 400
+        assert len(taken[0].message) == 60_009
+        assert len(taken[-1].message) == 512
+        assert sum(len(reply.message) for reply in taken) < 1_300_000
+
+
+def _many(session: Session, count: int) -> Dialogue:
+    """So many commands, one after the other."""
+    taken = []
+    for number in range(count):
+        taken += yield Group(b"noop\r\n", (Event.other,), last=number == count - 1)
+    return taken
+
+
 def test_a_command_rides_behind_a_message() -> None:
     text = """
         start one
