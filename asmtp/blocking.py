@@ -72,7 +72,8 @@ class Mailer:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {repr(self._mailer).partition(' ')[2]}"
+        shown = repr(getattr(self, "_mailer", None))  # the constructor may have raised
+        return f"<{type(self).__module__}.{type(self).__name__} {shown.partition(' ')[2] or '>'}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Have its settings pickled and copied; a copy has a thread, and connections, of its own."""

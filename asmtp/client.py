@@ -78,6 +78,10 @@ class AsyncSMTP(Commands):
     default_port = SMTP_PORT
     default_tls: TLSMode | None = None
     _session_class = Session
+    # What `repr` shows of one whose constructor has raised.
+    _host = ""
+    _port = 0
+    _connection: Connection | None = None
 
     def __init__(
         self,
@@ -121,7 +125,7 @@ class AsyncSMTP(Commands):
         self._on_event = options.get("on_event")
         self._watch: Watch | None = None
         self._session = self._new_session()
-        self._connection: Connection | None = None
+        self._connection = None
         self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
         self._sock_taken = False
         self._greeted = asyncio.Lock()

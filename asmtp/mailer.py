@@ -167,7 +167,8 @@ class AsyncMailer:
         self._retried = 0  # in event loops that are no more
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in self._relays)}>"
+        relays = getattr(self, "_relays", ())  # the constructor may have raised
+        return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in relays)}>"
 
     def __getstate__(self) -> dict[str, Any]:
         """Have its settings pickled and copied, not what it is doing: it comes out as one that was not used."""

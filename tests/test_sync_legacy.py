@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from email.message import EmailMessage
 from typing import Any
@@ -429,6 +430,41 @@ def test_what_old_code_reaches_through_the_module() -> None:
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(asmtp.socket.error):  # type: ignore[attr-defined]
             asmtp.SMTP("127.0.0.1", sock.getsockname()[1], timeout=5)
+
+
+class Bad:
+    """Has no use as any argument."""
+
+    def __iter__(self) -> Any:
+        raise ValueError("bad")
+
+
+MADE = {
+    "AsyncSMTP": lambda: asmtp.AsyncSMTP("h", local_hostname="a\nb"),
+    "AsyncSMTP_SSL": lambda: asmtp.AsyncSMTP_SSL("h", local_hostname="a\nb"),
+    "AsyncLMTP": lambda: asmtp.AsyncLMTP("h", timeout=-1),
+    "SMTP": lambda: asmtp.SMTP(tls="bogus"),  # type: ignore[arg-type]
+    "AsyncMailer": lambda: asmtp.AsyncMailer("smtp://h:99999"),
+    "Mailer": lambda: asmtp.Mailer("smtp://h:99999"),
+    "Envelope": lambda: asmtp.Envelope("a@b.example", Bad()),  # type: ignore[arg-type]
+    "Relay": lambda: asmtp.Relay("h", 99999),
+    "Retry": lambda: asmtp.Retry(attempts=-1),
+    "Rate": lambda: asmtp.Rate(-1),
+    "Timeouts": lambda: asmtp.Timeouts(command=-1),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_was_half_made_can_be_shown(name: str) -> None:
+    """Error reporters show what the frames of a traceback hold, at the very moment of a wrong argument."""
+    shown: list[str] = []
+    with pytest.raises((ValueError, TypeError)) as caught:
+        MADE[name]()
+    for frame, _ in traceback.walk_tb(caught.value.__traceback__):
+        for value in frame.f_locals.values():
+            if type(value).__module__.startswith("asmtp"):
+                shown.append(repr(value))
+    assert any(name in text for text in shown), shown
 
 
 def test_the_class_has_the_attributes_of_its_objects() -> None:

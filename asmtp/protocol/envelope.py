@@ -181,7 +181,8 @@ class Envelope:
         return cls(sender, recipients, mail_options, rcpt_options, content=message, **requests)
 
     def __repr__(self) -> str:
-        return f"Envelope({self.sender!r}, {list(self.recipients)!r})"
+        # The constructor may have raised.
+        return f"Envelope({getattr(self, 'sender', None)!r}, {list(getattr(self, 'recipients', ()))!r})"
 
     def only(self, places: Iterable[int]) -> Envelope:
         """The same for some of the recipients: those at `places`."""
