@@ -54,7 +54,8 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         if len(content) <= WHOLE:
             return whole(to_octets(content)), None
         is_ascii = not isinstance(content, memoryview) and content.isascii()
-        return Body(None, await _wire_size(content), eight_bit=not is_ascii), _slices(content)
+        head = bytes(content[:WHOLE])
+        return Body(None, await _wire_size(content), eight_bit=not is_ascii, head=head), _slices(content)
     if isinstance(content, os.PathLike):
         file = await _opened(content, offload)
         return Body(None, _size(file), eight_bit=True), _Reading(file, offload, close=True)

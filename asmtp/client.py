@@ -446,9 +446,9 @@ class AsyncSMTP(Commands):
         try:
             outcome = await self._try_transaction(envelope, body, pieces)
         except BaseException as error:
-            self._watch.delivered(None, error, clock() - begun)
+            self._watch.delivered(envelope, body.head, None, error, clock() - begun)
             raise
-        self._watch.delivered(outcome, None, clock() - begun)
+        self._watch.delivered(envelope, body.head, outcome, None, clock() - begun)
         return outcome
 
     async def _try_transaction(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:

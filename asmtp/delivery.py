@@ -153,9 +153,12 @@ def is_heavy(item: Any) -> bool:
 def _each_once(envelope: Envelope) -> Envelope:
     """A recipient that is listed twice gets the message once."""
     recipients = envelope.recipients
-    if len(recipients) == 1 or len(first := dict.fromkeys(recipients)) == len(recipients):
+    if len(recipients) == 1 or len(set(recipients)) == len(recipients):
         return envelope
-    return envelope.only([recipients.index(who) for who in first])
+    first: dict[str, int] = {}
+    for place, who in enumerate(recipients):
+        first.setdefault(who, place)
+    return envelope.only(list(first.values()))
 
 
 class Shipment:

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import smtplib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from asmtp.delivery import Receipt
 
 __all__ = [
     "DeliveryState",
@@ -34,6 +37,9 @@ __all__ = [
 
 DeliveryState = Literal["sent", "refused", "not_sent", "in_doubt"]
 
+_TEXT = 500  # characters of a reply that stand in a sentence
+_NAMED = 3  # recipients that a sentence names
+
 
 class SMTPException(smtplib.SMTPException):
     """Base class of every exception that asmtp raises on its own account.
@@ -47,7 +53,15 @@ class SMTPException(smtplib.SMTPException):
     """
 
     state: DeliveryState | None = None
-    receipt: Any = None  # a Receipt, which is of a floor above
+    receipt: Receipt | None = None
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same message may fare better later, and cannot be delivered twice by that.
+
+        That is where the server said 4yz (RFC 5321 §4.2.1), or cannot have it as the connection failed.
+        """
+        return False
 
 
 class SMTPStateError(SMTPException):
@@ -63,6 +77,11 @@ class SMTPNotSupportedError(SMTPException, smtplib.SMTPNotSupportedError):
 class SMTPServerDisconnected(SMTPException, smtplib.SMTPServerDisconnected):
     """The connection is gone, or was never made."""
 
+    @property
+    def transient(self) -> bool:
+        """Whether the server cannot have the message, and it may be sent again."""
+        return self.state == "not_sent"
+
 
 class SMTPTimeoutError(SMTPServerDisconnected, TimeoutError):
     """No answer within the time allowed for the phase that the message names; the connection is closed."""
@@ -71,10 +90,15 @@ class SMTPTimeoutError(SMTPServerDisconnected, TimeoutError):
 class SMTPResponseException(SMTPException, smtplib.SMTPResponseException):
     """The server's reply was not the one needed.
 
+    As a str it is a sentence; `args` and repr are those of smtplib.
+
     Attributes:
         smtp_code: the reply code, an int.
         smtp_error: the text of the reply, bytes.
     """
+
+    def __str__(self) -> str:
+        return _said(self.smtp_code, self.smtp_error)
 
     @property
     def transient(self) -> bool:
@@ -89,9 +113,15 @@ class SMTPProtocolError(SMTPServerDisconnected, SMTPResponseException):
     `smtp_error` says what was wrong, with a printable, shortened copy of what the server sent.
     """
 
+    def __str__(self) -> str:
+        return _said(-1, self.smtp_error)  # the words are ours, not those of a reply
+
 
 class SMTPSenderRefused(SMTPResponseException, smtplib.SMTPSenderRefused):
     """The sender was refused: see `smtp_code`, `smtp_error` and `sender`."""
+
+    def __str__(self) -> str:
+        return f"sender {_line(self.sender or '<>')}: {super().__str__()}"
 
 
 class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
@@ -100,6 +130,14 @@ class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
     def __init__(self, recipients: Any) -> None:
         # Tests and mocks make it by hand, and of anything, which smtplib keeps as it is.
         super().__init__(dict(recipients) if isinstance(recipients, Mapping) else recipients)
+
+    def __str__(self) -> str:
+        refused: Any = self.recipients
+        if not isinstance(refused, Mapping) or not all(_is_reply(reply) for reply in refused.values()):
+            return super().__str__()
+        named = [f"{_line(who)}: {_said(*reply)}" for who, reply in list(refused.items())[:_NAMED]]
+        more = [f"and {len(refused) - _NAMED:,} more"] if len(refused) > _NAMED else []
+        return "; ".join(named + more) or "every recipient was refused"
 
     @property
     def transient(self) -> bool:
@@ -133,3 +171,21 @@ class SMTPAuthenticationError(SMTPResponseException, smtplib.SMTPAuthenticationE
     def __str__(self) -> str:
         told = super().__str__()
         return f"{told}; {self.advice}" if self.advice else told
+
+
+def _is_reply(reply: Any) -> bool:
+    return isinstance(reply, tuple) and len(reply) == 2
+
+
+def _said(code: Any, text: Any) -> str:
+    """Return a reply as it stands in a sentence; without its code, where that is -1."""
+    line = _line(text)
+    return line if code == -1 else f"{code} {line}".rstrip()
+
+
+def _line(text: Any) -> str:
+    """Return text of others as one line, printable, and short: a server may send anything."""
+    words = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
+    line = words[: _TEXT + 1].replace("\n", " ")
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line[:_TEXT])
+    return f"{line}..." if len(words) > _TEXT else line

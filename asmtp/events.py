@@ -11,6 +11,8 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from asmtp.errors import SMTPRecipientsRefused
+from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.state import Event as Command
@@ -27,6 +29,11 @@ logger = logging.getLogger("asmtp")
 
 _numbers = itertools.count(1)
 _BDAT = re.compile(rb"(?:\A|(?<=\r\n))BDAT [0-9]+(?: LAST)?\r\n")
+_HEADER = 1 << 16  # octets in which a Message-ID is looked for
+_MESSAGE_ID = re.compile(
+    rb"(?:\A|(?<=[\r\n]))message-id[ \t]*:(?:[ \t]|\r\n[ \t]|\n[ \t])*([^\s\0-\x1f\x7f]+)", re.IGNORECASE
+)
+_EMPTY_LINE = re.compile(rb"\A[\r\n]|\r\n\r\n|\n\r?\n|\r\r")
 _CONTENT = frozenset({Command.content, Command.dot})
 
 
@@ -42,8 +49,10 @@ class Event:
             * ``"login"``: a mechanism was tried, for `seconds` (`mechanism`, `code`: the reply's, or -1).
             * ``"write"``: commands or content left in one write (`commands`: their names, `octets`).
             * ``"replies"``: came in one read (`codes`).
-            * ``"delivery"``: a transaction has ended, after `seconds` (`state`, `accepted`, `refused`: how many
-              recipients, `error`: the exception, or None).
+            * ``"delivery"``: a transaction has ended, after `seconds` (`state`; `accepted`, `refused`: how many
+              recipients, all of them where the whole message was refused; `error`: the exception, or None;
+              `message_id`: of its header, None where it has none, or is read from a file or an iterator; `envid`: as
+              the caller gave it, or None).
             * ``"close"``: the connection is gone (`reason`).
         connection: its number, counted in this process.
         server: "host:port", or the path of a Unix socket.
@@ -133,11 +142,31 @@ class Watch:
         self.tell("login", seconds, mechanism=mechanism, code=code)
         self._log.debug("login with %s: %d, in %.3f s", mechanism, code, seconds)
 
-    def delivered(self, outcome: Outcome | None, error: BaseException | None, seconds: float) -> None:
-        """A transaction has ended; with neither outcome nor error where it was withdrawn before it was written."""
-        accepted, refused = (len(outcome.accepted), len(outcome.refused)) if outcome is not None else (0, 0)
+    def delivered(
+        self,
+        envelope: Envelope,
+        content: object,
+        outcome: Outcome | None,
+        error: BaseException | None,
+        seconds: float,
+    ) -> None:
+        """A transaction has ended; with neither outcome nor error where it was withdrawn before it was written.
+
+        Args:
+            content: the message, or its beginning; what is not bytes is not looked into.
+        """
         state = "sent" if outcome is not None else getattr(error, "state", None) or "not_sent"
-        self.tell("delivery", seconds, state=state, accepted=accepted, refused=refused, error=error)
+        accepted = refused = 0
+        if outcome is not None:
+            accepted, refused = len(outcome.accepted), len(outcome.refused)
+        elif isinstance(error, SMTPRecipientsRefused):
+            refused = len(error.recipients)
+        elif state == "refused":
+            refused = len(envelope.recipients)
+        if self._hook is not None:
+            message_id = _message_id(content) if isinstance(content, bytes) else None
+            told = {"state": state, "accepted": accepted, "refused": refused, "error": error}
+            self.tell("delivery", seconds, **told, message_id=message_id, envid=envelope.envid)
         if outcome is not None:
             self._log.debug("sent to %d recipients (%d refused), in %.3f s", accepted, refused, seconds)
         else:
@@ -147,6 +176,14 @@ class Watch:
         """The connection is gone."""
         self.tell("close", reason=reason)
         self._log.debug("closed: %s", reason)
+
+
+def _message_id(content: bytes) -> str | None:
+    """Return the Message-ID of a message's header; it ends at the first empty line."""
+    found = _MESSAGE_ID.search(content, 0, _HEADER)
+    if found is None or _EMPTY_LINE.search(content, 0, found.start()):
+        return None
+    return found[1].decode("ascii", "backslashreplace")
 
 
 def _names(group: Group) -> tuple[str, ...]:

@@ -87,7 +87,8 @@ class Part:
         assert exchange is not None
         self.outcome, self.error = exchange.result, exchange.error
         if lane.watch is not None:
-            lane.watch.delivered(self.outcome, self.error, clock() - self.begun)
+            content = self.shipment.content
+            lane.watch.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
         lane.over(self)
 
 
@@ -253,7 +254,7 @@ class Lane(AsyncSMTP):
         except Exception as error:  # whatever it is, it is this message's
             part.error = error
             if self.watch is not None:
-                self.watch.delivered(None, error, 0.0)
+                self.watch.delivered(part.envelope, octets, None, error, 0.0)
             self.over(part)
             return
         # It is told by way of `set_result`, which may be before `start` returns.

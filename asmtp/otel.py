@@ -77,7 +77,9 @@ class Telemetry:
         for accepted, count in ((True, event.fields["accepted"]), (False, event.fields["refused"])):
             if count:
                 self._recipients.add(count, {**server, "smtp.accepted": accepted})
-        told = {**server, "smtp.state": state, "smtp.accepted": event.fields["accepted"]}
+        told = {**server, "smtp.state": state}
+        told |= {f"smtp.{name}": event.fields[name] for name in ("accepted", "refused")}
+        told |= {f"smtp.{name}": value for name in ("message_id", "envid") if (value := event.fields.get(name))}
         if error is not None:
             told["error.type"] = type(error).__qualname__
         self._span("smtp send", event, told, None if error is None else str(error))

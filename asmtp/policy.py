@@ -10,12 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from asmtp.errors import (
-    SMTPNotSupportedError,
-    SMTPRecipientsRefused,
-    SMTPResponseException,
-    SMTPServerDisconnected,
-)
+from asmtp.errors import SMTPException
 from asmtp.protocol.reply import Reply
 
 __all__ = ["Pace", "Rate", "Rest", "Retry", "any_throttling", "is_crowded", "is_throttling", "is_transient"]
@@ -26,11 +21,7 @@ def is_transient(error: Exception) -> bool:
 
     That is where the server cannot have it and the connection was to blame, or the server said 4yz (RFC 5321 §4.2.1).
     """
-    if isinstance(error, SMTPNotSupportedError):
-        return False
-    if isinstance(error, SMTPServerDisconnected):
-        return error.state == "not_sent"
-    return isinstance(error, SMTPResponseException | SMTPRecipientsRefused) and error.transient
+    return isinstance(error, SMTPException) and error.transient
 
 
 # What servers say when they are sent too much: there is no code for it, and 4.7.x says "policy" of greylisting too.

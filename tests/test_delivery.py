@@ -437,3 +437,23 @@ def test_at_the_beginning_nothing_is_known() -> None:
     made = shipment(A, B)
     assert (made.began, made.started, made.attempts, made.open, made.parts) == (None, 1000.0, 0, 0, [])
     assert (made.accepted, made.refused, made.failed, made.reply) == ({}, {}, {}, None)
+
+
+def test_duplicates_among_very_many_recipients_are_found_in_one_pass() -> None:
+    """Each costs a look, not a search through all the others: counted by how often addresses are compared."""
+    compared = 0
+
+    class Counted(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    everyone = [Counted(f"user{number}@x.example") for number in range(2_000)]
+    twice = [*everyone, Counted("user1999@x.example"), Counted("user7@x.example")]
+    made = Shipment(None, Envelope("a@b.example", twice, content=b"hi"), lambda shipment: None, 0.0)
+    assert list(made.envelope.recipients) == everyone
+    assert compared < 10_000

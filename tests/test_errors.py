@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import smtplib
+from typing import Any
 
 import pytest
 
@@ -135,3 +136,72 @@ def test_recipients_are_a_copy() -> None:
     error = SMTPRecipientsRefused(given)
     given.clear()
     assert error.recipients == {"b@x": (550, b"no")}
+
+
+REFUSED = {f"{number}@x": (550, b"5.1.1 no such user") for number in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (SMTPDataError(554, b"5.6.0 spam\nsee our site"), "554 5.6.0 spam see our site"),
+        (SMTPResponseException(550, "a str, as mocks have it"), "550 a str, as mocks have it"),
+        (SMTPAuthenticationError(535, b""), "535"),
+        (SMTPSenderRefused(550, b"no", "a@x"), "sender a@x: 550 no"),
+        (SMTPSenderRefused(550, b"no", ""), "sender <>: 550 no"),
+        (SMTPProtocolError(-1, b"not a reply: 'x'"), "not a reply: 'x'"),
+        (SMTPRecipientsRefused({"nobody@example.com": (550, b"5.1.1 no such user")}),
+         "nobody@example.com: 550 5.1.1 no such user"),
+        (SMTPRecipientsRefused({who: REFUSED[who] for who in ("1@x", "2@x", "3@x")}),
+         "1@x: 550 5.1.1 no such user; 2@x: 550 5.1.1 no such user; 3@x: 550 5.1.1 no such user"),
+        (SMTPRecipientsRefused(REFUSED),
+         "0@x: 550 5.1.1 no such user; 1@x: 550 5.1.1 no such user; 2@x: 550 5.1.1 no such user; and 2 more"),
+        (SMTPRecipientsRefused({}), "every recipient was refused"),
+        (SMTPRecipientsRefused(["b@x"]), "['b@x']"),
+        (SMTPRecipientsRefused({"b@x": "no"}), "{'b@x': 'no'}"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_as_a_sentence(error: SMTPException, sentence: str) -> None:
+    assert str(error) == sentence
+    kind = getattr(smtplib, type(error).__name__, smtplib.SMTPResponseException)
+    same = kind(*error.args)
+    assert repr(error) == repr(same).replace(kind.__name__, type(error).__name__, 1)
+
+
+@pytest.mark.parametrize("kind", [SMTPDataError, SMTPSenderRefused, SMTPRecipientsRefused, SMTPProtocolError])
+def test_what_a_server_sends_is_printable_and_short_in_a_sentence(kind: type[SMTPException]) -> None:
+    text = b"\x1b[2J\x07\xff\xe2\x80\xae no\r\nsent: ok \xc3\xa9" + b"x" * 5000
+    arguments = {
+        SMTPDataError: (550, text), SMTPSenderRefused: (550, text, "a\n@x"),
+        SMTPRecipientsRefused: ({"a\n@x": (550, text)},), SMTPProtocolError: (-1, text),
+    }  # fmt: skip
+    told = str(kind(*arguments[kind]))
+    assert told.isprintable()
+    assert "\\x1b[2J\\x07" in told
+    assert "\u00e9" in told
+    assert told.endswith("...")
+    assert len(told) < 1100
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "transient"),
+    [
+        (SMTPException("x"), "not_sent", False),
+        (SMTPStateError("x"), "not_sent", False),
+        (SMTPNotSupportedError("x"), "not_sent", False),
+        (SMTPServerDisconnected("x"), "not_sent", True),
+        (SMTPServerDisconnected("x"), "in_doubt", False),
+        (SMTPServerDisconnected("x"), None, False),
+        (SMTPTimeoutError("x"), "not_sent", True),
+        (SMTPProtocolError(-1, b"x"), "not_sent", True),
+        (SMTPProtocolError(450, b"x"), "in_doubt", False),
+        (SMTPSenderRefused(450, b"x", "a@x"), "refused", True),
+    ],
+)
+def test_whether_it_may_fare_better_later(error: SMTPException, state: Any, transient: bool) -> None:
+    """Each has it, so that nobody needs to ask for the class first."""
+    error.state = state
+    assert error.transient is transient
+    assert is_transient(error) is transient
+    assert error.receipt is None

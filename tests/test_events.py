@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.events import Watch, _commands
+from asmtp.events import Watch, _commands, _message_id
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.state import Event as Command
 
@@ -48,7 +48,8 @@ async def test_a_connection_from_its_begin_to_its_end(certificates: Certificates
     assert told["tls"].fields["version"].startswith("TLSv1.")
     assert told["tls"].fields["resumed"] is False
     assert told["login"].fields == {"mechanism": "CRAM-MD5", "code": 235}
-    assert told["delivery"].fields == {"state": "sent", "accepted": 1, "refused": 0, "error": None}
+    sent = {"state": "sent", "accepted": 1, "refused": 0, "error": None, "message_id": None, "envid": None}
+    assert told["delivery"].fields == sent
     assert told["close"].fields == {"reason": "connection closed on our side"}
     written = [event.fields["commands"] for event in events if event.kind == "write"]
     assert written == [
@@ -65,7 +66,49 @@ async def test_a_delivery_that_is_none() -> None:
         with pytest.raises(asmtp.SMTPRecipientsRefused) as caught:
             await smtp.sendmail(SENDER, [WHO], b"hi\r\n")
         [event] = [event for event in events if event.kind == "delivery"]
-        assert event.fields == {"state": "refused", "accepted": 0, "refused": 0, "error": caught.value}
+        told = {"state": "refused", "accepted": 0, "refused": 1, "error": caught.value}
+        assert event.fields == {**told, "message_id": None, "envid": None}
+
+
+LETTER = b"Subject: hi\r\nMESSAGE-ID:\r\n <1@a.example>\r\n\r\nhi\r\n"
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+@pytest.mark.parametrize("verb", ["RCPT", "MAIL", "DATA", None])
+async def test_which_message_it_was_and_who_was_refused(verb: str | None, size: int) -> None:
+    """Whatever was refused, all of its recipients are counted, and the message is named, through both classes."""
+    events: list[asmtp.Event] = []
+    server = Relay(("PIPELINING", "DSN"), answer=lambda said, line: "550 no" if said == verb else None)
+    message = LETTER + b"x" * size
+    who = [WHO, f"2{WHO}"]
+    async with relaying(server):
+        url = f"smtp://127.0.0.1:{server.port}"
+        async with asmtp.AsyncMailer(url, on_event=events.append) as mailer:
+            await asyncio.gather(mailer.send(message, SENDER, who, envid="17"), return_exceptions=True)
+        async with asmtp.AsyncSMTP("127.0.0.1", server.port, on_event=events.append) as smtp:
+            await asyncio.gather(smtp.sendmail(SENDER, who, message, envid="17"), return_exceptions=True)
+    told = [event.fields for event in events if event.kind == "delivery"]
+    assert [(one["message_id"], one["envid"]) for one in told] == [("<1@a.example>", "17")] * 2
+    counts = (2, 0) if verb is None else (0, 2)
+    assert [(one["accepted"], one["refused"]) for one in told] == [counts] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"Message-ID: <1@x>\r\n\r\nhi", "<1@x>"),
+        (b"Message-Id :<1@x>", "<1@x>"),
+        (b"Subject: a\nmessage-id: <1@x>\n\nhi", "<1@x>"),
+        (b"Subject: a\r\n\r\nMessage-ID: <1@x>\r\n", None),
+        (b"\r\nMessage-ID: <1@x>\r\n", None),
+        (b"Message-ID:\r\n\r\nhi", None),
+        (b"X-Message-ID: <1@x>\r\n\r\nhi", None),
+        (b"Message-ID: <\xff\x1b@x>\r\n\r\nhi", "<\\xff"),
+        (b"", None),
+    ],
+)
+def test_the_message_id(content: bytes, found: str | None) -> None:
+    assert _message_id(content) == found
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
@@ -96,7 +139,8 @@ async def test_a_message_that_is_withdrawn() -> None:
         sending[1].cancel()
         await asyncio.wait(sending[1:2])
         told = [event.fields for event in events if event.kind == "delivery"]
-        assert told == [{"state": "not_sent", "accepted": 0, "refused": 0, "error": None}]
+        nothing = {"message_id": None, "envid": None}
+        assert told == [{"state": "not_sent", "accepted": 0, "refused": 0, "error": None, **nothing}]
         mailer.abort()
         await asyncio.gather(*sending, return_exceptions=True)
 

@@ -95,7 +95,11 @@ async def test_what_fails() -> None:
     assert set(failed) == {"smtp send", "smtp login"}
     assert failed["smtp send"].attributes["error.type"] == "SMTPRecipientsRefused"
     assert failed["smtp send"].attributes["smtp.state"] == "refused"
+    assert failed["smtp send"].attributes["smtp.refused"] == 1
+    assert failed["smtp send"].status.description == f"{WHO}: 550 5.1.1 no"
     assert failed["smtp login"].attributes["smtp.code"] == 535
+    [counted] = collected.metrics["smtp.client.recipients"]
+    assert (counted.value, counted.attributes["smtp.accepted"]) == (1, False)
     assert [point.value for point in collected.metrics["smtp.client.connections"]] == [1]
     await smtp.close()
     assert [point.value for point in collected.metrics["smtp.client.connections"]] == [0]
@@ -106,11 +110,13 @@ def test_servers_and_events_of_all_kinds() -> None:
     collected.telemetry(Event("close", 1, "mx:25", 0.0, {"reason": "never open"}))
     collected.telemetry(Event("write", 1, "mx:25", 0.0, {}))
     collected.telemetry(Event("connect", 1, "/run/lmtp", 0.5, {"code": 220}))
-    fields = {"state": "sent", "accepted": 1, "refused": 2, "error": None}
+    fields = {"state": "sent", "accepted": 1, "refused": 2, "error": None, "message_id": "<1@x>", "envid": None}
     collected.telemetry(Event("delivery", 1, "::1:25", 0.5, fields))
     connect, send = collected.spans
     assert dict(connect.attributes) == {"server.address": "/run/lmtp", "smtp.code": 220}
     assert (send.attributes["server.address"], send.attributes["server.port"]) == ("::1", 25)
+    assert send.attributes["smtp.message_id"] == "<1@x>"
+    assert "smtp.envid" not in send.attributes
     assert 0.4e9 < connect.end_time - connect.start_time < 0.6e9
     counted = {point.attributes["smtp.accepted"]: point.value for point in collected.metrics["smtp.client.recipients"]}
     assert counted == {True: 1, False: 2}

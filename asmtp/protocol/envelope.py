@@ -193,6 +193,11 @@ class Envelope:
         return part
 
     @property
+    def envid(self) -> str | None:
+        """The identifier that was given for the server to return (RFC 3461 §4.4)."""
+        return None if self._parameters is None else self._parameters.envid
+
+    @property
     def international(self) -> bool:
         """Whether an address has a local part that is not ASCII, and so needs SMTPUTF8 (RFC 6531 §3.2)."""
         unusual = [quoted[1:-1] for quoted in self._paths if not quoted.isascii()]

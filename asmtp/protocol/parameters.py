@@ -156,6 +156,11 @@ class Parameters:
         self._notify = f" NOTIFY={_notify(get('notify'))}" if "notify" in self._requests else ""
         self._asked = self._written()
 
+    @property
+    def envid(self) -> str | None:
+        """The identifier that is asked to come back, as it was given."""
+        return self._requests.get("envid")
+
     def _written(self) -> dict[str, list[str]]:
         """The parameters of MAIL, by the extension that they are of."""
         get = self._requests.get

@@ -51,14 +51,16 @@ class Body:
         data: all of it, or None: it is streamed, and pulled in pieces.
         size: its octets with CRLF line ends (at least; a file's are not counted), or None if that is not known.
         eight_bit: whether it has octets over 127.
+        head: its first octets, where they are at hand: for who tells of it.
     """
 
-    __slots__ = ("data", "eight_bit", "size")
+    __slots__ = ("data", "eight_bit", "head", "size")
 
-    def __init__(self, data: bytes | None, size: int | None, *, eight_bit: bool) -> None:
+    def __init__(self, data: bytes | None, size: int | None, *, eight_bit: bool, head: bytes = b"") -> None:
         self.data = data
         self.size = size
         self.eight_bit = eight_bit
+        self.head = head if data is None else data
 
 
 class NotBegun(SMTPException):
