@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from email.message import Message
 from typing import IO, Any, Self, TypeAlias
 
-from asmtp.protocol.content import to_octets, wire_size
+from asmtp.protocol.content import line_end, to_octets, wire_size
 from asmtp.protocol.message import flatten, weight
 from asmtp.protocol.transaction import Body
 
@@ -55,7 +55,8 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
             return whole(to_octets(content)), None
         is_ascii = not isinstance(content, memoryview) and content.isascii()
         head = bytes(content[:WHOLE])
-        return Body(None, await _wire_size(content), eight_bit=not is_ascii, head=head), _slices(content)
+        size = await _wire_size(content) + line_end(content)
+        return Body(None, size, eight_bit=not is_ascii, head=head), _slices(content)
     if isinstance(content, os.PathLike):
         file = await _opened(content, offload)
         return Body(None, _size(file), eight_bit=True), _Reading(file, offload, close=True)

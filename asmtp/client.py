@@ -156,7 +156,7 @@ class AsyncSMTP(Commands):
         """What there is to see of the socket; None without a connection."""
         if not self.is_connected or self._connection is None:
             return None
-        return transport.SocketView(self._connection.transport, self.timeouts.command)
+        return transport.SocketView(self._connection, self.timeouts.command, self.close)
 
     @property
     def trace(self) -> Callable[[str, bytes], None] | None:

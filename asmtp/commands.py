@@ -25,7 +25,7 @@ from asmtp.events import Watch, clock
 from asmtp.login import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, require_auth
 from asmtp.options import TLSMode, Token
 from asmtp.protocol import dialogue
-from asmtp.protocol.command import command, gate, options_text
+from asmtp.protocol.command import command, options_text
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
 from asmtp.protocol.extensions import Extensions
@@ -190,7 +190,7 @@ class Commands(AuthObjects):
         return await self._ask("expn", address)
 
     async def _ask(self, verb: str, address: str) -> Reply:
-        gate(address, "address")
+        path(address, "address")  # what MAIL and RCPT refuse
         bare = email.utils.parseaddr(address)[1] or address
         line = command(verb, bare, argument="address", encoding=self.command_encoding)
         reply: Reply = await self._run(dialogue.single(line))

@@ -21,7 +21,7 @@ from asmtp.protocol.exchange import Exchange, Group
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD
-from asmtp.transport import Connection
+from asmtp.transport import Connection, SocketView
 
 __all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive", "in_task", "new_selector"]
 
@@ -146,6 +146,15 @@ class DrivenSMTP(AsyncSMTP):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
+
+    def view(self, timeout: float | None, close: Callable[[], object]) -> SocketView:
+        """What there is to see of the socket of the connection that there is.
+
+        Args:
+            timeout: the facade's, in seconds.
+            close: the facade's.
+        """
+        return SocketView(self._live(), timeout, close)
 
     def connection_of(self, future: asyncio.Future[Any]) -> Connection | None:
         """The connection, if what it owes is all that is awaited."""

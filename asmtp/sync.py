@@ -257,12 +257,20 @@ class SMTP(AuthObjects):
 
     @property
     def sock(self) -> transport.SocketView | None:
-        """What there is to see of the socket; None without a connection."""
-        view = self._client.sock
-        if view is not None:
-            timeout = self.timeout.command if isinstance(self.timeout, Timeouts) else self.timeout
-            view.settimeout(self._default_timeout if timeout is _DEFAULT_TIMEOUT else timeout)
-        return view
+        """What there is to see of the socket; None without a connection.  To set it to None closes the connection."""
+        if not self._client.is_connected:
+            return None
+        timeout = self.timeout.command if isinstance(self.timeout, Timeouts) else self.timeout
+        return self._client.view(self._default_timeout if timeout is _DEFAULT_TIMEOUT else timeout, self.close)
+
+    @sock.setter
+    def sock(self, sock: None) -> None:
+        if sock is not None:
+            raise TypeError(
+                "sock: a connected socket is given to the constructor, as sock=, and used by connect();"
+                " TLS is begun by starttls()"
+            )
+        self.close()
 
     local_hostname: _Kept[str] = _Kept("What EHLO says this machine is called.")
     source_address: _Kept[tuple[str, int] | None] = _Kept("(host, port) to bind to before connecting.")
@@ -655,7 +663,8 @@ class SMTP_SSL(SMTP):
         context = context_from_files(keyfile, certfile, context)
         if context is not None:
             options["ssl_context"] = context
-        super().__init__(host, port, local_hostname, timeout, source_address, **options)
+        # By its name, as in smtplib: mix-ins between the two have other arguments.
+        SMTP.__init__(self, host, port, local_hostname, timeout, source_address, **options)
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -690,4 +699,6 @@ class LMTP(SMTP):
     ) -> None:
         # smtplib's default keeps "host:port" from being understood; ours does not.
         port = 0 if port == LMTP_PORT else port
-        super().__init__(host, port, local_hostname, timeout, source_address, **options)
+        super().__init__(
+            host, port, local_hostname=local_hostname, source_address=source_address, timeout=timeout, **options
+        )

@@ -62,22 +62,50 @@ class Owner(Protocol):
 
 
 class SocketView:
-    """What there is to see of the connection's socket; reading and writing is the connection's own business."""
+    """What there is to see of the connection's socket; reading and writing is the connection's own business.
 
-    __slots__ = ("_socket", "_ssl", "_timeout")
+    Args:
+        connection: it.
+        timeout: what gettimeout() says unless settimeout() was called, in seconds.
+        close: closes the connection.
+    """
 
-    def __init__(self, transport: asyncio.Transport, timeout: float | None) -> None:
-        self._socket = transport.get_extra_info("socket")
-        self._ssl: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    __slots__ = ("_connection", "_socket", "_ssl", "_timeout", "close")
+
+    def __init__(self, connection: Connection, timeout: float | None, close: Callable[[], object]) -> None:
+        self._connection = connection
+        self._socket = connection.transport.get_extra_info("socket")
+        self._ssl: ssl.SSLObject | None = connection.transport.get_extra_info("ssl_object")
         self._timeout = timeout
+        self.close = close
+
+    def __getattr__(self, name: str) -> Any:
+        why = ""
+        if hasattr(socket.socket, name):
+            why = "; what is read and written is the connection's business: there are docmd(), send() and getreply()"
+        raise AttributeError(f"sock has no {name!r}{why}", name=name, obj=self)
 
     def settimeout(self, timeout: float | None) -> None:
-        """What gettimeout() shall say, in seconds; deadlines are set with the constructor's `timeout`."""
-        self._timeout = timeout
+        """Limit every phase on this connection from now on, in seconds; None: without limit.
+
+        Raises:
+            ValueError, TypeError: no number above 0.
+        """
+        self._connection.limit(Timeouts.of(timeout))
 
     def gettimeout(self) -> float | None:
         """The time allowed for a command, in seconds."""
-        return self._timeout
+        connection = self._connection
+        return connection.timeouts.command if connection.limited else self._timeout
+
+    def setsockopt(self, *args: Any) -> None:
+        """Set an option of the socket."""
+        self._socket.setsockopt(*args)
+
+    def shutdown(self, how: int) -> None:
+        """Shut down one half of the socket or both: the connection ends."""
+        with socket.fromfd(self.fileno(), self.family, socket.SOCK_STREAM) as same:  # uvloop's view has no shutdown
+            same.shutdown(how)
 
     def fileno(self) -> int:
         """The file descriptor; -1 when closed."""
@@ -123,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, session: Session, timeouts: Timeouts) -> None:
         self.session = session
-        self.timeouts = timeouts
+        self.limited = False  # by `limit`
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it has begun
         self._begun = False
         self._loop = asyncio.get_running_loop()
@@ -134,9 +162,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
         self._lost = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._limits = {phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None}
-        # Progress is noticed at a tick, and the limit counts from there: ticks must be close.
-        self._tick = min(1.0, min(self._limits.values(), default=0.0) / 8)
+        self._set_limits(timeouts)
         self._since = 0.0  # when the last progress was seen
         self._seen = (0, 0)  # replies read, octets taken by the kernel, then
         self._written = 0
@@ -248,6 +274,19 @@ class Connection(asyncio.BufferedProtocol):
             self._start_timer()
 
     # ---- deadlines --------------------------------------------------------------------------
+
+    def _set_limits(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        self._limits = {phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None}
+        # Progress is noticed at a tick, and the limit counts from there: ticks must be close.
+        self._tick = min(1.0, min(self._limits.values(), default=0.0) / 8)
+
+    def limit(self, timeouts: Timeouts) -> None:
+        """Have other deadlines from now on, for what is awaited already, too."""
+        self.limited = True
+        self._set_limits(timeouts)
+        self._stop_timer()
+        self._start_timer()
 
     def _start_timer(self) -> None:
         if self._limits and (self.session.head is not None or self.session.paused):

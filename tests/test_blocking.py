@@ -52,7 +52,7 @@ def test_send() -> None:
             mailer.send(b"four", A, [B, "no@y.example"], require_all=True)
         assert (partly.value.state, list(partly.value.receipt.accepted)) == ("sent", [B])
     assert [letter.content.split()[-1] for letter in relay.letters] == [b"one", b"two", b"three", b"four"]
-    assert "mail from:<a@x.example> size=3 RET=HDRS" in relay.commands
+    assert "mail from:<a@x.example> size=5 RET=HDRS" in relay.commands
     assert "rcpt to:<b@y.example> NOTIFY=NEVER" in relay.commands
 
 

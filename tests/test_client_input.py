@@ -83,6 +83,19 @@ async def test_an_address_that_is_none(bad: str) -> None:
         assert relay.verbs == ["EHLO"]
 
 
+@pytest.mark.parametrize("bad", ["a@x.example> SIZE=1", "a@x.example, b@y.example", "a\ufffd@x.example"])
+async def test_vrfy_and_expn_refuse_what_mail_refuses(bad: str) -> None:
+    async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port, "me.example") as smtp:
+        await smtp.ehlo()
+        for call in (smtp.vrfy, smtp.verify, smtp.expn):
+            with pytest.raises(ValueError, match="^address: "):
+                await call(bad)
+        for call in (smtp.ehlo, smtp.helo):
+            with pytest.raises(ValueError, match="^local_hostname: "):
+                await call("me>" + bad)
+        assert relay.verbs == ["EHLO"]
+
+
 async def test_no_recipients() -> None:
     async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port, "me.example") as smtp:
         await smtp.ehlo()

@@ -119,8 +119,8 @@ async def test_the_next_envelope_rides_behind_the_last_dot(writes: list[bytes]) 
         writes.clear()
         await asyncio.gather(smtp.sendmail(SENDER, WHO, b"one"), smtp.sendmail("c@x.example", "d@y.example", b"two"))
         assert writes == [
-            b"mail from:<a@x.example> size=3\r\nrcpt to:<b@y.example>\r\ndata\r\n",
-            b"one\r\n.\r\nrset\r\nmail from:<c@x.example> size=3\r\nrcpt to:<d@y.example>\r\ndata\r\n",
+            b"mail from:<a@x.example> size=5\r\nrcpt to:<b@y.example>\r\ndata\r\n",
+            b"one\r\n.\r\nrset\r\nmail from:<c@x.example> size=5\r\nrcpt to:<d@y.example>\r\ndata\r\n",
             b"two\r\n.\r\n",
         ]
         assert [letter.sender for letter in relay.letters] == [SENDER, "c@x.example"]

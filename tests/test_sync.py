@@ -227,6 +227,41 @@ def test_no_limit() -> None:
         assert smtp.sock.gettimeout() is None
 
 
+def test_a_limit_that_is_set_on_the_socket_counts(virtual_time: Any) -> None:
+    with script_at([send("220 ready"), expect("noop"), silence]) as server, connected(asmtp, server) as smtp:
+        smtp.sock.settimeout(0.5)
+        assert smtp.sock.gettimeout() == 0.5
+        with pytest.raises(asmtp.SMTPTimeoutError, match=r"no answer to a command within 0\.5 seconds"):
+            smtp.noop()
+        assert smtp.sock is None
+
+
+@pytest.mark.parametrize("way", ["none", "close", "shutdown"])
+def test_the_socket_is_closed_by_hand(way: str) -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        smtp.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        assert smtp.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        kept = smtp.sock
+        if way == "none":
+            smtp.sock = None
+        elif way == "close":
+            smtp.sock.close()
+        else:
+            smtp.sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(asmtp.SMTPServerDisconnected):
+            smtp.noop()
+        kept.close()
+        assert smtp.connect("127.0.0.1", relay.port)[0] == 220
+        assert smtp.noop()[0] == 250
+
+
+def test_no_socket_is_set() -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        with socket.socket() as sock, pytest.raises(TypeError, match="^sock: a connected socket is given to the const"):
+            smtp.sock = sock
+        assert smtp.noop()[0] == 250
+
+
 @pytest.mark.parametrize(
     ("timeout", "shown", "limit"),
     [(17, 17, 17), (asmtp.Timeouts(command=23), 23, 23), (DEFAULT, None, 300)],

@@ -367,6 +367,38 @@ def test_steps_that_a_subclass_overrides(module: Any) -> None:
     assert "helo own.example" in relay.commands
 
 
+@BOTH
+def test_mix_ins_with_arguments_of_their_own(module: Any) -> None:
+    class Mixed(module.SMTP):  # type: ignore[misc]
+        def __init__(self, colour: str) -> None:
+            self.colour = colour
+
+    class Own(module.SMTP_SSL, Mixed):  # type: ignore[misc]
+        pass
+
+    assert Own(local_hostname="client.example").default_port == 465
+
+    class Keywords(module.SMTP):  # type: ignore[misc]
+        def __init__(self, host: str = "", port: int = 0, **options: Any) -> None:
+            self.options = options
+            super().__init__(host, port, **options)
+
+    class OwnLMTP(module.LMTP, Keywords):  # type: ignore[misc]
+        pass
+
+    assert set(OwnLMTP(local_hostname="client.example").options) == {"local_hostname", "source_address", "timeout"}
+
+
+def test_half_a_line_is_not_waited_for() -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        with pytest.raises(ValueError, match="^s: a command line without its end"):
+            smtp.send("NOOP")
+        assert smtp.noop()[0] == 250
+        smtp.send("NOOP\r\n")
+        assert smtp.getreply()[0] == 250
+    assert relay.verbs == ["NOOP", "NOOP"]
+
+
 def test_logging_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "smtplib", asmtp)
     inbox = Inbox("PIPELINING", "CHUNKING")

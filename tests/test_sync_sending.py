@@ -141,8 +141,8 @@ def test_a_refusal(module: Any, offers: tuple[str, ...], place: str) -> None:
         relay.answer = lambda verb, line: None
         if place == "DATA" and module is smtplib:  # which leaves this one to the caller
             smtp.rset()
-        assert smtp.sendmail(D, [D], "hello") == {}
-    assert relay.letters == [Letter(D, [D], b"hello\r\n", "size=5")]
+        assert smtp.sendmail(D, [D], "hello\r\n") == {}
+    assert relay.letters == [Letter(D, [D], b"hello\r\n", "size=7")]
 
 
 @BOTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AsItIs", "ContentEncoder", "encode_content", "to_octets", "wire_size"]
+__all__ = ["AsItIs", "ContentEncoder", "encode_content", "line_end", "to_octets", "wire_size"]
 
 
 class ContentEncoder:
@@ -82,6 +82,11 @@ def wire_size(chunk: bytes) -> int:
     """Octets of `chunk` with CRLF line ends, for SIZE (RFC 1870 §5: without stuffed dots)."""
     pairs = chunk.count(b"\r\n")
     return len(chunk) + chunk.count(b"\n") + chunk.count(b"\r") - 2 * pairs
+
+
+def line_end(content: bytes | bytearray | memoryview) -> int:
+    """Octets of the line end that content gets which has none at its end."""
+    return 0 if bytes(content[-1:]) in (b"", b"\r", b"\n") else 2
 
 
 def to_octets(content: str | bytes | bytearray | memoryview) -> bytes:

@@ -50,9 +50,16 @@ def single(line: bytes, event: Event = Event.other, phase: Phase = Phase.COMMAND
     return replies[0]
 
 
+_NOT_IN_NAMES = frozenset('<>"\\\ufffd')
+
+
 def hello(session: Session, verb: str, name: str) -> Dialogue:
     """EHLO, HELO or LHLO; what the server offers is kept in the session."""
+    if not isinstance(name, str):
+        raise TypeError(f"local_hostname must be str, not {type(name).__name__}")
     gate(f"{verb} {name}", "local_hostname")
+    if not _NOT_IN_NAMES.isdisjoint(name):
+        raise ValueError(f"local_hostname: not a host's name: {name!a}")
     line = command(verb, ascii_domain(name, "local_hostname"))
     group = Group(line, (Event.hello,))
     if verb.lower() != "helo":
@@ -154,6 +161,9 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False, command: b
 
     Args:
         command: a reply has to be due.
+
+    Raises:
+        ValueError: a command line that has no end.
     """
     if session.state is State.CONTENT:
         ended = data.endswith(b"\r\n.\r\n") or data == b".\r\n"
@@ -161,9 +171,9 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False, command: b
             raise SMTPStateError(f"no command is possible now: {session.state.value}")
         group = Group(data, (Event.dot if ended else Event.content,), int(ended), phase=Phase.FINAL)
     else:
-        lines = data.splitlines()
-        if not lines:
-            raise SMTPStateError("nothing to write")
+        if not data.endswith(b"\n"):
+            raise ValueError("s: a command line without its end: it would have no reply")
+        lines = data.split(b"\n")[:-1]
         events = tuple(verb_event(line, session.state) for line in lines)
         secret = secret or session.state is State.CHALLENGE or Event.auth in events
         group = Group(data, events, len(lines), secret=secret)

@@ -31,7 +31,7 @@ from asmtp.errors import (
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
-from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content
+from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
@@ -194,7 +194,9 @@ class Transaction:
         """SIZE and BODY for MAIL, from what the server offers and the content needs."""
         body = self.body
         text = ""
-        size = len(body.data) if self.envelope.binary and body.data is not None else body.size
+        size = body.size
+        if body.data is not None and size is not None:
+            size = len(body.data) if self.envelope.binary else size + line_end(body.data)
         if size is not None and "size" in extensions:
             limit = extensions.size
             if limit is not None and size > limit:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asmtp.errors import SMTPProtocolError, SMTPStateError
+from asmtp.errors import SMTPProtocolError
 from asmtp.protocol.dialogue import greeting, hello, raw_reply, raw_write, single, verb_event
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
@@ -303,10 +303,33 @@ def test_a_login_by_hand() -> None:
     assert set(seen) == {b"(not shown)", b"noop\r\n"}
 
 
-def test_nothing_by_hand() -> None:
+@pytest.mark.parametrize("line", [b"", b"NOOP", b"NOOP\r", b"NOOP\r\nNO"])
+def test_no_whole_line_by_hand(line: bytes) -> None:
     session = opened()()
-    exchange = session.start(raw_write(session, b""))
-    assert isinstance(exchange.error, SMTPStateError)
+    exchange = session.start(raw_write(session, line))
+    assert isinstance(exchange.error, ValueError)
+    assert session.output() == b""
+
+
+def test_a_lone_cr_by_hand_ends_no_line() -> None:
+    session = opened()()
+    exchange = session.start(raw_write(session, b"noop\rnoop\r\n"), raw=True)
+    session.receive_data(b"250 ok\r\n")
+    assert exchange.result == [(250, b"ok")]
+
+
+@pytest.mark.parametrize("name", ["me<you", "me>", 'me"', "me\\", "me\ufffd", "me\x85", "me\n"])
+def test_hello_with_what_is_no_name(name: str) -> None:
+    session = opened()()
+    exchange = session.start(hello(session, "ehlo", name))
+    assert isinstance(exchange.error, ValueError)
+    assert str(exchange.error).startswith("local_hostname: ")
+    assert session.output() == b""
+
+
+def test_hello_with_no_str() -> None:
+    session = opened()()
+    assert isinstance(session.start(hello(session, "ehlo", 5)).error, TypeError)  # type: ignore[arg-type]
     assert session.output() == b""
 
 
