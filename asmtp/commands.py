@@ -11,9 +11,8 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import anyio.to_thread
-
 from asmtp import transport
+from asmtp.aside import aside
 from asmtp.auth import AuthObjects
 from asmtp.errors import (
     SMTPAuthenticationError,
@@ -87,7 +86,7 @@ class Commands(AuthObjects):
 
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call what would block the loop, in a thread."""
-        return await anyio.to_thread.run_sync(function, *args)
+        return await aside(function, *args)
 
     @property
     def esmtp_features(self) -> Extensions:
@@ -456,7 +455,7 @@ class Commands(AuthObjects):
 
     async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the caller's that may block, in a thread; who is cancelled does not wait for it."""
-        return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+        return await aside(function, *args, abandon=True)
 
     async def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True

@@ -12,8 +12,7 @@ from email.message import Message
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack, cast
 
-import anyio.to_thread
-
+from asmtp.aside import aside
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
@@ -241,7 +240,7 @@ class AsyncMailer:
 
         given = message, envelope, arrived, time.time()
         if is_heavy(envelope):
-            shipment = await anyio.to_thread.run_sync(Shipment, *given, abandon_on_cancel=True)
+            shipment = await aside(Shipment, *given, abandon=True)
         else:
             shipment = Shipment(*given)
         outbox = self._begun()

@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Protocol, TypeVar
 
-import anyio.to_thread
-
+from asmtp.aside import aside
 from asmtp.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
 from asmtp.errors import SMTPStateError
 
@@ -160,7 +159,7 @@ class Run:
     async def _prepared(self, item: Any) -> Shipment | Delivery:
         """The same for what takes long."""
         self._mailer.dispatch()
-        return await anyio.to_thread.run_sync(self.prepared, item, abandon_on_cancel=True)
+        return await aside(self.prepared, item, abandon=True)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
         """There are no more messages, or none can be had."""

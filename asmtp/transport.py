@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Protocol, cast
 import aiohappyeyeballs
 import anyio
 
+from asmtp.aside import resolve
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.options import Timeouts
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
@@ -573,11 +574,6 @@ def local_hostname() -> str:
     except OSError:
         address = "127.0.0.1"
     return f"[{address}]"
-
-
-async def resolve(host: str, port: int) -> list[tuple[Any, ...]]:
-    """The addresses of a host, without blocking the loop."""
-    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def open_connection(
