@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import anyio
@@ -28,7 +28,7 @@ import anyio
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment
 from asmtp.errors import SMTPStateError
-from asmtp.mailer import AsyncMailer, MailerOptions, Statistics
+from asmtp.mailer import AsyncMailer, MailerOptions, Statistics, check_limit
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.parameters import Requests
 from asmtp.run import Run
@@ -93,6 +93,7 @@ class Mailer:
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
         require_all: bool = False,
+        timeout: float | None = None,
         **requests: Unpack[Requests],
     ) -> Receipt:
         """Send one message, and wait until a server has taken it: see :meth:`asmtp.AsyncMailer.send`."""
@@ -105,10 +106,13 @@ class Mailer:
             mail_options=mail_options,
             rcpt_options=rcpt_options,
             require_all=require_all,
+            timeout=timeout,
             **requests,
         )
 
-    def send_all(self, messages: Iterable[Any], *, in_order: bool = False) -> Generator[Delivery, None, None]:
+    def send_all(
+        self, messages: Iterable[Any], *, in_order: bool = False, timeout: float | None = None
+    ) -> Generator[Delivery, None, None]:
         """Send many messages, and tell of each what became of it: see :meth:`asmtp.AsyncMailer.send_all`.
 
         The iterable is asked in the calling thread, and may block.  Leaving the loop ends the run: what is in flight is
@@ -117,12 +121,15 @@ class Mailer:
         """
         if not hasattr(messages, "__iter__"):
             raise TypeError(f"messages must be an iterable, not {type(messages).__name__}")
+        check_limit("timeout", timeout)
         self._check()
-        return self._send_all(messages, in_order)
+        return self._send_all(messages, in_order, timeout)
 
-    def _send_all(self, messages: Iterable[Any], in_order: bool) -> Generator[Delivery, None, None]:
+    def _send_all(
+        self, messages: Iterable[Any], in_order: bool, timeout: float | None
+    ) -> Generator[Delivery, None, None]:
         source = iter(messages)
-        feed = _Feed(self._started(), in_order)
+        feed = _Feed(self._started(), in_order, timeout)
         told = feed.told
         error: Exception | None = SMTPStateError("the mailer was closed")
         try:
@@ -167,13 +174,14 @@ class Mailer:
         thread = self._started()
         thread.call(thread.mailer.verify)
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | EllipsisType | None = ...) -> None:
         """Wait until nothing is in flight, and close all connections.  Nothing more is taken.
 
         Who is interrupted meanwhile closes them at once.
 
         Args:
-            timeout: seconds after which it does not wait any more: what is in flight is ended with what is known of it.
+            timeout: seconds after which it does not wait any more: what is in flight is ended with what is known of it,
+                and the log says how much that was; None: without limit; by default the mailer's `close_timeout`.
         """
         thread = self._thread
         if thread is not None:
@@ -229,16 +237,16 @@ class _Feed:
         met: when the two have met last, as `time.monotonic()`.
     """
 
-    def __init__(self, thread: _Thread, in_order: bool) -> None:
+    def __init__(self, thread: _Thread, in_order: bool, timeout: float | None) -> None:
         self._thread = thread
         self._batch: deque[Shipment | Delivery] = deque()  # what the iterable gave: the loop's thread takes it out
         self.told: deque[Delivery] = deque()
-        self.run = thread.call(self._begin, in_order)
+        self.run = thread.call(self._begin, in_order, timeout)
         self.met = time.monotonic()
         self._meetings = 0
 
-    async def _begin(self, in_order: bool) -> Run:
-        return self._thread.mailer.run(in_order=in_order)
+    async def _begin(self, in_order: bool, timeout: float | None) -> Run:
+        return self._thread.mailer.run(in_order=in_order, timeout=timeout)
 
     def put(self, item: Any) -> None:
         """Hand over an item, now or in a moment."""
@@ -298,6 +306,7 @@ class _Thread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.Context()
         self._leaving = asyncio.Event()
+        self._patience: float | EllipsisType | None = ...  # seconds for what is in flight then
         self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
         self._ready: Future[None] = Future()
         self._gone = threading.Event()
@@ -347,11 +356,11 @@ class _Thread:
                 # Not in the caller's context, which connections would keep.
                 self._loop.call_soon_threadsafe(functools.partial(function, *args), context=self._context)
 
-    def leave(self, timeout: float | None = None) -> None:
-        """Let it end when nothing is in flight any more, or in so many seconds."""
+    def leave(self, timeout: float | EllipsisType | None = ...) -> None:
+        """Let it end when nothing is in flight any more, or in so many seconds; by default the mailer's own."""
         self.soon(self._leave, timeout)
 
-    def end(self, timeout: float | None = None) -> None:
+    def end(self, timeout: float | EllipsisType | None = ...) -> None:
         """Let it end, and wait for it; who is interrupted does not wait for what is in flight."""
         self.leave(timeout)
         try:
@@ -374,10 +383,12 @@ class _Thread:
         self._calls[call] = task
         task.add_done_callback(functools.partial(self._done, call))
 
-    def _leave(self, timeout: float | None) -> None:
-        self._leaving.set()
-        if timeout is not None:  # whoever has said before that there is none
-            asyncio.get_running_loop().call_later(timeout, self.mailer.abort)
+    def _leave(self, timeout: float | EllipsisType | None) -> None:
+        if not self._leaving.is_set():
+            self._patience = timeout
+            self._leaving.set()
+        elif isinstance(timeout, int | float):  # whoever has said before that there is more
+            asyncio.get_running_loop().call_later(timeout, self.mailer.cut)
 
     def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
         del self._calls[call]
@@ -416,7 +427,7 @@ class _Thread:
         self._context = contextvars.copy_context()
         self._ready.set_result(None)
         await self._leaving.wait()
-        await self.mailer.aclose()
+        await self.mailer.aclose(self._patience)
         with self._lock:
             self.over = True
         await asyncio.sleep(0)  # the calls that came before that are begun now

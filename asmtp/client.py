@@ -451,6 +451,9 @@ class AsyncSMTP(Commands):
         self._watch.delivered(envelope, body.head, outcome, None, clock() - begun)
         return outcome
 
+    def _begin(self, envelope: Envelope, body: Body) -> Transaction:
+        return Transaction(self._session, envelope, body, chunking=self.chunking)
+
     async def _try_transaction(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
@@ -458,7 +461,7 @@ class AsyncSMTP(Commands):
         session = self._session
         tries = 0
         while True:
-            transaction = Transaction(session, envelope, body, chunking=self.chunking)
+            transaction = self._begin(envelope, body)
             try:
                 if pieces is None:
                     outcome: Outcome = await connection.run(transaction.run())

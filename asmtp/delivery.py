@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import email.policy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import TYPE_CHECKING, Any
@@ -184,7 +184,7 @@ class Shipment:
 
     __slots__ = (
         "accepted", "arrived", "attempts", "began", "content", "eight_bit", "envelope", "failed", "item", "once",
-        "open", "parts", "octets", "refused", "relay", "reply", "started", "_seven_bit",
+        "parts", "octets", "refused", "relay", "reply", "started", "_seven_bit",
     )  # fmt: skip
 
     def __init__(self, item: Any, envelope: Envelope, arrived: Callable[[Shipment], None], time: float) -> None:
@@ -208,8 +208,7 @@ class Shipment:
         self.arrived = arrived
         self.began: float | None = None
         self.started = time
-        self.parts: list[Any] = []  # its transactions
-        self.open = 0  # how many of them are under way
+        self.parts: list[Any] = []  # its transactions that are under way
         self.attempts = 0
         self.accepted: dict[str, Reply] = {}
         self.refused: dict[str, Reply] = {}
@@ -240,6 +239,20 @@ class Shipment:
             self.refused.update(replies)
             recipients = [who for who in recipients if who not in replies]  # a 421 ended it before it came to these
         self.failed.update(dict.fromkeys(recipients, error))
+
+    def known(self, states: Collection[DeliveryState]) -> DeliveryState:
+        """What is known of it, where the rest is not waited for.
+
+        Args:
+            states: those of its transactions that are under way.
+        """
+        found = {*states, *map(state_of, self.failed.values())}
+        if self.accepted:
+            found.add("sent")
+        if self.refused:
+            found.add("refused")
+        order: tuple[DeliveryState, ...] = ("in_doubt", "sent", "not_sent", "refused")
+        return next((state for state in order if state in found), "not_sent")
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
         """All is known: the receipt, or why there is none.  Both, where it was sent to some and others are in doubt.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
 from asmtp.body import WHOLE, Pieces, whole
 from asmtp.client import AsyncLMTP, AsyncSMTP
-from asmtp.delivery import Shipment
-from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.delivery import Shipment, state_of
+from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
 from asmtp.events import Watch, clock
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import Envelope
@@ -40,6 +41,10 @@ The next but one has to be there when the next one's content is written, or a ro
 """
 
 
+_carried: contextvars.ContextVar[Part] = contextvars.ContextVar("_carried")
+"""What the current task carries."""
+
+
 class Part:
     """One transaction of a message: some of its recipients, or as a rule all.
 
@@ -49,18 +54,18 @@ class Part:
         begun: when it was given to a connection, by events.clock; where that is watched.
         lane: the connection it is on.
         over: it has come to an end, and was not handed back yet.
-        withdrawn: nobody wants it any more.
+        withdrawn: why nobody wants it any more, or None.
+        transaction: what is under way, or was.
         not_begun, silently: how often it went back into the line without anyone's knowing, and why: see pool.Pool.
         outcome, error: how the last try ended.
     """
 
     __slots__ = (
         "attempts", "begun", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment",
-        "silently", "since", "task", "withdrawn",
+        "silently", "since", "task", "transaction", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
-        shipment.open += 1
         shipment.parts.append(self)
         self.shipment = shipment
         self.envelope = envelope
@@ -72,9 +77,17 @@ class Part:
         self.not_begun = 0
         self.silently = 0
         self.over = False
-        self.withdrawn = False
+        self.withdrawn: SMTPException | None = None
+        self.transaction: Transaction | None = None
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
+
+    @property
+    def state(self) -> DeliveryState:
+        """What is known of it at this moment."""
+        if self.outcome is not None or self.error is not None:
+            return state_of(self.error)
+        return "not_sent" if self.transaction is None else self.transaction.state
 
     def done(self) -> bool:
         """As a transport.Owner: it is told once."""
@@ -234,7 +247,7 @@ class Lane(AsyncSMTP):
             self.busy_since = now
             self.stale = apart = now - self.idle_since > STALE
         part.lane = self
-        part.outcome = part.error = None
+        part.outcome = part.error = part.transaction = None
         if self.watch is not None:
             part.begun = clock()
         self.begun += 1
@@ -257,6 +270,7 @@ class Lane(AsyncSMTP):
                 self.watch.delivered(part.envelope, octets, None, error, 0.0)
             self.over(part)
             return
+        part.transaction = transaction
         # It is told by way of `set_result`, which may be before `start` returns.
         part.exchange = exchange = self._session.start(transaction.run())
         if exchange.done:
@@ -280,6 +294,7 @@ class Lane(AsyncSMTP):
 
     async def _carry(self, part: Part, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
+        _carried.set(part)
         try:
             part.outcome = await self._send(part.envelope, content)
         except SMTPException as error:
@@ -291,6 +306,10 @@ class Lane(AsyncSMTP):
             part.error = error
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
+
+    def _begin(self, envelope: Envelope, body: Body) -> Transaction:
+        _carried.get().transaction = transaction = super()._begin(envelope, body)
+        return transaction
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
         self._carried -= 1  # meanwhile the session counts it

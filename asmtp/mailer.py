@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack, cast
 
 from asmtp.aside import aside
@@ -30,8 +31,10 @@ from asmtp.run import Deliveries, Run, resolve
 from asmtp.source import Source
 from asmtp.url import Relay
 
-__all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics"]
+__all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit"]
 
+
+logger = logging.getLogger("asmtp")
 
 DEFAULT_WINDOW = 100
 DEFAULT_TIMEOUTS = Timeouts()
@@ -74,6 +77,7 @@ class MailerOptions(RelayOptions, total=False):
     idle: float | None
     max_messages: int | None
     max_age: float | None
+    close_timeout: float | None
 
 
 class Statistics(NamedTuple):
@@ -117,6 +121,8 @@ class AsyncMailer:
         idle: seconds after which an unused connection is closed; None: never.
         max_messages, max_age: messages, and seconds, after which a connection is replaced (about so many, so that
             they are not all replaced at once); None: without limit.
+        close_timeout: seconds after which leaving, and `aclose`, do not wait any more for what is in flight; None:
+            without limit.
         options: what is to hold for all relays, over what their URLs say: see :class:`~asmtp.Relay`.  None says
             nothing.
 
@@ -136,16 +142,14 @@ class AsyncMailer:
         idle: float | None = 60,
         max_messages: int | None = None,
         max_age: float | None = 3600,
+        close_timeout: float | None = 20,
         **options: Unpack[RelayOptions],
     ) -> None:
         for name, number in (("connections", connections), ("window", window), ("max_messages", max_messages)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name} must be a whole number, at least 1, not {number!r}")
-        for name, seconds in (("idle", idle), ("max_age", max_age)):
-            if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
-                raise TypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
-            if seconds is not None and not seconds > 0:
-                raise ValueError(f"{name} must be a number of seconds above 0 or None, not {seconds!r}")
+        for name, seconds in (("idle", idle), ("max_age", max_age), ("close_timeout", close_timeout)):
+            check_limit(name, seconds)
         if not isinstance(retry, Retry | None):
             raise TypeError(f"retry must be a Retry or None, not {type(retry).__name__}")
         if not isinstance(rate, str | Rate | None):
@@ -158,6 +162,7 @@ class AsyncMailer:
         self._idle = idle
         self._max_messages = max_messages
         self._max_age = max_age
+        self._close_timeout = close_timeout
         self._outbox: Outbox | None = None  # once it is used
         self._closing = False
         self._runs: set[Run] = set()
@@ -199,6 +204,7 @@ class AsyncMailer:
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
         require_all: bool = False,
+        timeout: float | None = None,
         **requests: Unpack[Requests],
     ) -> Receipt:
         """Send one message, and wait until a server has taken it.
@@ -211,6 +217,7 @@ class AsyncMailer:
             rcpt_options: ESMTP parameters for every RCPT.
             require_all: raise SMTPRecipientsRefused where a recipient is refused, though others have the message;
                 its `state` is "sent" then, and its `receipt` tells for whom.
+            timeout: seconds for the whole, waiting in line and all tries included; None: without limit.
             requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
 
         Returns:
@@ -220,18 +227,36 @@ class AsyncMailer:
             SMTPRecipientsRefused, SMTPSenderRefused, SMTPDataError: the server said no, in the end.
             SMTPServerDisconnected: the connection was lost, or there was none; `state` tells what is known of the
                 message.
+            SMTPTimeoutError: the seconds of `timeout`, or of a phase, were over; `state` tells as well.
             SMTPException: as :class:`~asmtp.AsyncSMTP` raises them.
             SMTPStateError: the mailer was closed.
+            asyncio.CancelledError: the caller was cancelled; it has a `state`, too.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
+        check_limit("timeout", timeout)
         if isinstance(message, Envelope):
             if sender is not None or recipients is not None or mail_options or rcpt_options or requests:
                 raise TypeError("an Envelope has its own sender, recipients and options")
             envelope = message
         else:
             envelope = _enveloped(message, sender, recipients, mail_options, rcpt_options, requests)
-        future: asyncio.Future[tuple[Receipt | None, Exception | None]]
-        future = asyncio.get_running_loop().create_future()
+        receipt, error = await self._outcome(message, envelope, timeout)
+        if error is not None:
+            raise error
+        assert receipt is not None
+        if require_all and not receipt.complete:
+            partly = SMTPRecipientsRefused(receipt.refused)
+            partly.state = "sent"
+            partly.receipt = receipt
+            raise partly
+        return receipt
+
+    async def _outcome(
+        self, message: Any, envelope: Envelope, timeout: float | None
+    ) -> tuple[Receipt | None, Exception | None]:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        future: asyncio.Future[tuple[Receipt | None, Exception | None]] = loop.create_future()
 
         def arrived(shipment: Shipment) -> None:
             verdict = shipment.verdict(time.time())
@@ -246,22 +271,19 @@ class AsyncMailer:
         outbox = self._begun()
         outbox.submit(shipment)
         outbox.pool.dispatch()
+        timer = None if timeout is None else loop.call_at(begun + timeout, outbox.expire, shipment, timeout)
         try:
-            receipt, error = await future
-        except asyncio.CancelledError:
-            outbox.withdraw(shipment)
+            return await future
+        except asyncio.CancelledError as cancelled:
+            cancelled.state = outbox.withdraw(shipment)  # type: ignore[attr-defined]  # as AsyncSMTP has it
             raise
-        if error is not None:
-            raise error
-        assert receipt is not None
-        if require_all and not receipt.complete:
-            partly = SMTPRecipientsRefused(receipt.refused)
-            partly.state = "sent"
-            partly.receipt = receipt
-            raise partly
-        return receipt
+        finally:
+            if timer is not None:
+                timer.cancel()
 
-    def send_all(self, messages: Iterable[Any] | AsyncIterable[Any], *, in_order: bool = False) -> Deliveries:
+    def send_all(
+        self, messages: Iterable[Any] | AsyncIterable[Any], *, in_order: bool = False, timeout: float | None = None
+    ) -> Deliveries:
         """Send many messages, and tell of each what became of it.
 
         It pulls messages as they can be sent, and never holds more than a bounded number.  Nothing that goes wrong with
@@ -271,6 +293,8 @@ class AsyncMailer:
             messages: an iterable or async iterable of EmailMessage, :class:`~asmtp.Envelope` with content, or
                 (sender, recipients, content).  An iterable is asked in the event loop, so it should not block.
             in_order: tell of them in their order, not as they are done.
+            timeout: seconds for the whole of each message, from when it is taken, all tries included; None: without
+                limit.
 
         Returns:
             An async iterator of :class:`~asmtp.Delivery`.  Where the mailer is closed meanwhile, it tells what is known
@@ -279,9 +303,10 @@ class AsyncMailer:
         """
         if not hasattr(messages, "__aiter__") and not hasattr(messages, "__iter__"):
             raise TypeError(f"messages must be an iterable or async iterable, not {type(messages).__name__}")
+        check_limit("timeout", timeout)
         if self._closing:
             raise SMTPStateError("the mailer was closed")
-        return Deliveries(self.run(in_order=in_order), messages)
+        return Deliveries(self.run(in_order=in_order, timeout=timeout), messages)
 
     async def verify(self) -> None:
         """Connect to each relay, log in, and close: for the start of a program, to find a wrong setting early.
@@ -317,12 +342,15 @@ class AsyncMailer:
         self._unclaimed.clear()
         return unclaimed
 
-    async def aclose(self, timeout: float | None = None) -> None:
+    async def aclose(self, timeout: float | EllipsisType | None = ...) -> None:
         """Wait until nothing is in flight, and close all connections.  Nothing more is taken.
 
         Args:
-            timeout: seconds after which it does not wait any more: see :meth:`abort`.
+            timeout: seconds after which it does not wait any more (see :meth:`abort`), and logs how many messages it
+                has given up; None: without limit; by default the mailer's `close_timeout`.
         """
+        if isinstance(timeout, EllipsisType):
+            timeout = self._close_timeout
         self._at_home()
         self._closing = True
         for run in list(self._runs):
@@ -333,8 +361,15 @@ class AsyncMailer:
                 if self._outbox is not None:
                     await self._outbox.pool.aclose()
         except TimeoutError:
-            self.abort()
+            self.cut()
             await self._silence()
+
+    def cut(self) -> None:
+        """The time to close is over: the same as `abort`, and the log is told how many messages that gives up."""
+        given_up = self.stats.in_flight
+        if given_up:
+            logger.warning("closed before all was sent: gave up %d messages", given_up)
+        self.abort()
 
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
@@ -366,10 +401,12 @@ class AsyncMailer:
 
     # ---- for Run and for Mailer -------------------------------------------------------------
 
-    def run(self, *, in_order: bool) -> Run:
+    def run(self, *, in_order: bool, timeout: float | None) -> Run:
         """The account of a `send_all`."""
         connections = self._connections
-        run = Run(self, connections * self._window, connections * OCTETS, 2 * connections, in_order=in_order)
+        run = Run(
+            self, connections * self._window, connections * OCTETS, 2 * connections, in_order=in_order, timeout=timeout
+        )
         self._runs.add(run)
         return run
 
@@ -381,6 +418,11 @@ class AsyncMailer:
     def take(self, shipment: Shipment) -> None:
         """Put a message in line; `dispatch` is to be called then."""
         self._begun().submit(shipment)
+
+    def expire(self, shipment: Shipment, seconds: float) -> None:
+        """Its time, so many seconds, is up."""
+        if self._outbox is not None:
+            self._outbox.expire(shipment, seconds)
 
     def dispatch(self) -> None:
         """Send what is in line."""
@@ -477,6 +519,14 @@ def _enveloped(
     return Envelope(sender, recipients, mail_options, rcpt_options, content=message, **requests)
 
 
+def check_limit(name: str, seconds: float | None) -> None:
+    """Raise TypeError or ValueError where it is neither a number of seconds nor None."""
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"{name} must be a number of seconds above 0 or None, not {seconds!r}")
+
+
 def _relays(
     given: str | Relay | Sequence[str | Relay] | None,
     window: int | None,
@@ -489,6 +539,11 @@ def _relays(
         ValueError, TypeError: one is wrong.
     """
     unknown = set(options) - set(RelayOptions.__annotations__)
+    if "timeout" in unknown:
+        raise TypeError(
+            "AsyncMailer() has no timeout=: there is timeouts= for each phase, and the timeout= of send() and "
+            "send_all() for the whole of a message"
+        )
     if unknown:
         raise TypeError(f"AsyncMailer() got an unexpected keyword argument {min(unknown)!r}")
     if given is None:

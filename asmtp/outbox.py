@@ -8,8 +8,15 @@ import itertools
 import random
 from collections.abc import Callable, Collection
 
-from asmtp.delivery import Shipment, refusals, replies_of
-from asmtp.errors import SMTPException, SMTPRecipientsRefused, SMTPSenderRefused, SMTPStateError
+from asmtp.delivery import Shipment, own_copy, refusals, replies_of, state_of
+from asmtp.errors import (
+    DeliveryState,
+    SMTPException,
+    SMTPRecipientsRefused,
+    SMTPSenderRefused,
+    SMTPStateError,
+    SMTPTimeoutError,
+)
 from asmtp.lane import Part
 from asmtp.policy import Retry, any_throttling
 from asmtp.pool import Pool
@@ -66,13 +73,31 @@ class Outbox:
         self.in_flight += 1
         self.pool.submit(Part(shipment, shipment.envelope))
 
-    def withdraw(self, shipment: Shipment) -> None:
-        """Nobody wants it any more: it is stopped, as far as it can be stopped."""
+    def withdraw(self, shipment: Shipment, why: SMTPException | None = None) -> DeliveryState:
+        """Nobody wants it any more: it is stopped, as far as it can be stopped.
+
+        Returns:
+            What is known of it at this moment.
+        """
         for part in self._taken_back(lambda part: part.shipment is shipment):
             self._give_up(part)
         for part in list(shipment.parts):
-            self.pool.withdraw(part)
+            self.pool.withdraw(part, why or SMTPException("given up"))
+        known = shipment.known({part.state for part in shipment.parts})
         self.pool.dispatch()
+        self._settled()
+        return known
+
+    def expire(self, shipment: Shipment, seconds: float) -> None:
+        """Its time is up: it is stopped as far as it can be, and told at once, with what is known of it."""
+        why = SMTPTimeoutError(f"timed out: not sent within {seconds:g} seconds")
+        self.withdraw(shipment, why)
+        for part in list(shipment.parts):
+            if not part.over:  # what is, is told in a moment; the server has not said what became of this one
+                told = SMTPTimeoutError(*why.args)
+                told.state = part.state
+                shipment.failed_for(part.envelope.recipients, told)
+                self._close(part)
         self._settled()
 
     def give_up(self, chosen: Callable[[Part], bool]) -> None:
@@ -119,28 +144,26 @@ class Outbox:
     def _ended(self, part: Part, source: Source) -> None:
         """A part has come to an end: to tell, or to try again."""
         shipment = part.shipment
+        if part not in shipment.parts:
+            return  # it was told that its time was up
         shipment.attempts = max(shipment.attempts, part.attempts)
         outcome, error = part.outcome, part.error
         if error is None and outcome is not None:
             shipment.took(outcome, source.name)
             if outcome.refused:
                 self._refused_for_some(part, outcome, source)
-        elif part.withdrawn or not isinstance(error, Exception):
-            # Nobody will ask, but the account has to be closed.
-            given_up = SMTPException("given up" if error is None else f"given up: {str(error) or type(error).__name__}")
-            given_up.state = getattr(error, "state", None)
-            given_up.__cause__ = error
-            shipment.failed_for(part.envelope.recipients, error if isinstance(error, Exception) else given_up)
+        elif part.withdrawn is not None or not isinstance(error, Exception):
+            shipment.failed_for(part.envelope.recipients, _given_up(part, error))
         else:
             self._failed(part, error, source)
             return
-        self._close(shipment)
+        self._close(part)
 
-    def _close(self, shipment: Shipment) -> None:
-        """One of its parts is done with."""
-        shipment.open -= 1
-        if not shipment.open:
-            shipment.parts.clear()
+    def _close(self, part: Part) -> None:
+        """A part of a message is done with."""
+        shipment = part.shipment
+        shipment.parts.remove(part)
+        if not shipment.parts:
             self.in_flight -= 1
             shipment.arrived(shipment)
 
@@ -155,7 +178,7 @@ class Outbox:
             self._try_later(part, delay)
             return
         part.shipment.failed_for(part.envelope.recipients, error)
-        self._close(part.shipment)
+        self._close(part)
 
     def _elapsed(self, shipment: Shipment) -> float:
         """Seconds since it was tried first."""
@@ -254,13 +277,26 @@ class Outbox:
             error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
             error.state = "not_sent"
         part.shipment.failed_for(part.envelope.recipients, error)
-        self._close(part.shipment)
+        self._close(part)
 
     def _settled(self) -> None:
         """A batch of parts has been seen to."""
         self._tell_settled()
         if self._quiet is not None and not self.in_flight and not self._quiet.done():
             self._quiet.set_result(None)
+
+
+def _given_up(part: Part, error: BaseException | None) -> Exception:
+    """What is told of a part that was withdrawn, or met what is not to be raised: what a server said, or why."""
+    if isinstance(error, Exception) and error is not part.withdrawn and state_of(error) == "refused":
+        return error
+    why = part.withdrawn
+    if why is None:
+        why = SMTPException(f"given up: {str(error) or type(error).__name__}")
+    told = own_copy(why)
+    told.state = state_of(error) if error is not None else "not_sent"
+    told.__cause__ = error
+    return told
 
 
 def _only(part: Part, chosen: Collection[str]) -> Envelope:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asmtp.delivery import replies_of
-from asmtp.errors import SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
+from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.lane import Lane, LMTPLane, Part
 from asmtp.plan import choose, plan
 from asmtp.policy import Pace, Rest, any_throttling, is_crowded
@@ -129,9 +129,9 @@ class Pool:
         part.since = self.loop.time()
         self.waiting.append(part)
 
-    def withdraw(self, part: Part) -> None:
+    def withdraw(self, part: Part, why: SMTPException) -> None:
         """Nobody wants it any more: it is stopped if it can be stopped, and handed back in any case."""
-        part.withdrawn = True
+        part.withdrawn = why
         if part.over:
             return
         if part.lane is not None:
@@ -484,7 +484,7 @@ class Pool:
             lane, error = part.lane, part.error
             if error is None and lane is not None and lane.source.rest.failures:
                 lane.source.rest = Rest()
-            part.lane = part.exchange = None
+            part.lane = part.exchange = part.transaction = None
             part.over = False
             if lane is None:  # it did not come to any
                 self._ended(part, self.sources[0])

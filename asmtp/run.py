@@ -36,6 +36,9 @@ class Carrier(Protocol):
     def dispatch(self) -> None:
         """Send what is in line."""
 
+    def expire(self, shipment: Shipment, seconds: float) -> None:
+        """Its time, so many seconds, is up."""
+
     def give_up(self, run: Run) -> None:
         """End what is in line and on no connection."""
 
@@ -55,6 +58,7 @@ class Run:
         octets: about the most octets of content that they may have, where that is more than `least` messages.
         least: see `octets`.
         in_order: tell of them in their order.
+        timeout: seconds for the whole of a message, or None.
 
     Attributes:
         ready: what can be told.
@@ -63,12 +67,23 @@ class Run:
         error: what it raised.
     """
 
-    def __init__(self, mailer: Carrier, limit: int, octets: int, least: int, *, in_order: bool) -> None:
+    def __init__(
+        self,
+        mailer: Carrier,
+        limit: int,
+        octets: int,
+        least: int,
+        *,
+        in_order: bool,
+        timeout: float | None = None,
+    ) -> None:
         self._mailer = mailer
         self._limit = limit
         self._most_octets = octets
         self._least = least
         self._in_order = in_order
+        self._timeout = timeout
+        self._due: deque[tuple[float, Shipment]] = deque()  # when their time is up
         self.ready: deque[Delivery] = deque()
         self.stopped = False
         self.error: BaseException | None = None
@@ -119,6 +134,11 @@ class Run:
             return
         self._flying += 1
         self._octets += prepared.octets
+        if self._timeout is not None:
+            loop = asyncio.get_running_loop()
+            self._due.append((loop.time() + self._timeout, prepared))
+            if len(self._due) == 1:
+                loop.call_later(self._timeout, self._expire, self._timeout)
         if self._in_order:
             self._order.append(prepared)
 
@@ -131,6 +151,17 @@ class Run:
         else:
             self._now_ready(delivery, 0)
         self.settled()
+
+    def _expire(self, timeout: float) -> None:
+        """End those whose time is up, and look again when the next one's is."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._due and (self._due[0][0] <= now or not self._due[0][1].parts):
+            _, shipment = self._due.popleft()
+            if shipment.parts:
+                self._mailer.expire(shipment, timeout)
+        if self._due:
+            loop.call_at(self._due[0][0], self._expire, timeout)
 
     async def pull(self, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Take messages as there is room for them."""
@@ -206,7 +237,7 @@ class Run:
             first = order[0]
             if isinstance(first, Delivery):
                 self._now_ready(first, 0)
-            elif first.open:
+            elif first.parts:
                 break
             else:
                 self._tell(first)

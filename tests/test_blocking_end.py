@@ -135,7 +135,7 @@ def test_a_call_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     original = asmtp.AsyncMailer.aclose
     sending = []
 
-    async def aclose(self: asmtp.AsyncMailer, timeout: float | None = None) -> None:
+    async def aclose(self: asmtp.AsyncMailer, timeout: Any = None) -> None:
         await original(self)
         sending.append(aside(lambda: mailer.send(b"hi", A, B)))
         until(lambda: thread._calls)

@@ -435,7 +435,7 @@ def test_a_str_that_is_not_ascii() -> None:
 
 def test_at_the_beginning_nothing_is_known() -> None:
     made = shipment(A, B)
-    assert (made.began, made.started, made.attempts, made.open, made.parts) == (None, 1000.0, 0, 0, [])
+    assert (made.began, made.started, made.attempts, made.parts) == (None, 1000.0, 0, [])
     assert (made.accepted, made.refused, made.failed, made.reply) == ({}, {}, {}, None)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -13,9 +16,9 @@ import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
 from asmtp.events import Watch
 
-from .mailing import items, mailer
+from .mailing import agree, items, mailer
 from .servers.background import in_background
-from .servers.relay import Relay, relaying
+from .servers.relay import SHAPES, Relay, relaying
 from .servers.script import listening
 
 LETTER = (b"hello", "a@x.example", "b@y.example")
@@ -267,3 +270,180 @@ async def test_the_program_is_ended_by_what_watches() -> None:
     watching = Watch("relay", watch)
     with pytest.raises(SystemExit):
         watching.closed("so")
+
+
+# ---- a limit for the whole of a message ----------------------------------------------------------
+
+LARGE = b"x" * 300_000
+
+
+def slow(at: str, shape: str = "pipelining") -> Relay:
+    """A server that answers nothing from this command on, until it is released; "." is the end of the content."""
+    relay = Relay(SHAPES[shape])
+
+    def answer(verb: str, line: str) -> str | None:
+        if verb == at:
+            relay.hold = 0
+        return None
+
+    relay.answer = answer
+    return relay
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize(("at", "state"), [("MAIL", "not_sent"), ("DATA", "not_sent"), (".", "in_doubt")])
+@pytest.mark.parametrize("content", [b"hello", LARGE])
+@pytest.mark.parametrize("how", ["send", "send_all", "in order", "cancelled", "cancelled by hand"])
+async def test_the_whole_of_a_message(at: str, state: str, content: bytes, how: str) -> None:
+    """It is told at once when its time is up, with what is known, though the server says nothing."""
+    async with relaying(slow(at)) as relay, mailer(relay, close_timeout=1) as posting:
+        message = (content, "a@x.example", "b@y.example")
+        begun = now()
+        if how == "send":
+            with pytest.raises(asmtp.SMTPTimeoutError, match="not sent within 5 seconds") as caught:
+                await posting.send(*message, timeout=5)
+            assert caught.value.state == state
+        elif how == "cancelled":
+            with pytest.raises(TimeoutError) as late:
+                async with asyncio.timeout(5):
+                    await posting.send(*message)
+            assert late.value.__cause__.state == state  # type: ignore[union-attr]
+        elif how == "cancelled by hand":
+            sending = asyncio.create_task(posting.send(*message))
+            await asyncio.sleep(5)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await sending
+            assert cancelled.value.state == state  # type: ignore[attr-defined]
+        else:
+            several = [(message[1], message[2], content)] * 3
+            told = [each async for each in posting.send_all(several, in_order=how == "in order", timeout=5)]
+            assert {type(each.error) for each in told} == {asmtp.SMTPTimeoutError}
+            assert len(told) == 3
+            assert state in {each.state for each in told} <= {state, "not_sent"}
+        assert now() - begun == pytest.approx(5, abs=0.01)
+        if not how.startswith("cancelled"):
+            assert posting.stats.in_flight == 0
+            await posting.drain()
+            assert now() - begun == pytest.approx(5, abs=0.01)
+            assert sum(posting.stats[4:8]) == (1 if how == "send" else 3)
+        relay.answer = lambda verb, line: None
+        relay.release()
+        await asyncio.sleep(10)  # what comes of it in the end is not told again
+        assert posting.stats.in_flight == 0
+        assert sum(posting.stats[4:8]) == (3 if how in ("send_all", "in order") else 1)
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_the_whole_of_a_message_that_is_tried_again(connections: int) -> None:
+    """It ends with the last reply as its error; one that waits for a connection is told of the time."""
+    relay = Relay(answer=lambda verb, line: "451 4.7.1 later" if verb == "RCPT" else None)
+    retry = asmtp.Retry(attempts=100, within=None, initial=1, jitter=0)
+    async with relaying(relay), mailer(relay, retry=retry, connections=connections) as posting:
+        with pytest.raises(asmtp.SMTPRecipientsRefused, match="later") as caught:
+            await posting.send(*LETTER, timeout=5)
+        assert (caught.value.state, now()) == ("refused", pytest.approx(5, abs=0.01))
+    log: list[float] = []
+    async with mute("", log, connections=connections) as waiting:
+        begun = now()
+        with pytest.raises(asmtp.SMTPTimeoutError, match="within 2.5 seconds") as late:
+            await waiting.send(*LETTER, timeout=2.5)
+        assert (late.value.state, now() - begun) == ("not_sent", pytest.approx(2.5))
+        with pytest.raises(TimeoutError) as cut:
+            async with asyncio.timeout(1):
+                await waiting.send(*LETTER)
+        assert cut.value.__cause__.state == "not_sent"  # type: ignore[union-attr]
+
+
+@pytest.mark.virtual_clock
+async def test_a_message_in_time() -> None:
+    async with relaying(Relay(SHAPES["both"], latency=1)) as relay, mailer(relay) as posting:
+        assert (await posting.send(*LETTER, timeout=30)).complete
+        told = [each async for each in posting.send_all(items(50), timeout=30)]
+        del relay.letters[0]
+        assert agree(relay, told, 50) == {"sent": 50}
+        await asyncio.sleep(100)
+    assert posting.stats[4:8] == (51, 0, 0, 0)
+
+
+def test_a_message_of_a_program_that_blocks() -> None:
+    with (
+        in_background(relaying(Relay(hold=2))) as relay,
+        mailer_that_blocks(relay, close_timeout=0.05) as posting,
+    ):
+        with pytest.raises(asmtp.SMTPTimeoutError, match=r"within 0\.1 seconds") as caught:
+            posting.send(*LETTER, timeout=0.1)
+        assert caught.value.state in ("not_sent", "in_doubt")
+        told = list(posting.send_all(items(2), timeout=0.1))
+        assert {type(each.error) for each in told} == {asmtp.SMTPTimeoutError}
+
+
+def mailer_that_blocks(relay: Relay, **options: Any) -> Mailer:
+    return Mailer(asmtp.Relay(relay.host, relay.port), local_hostname="me", **options)
+
+
+@pytest.mark.parametrize("kind", [AsyncMailer, Mailer])
+async def test_a_limit_that_is_none(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"timeouts=.*timeout= of send"):
+        kind("smtp://localhost", timeout=5)
+    for wrong, error in ((0, ValueError), (-1, ValueError), ("5", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="close_timeout"):
+            kind("smtp://localhost", close_timeout=wrong)
+        with pytest.raises(error, match="timeout"):
+            kind("smtp://localhost").send_all([], timeout=wrong)
+    with pytest.raises(ValueError, match="timeout"):
+        await AsyncMailer("smtp://localhost").send(*LETTER, timeout=0)
+
+
+# ---- the end of a mailer -------------------------------------------------------------------------
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("how", ["leaving", "aclose", "aclose(3)", "close_timeout=7"])
+async def test_leaving_ends_in_time(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is given up is told to its callers, to `drain`, and once to the log."""
+    seconds = {"aclose(3)": 3.0, "close_timeout=7": 7.0}.get(how, 20.0)
+    options: dict[str, Any] = {"close_timeout": 7} if how == "close_timeout=7" else {}
+    async with relaying(slow(".")) as relay:
+        posting = mailer(relay, connections=1, **options)
+        begun = now()
+        async with contextlib.AsyncExitStack() as stack:
+            if how in ("leaving", "close_timeout=7"):
+                await stack.enter_async_context(posting)
+            sends = [asyncio.create_task(posting.send(*LETTER)) for _ in range(3)]
+            left = posting.send_all(items(2))
+            asking = asyncio.create_task(anext(left))
+            await asyncio.sleep(0.01)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            del left, asking
+            if how == "aclose":
+                await posting.aclose()
+            elif how == "aclose(3)":
+                await posting.aclose(3)
+        assert now() - begun == pytest.approx(seconds, abs=0.1)
+        errors = await asyncio.gather(*sends, return_exceptions=True)
+        assert {getattr(error, "state", None) for error in errors} <= {"in_doubt", "not_sent"}
+        assert len(await posting.drain()) == 2
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+        assert "gave up" in warnings[0]
+        await relay.quiet()
+
+
+def test_leaving_a_mailer_that_blocks_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    with in_background(relaying(Relay(hold=2))) as relay:
+        with mailer_that_blocks(relay, close_timeout=0.1) as posting:
+            thread = threading.Thread(target=lambda: caught.append(pytest.raises(asmtp.SMTPException, send)))
+            caught: list[Any] = []
+
+            def send() -> None:
+                posting.send(*LETTER)
+
+            thread.start()
+            while not posting.stats.in_flight:
+                time.sleep(0.001)
+        thread.join()
+        assert caught[0].value.state in ("not_sent", "in_doubt")
+    assert "gave up 1 messages" in caplog.text

@@ -407,7 +407,7 @@ async def test_cancelled_while_it_is_closed() -> None:
 async def test_closed_while_it_connects() -> None:
     """Whoever waits for the connection is waited for."""
     async with relaying(Relay(latency=5)) as relay:
-        posting = mailer(relay)
+        posting = mailer(relay, close_timeout=None)
         sending = asyncio.create_task(posting.send(b"hi", SENDER, WHO))
         await asyncio.sleep(1)
         await posting.aclose()

@@ -1032,12 +1032,12 @@ async def test_withdrawn_when_it_is_over() -> None:
         owner = Owner(relay)
         part = owner.submit()
         await until(lambda: part.over)
-        owner.pool.withdraw(part)
+        owner.pool.withdraw(part, asmtp.SMTPException("given up"))
         await until(lambda: owner.back)
         await asyncio.sleep(0)
         assert owner.back == [part]
         assert part.outcome is not None
-        owner.pool.withdraw(part)  # it is too late for that
+        owner.pool.withdraw(part, asmtp.SMTPException("given up"))  # it is too late for that
         await asyncio.sleep(0)
         assert owner.back == [part]
         await owner.pool.aclose()
