@@ -166,7 +166,7 @@ class Timeouts:
         greeting: the server's 220.
         command: the reply to EHLO, MAIL, RCPT and every other command that has no limit of its own.
         data: the reply to DATA.
-        content: the next progress while content is written: any octet that the server takes counts.
+        content: the next progress while content is written: 1024 octets that the server takes, or the rest.
         final: the reply to the end of the content.
         quit: the reply to QUIT.
     """

@@ -46,6 +46,9 @@ CLOSING = 10.0
 BEHIND = 10.0
 """Seconds for the reply to RSET behind another message's content, once that is answered; see `_may_be_lost`."""
 
+LEAST = 1024
+"""Octets that the server has to take within a phase; a server that takes one now and then would never end."""
+
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
 
@@ -298,6 +301,13 @@ class Connection(asyncio.BufferedProtocol):
     def _progress(self) -> tuple[int, int]:
         return self.session.progress, self._written - self.transport.get_write_buffer_size()
 
+    def _moved(self, progress: tuple[int, int]) -> bool:
+        """Whether there is a reply, or so much was taken, or all there is, that a message comes to an end."""
+        (replies, taken), (replies_seen, taken_seen) = progress, self._seen
+        if replies != replies_seen or taken - taken_seen >= LEAST:
+            return True
+        return taken != taken_seen and not self.transport.get_write_buffer_size()
+
     def _watch(self) -> None:
         """One timer a connection: it looks whether anything has moved, at the latest when it must have."""
         self._timer = None
@@ -310,7 +320,7 @@ class Connection(asyncio.BufferedProtocol):
         progress = self._progress()
         # Where the caller's content is awaited, the server is not to blame.
         ours = head is not None and head.pulling and not self.transport.get_write_buffer_size()
-        if progress != self._seen or ours:
+        if ours or self._moved(progress):
             self._seen = progress
             self._since = now
         limit = self._limits.get(phase, math.inf)

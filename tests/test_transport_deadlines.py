@@ -349,6 +349,27 @@ async def test_an_upload_that_stops_half_way(tmp_path: Path) -> None:
         await smtp.close()
 
 
+@pytest.mark.parametrize("octets", [0.2, 100, 250])
+async def test_an_upload_by_drops(octets: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many octets a second: 1 KiB has to go within the phase, or a message would never end."""
+    taken = lambda self: (self.session.progress, round(octets * now()))  # noqa: E731
+    monkeypatch.setattr(transport_module.Connection, "_progress", taken)
+    async with scripted([*HELLO, *ENVELOPE, deaf], path=str(tmp_path / "s")) as server:
+        smtp = AsyncSMTP(server.host, 0, "me.example", LIMITS)
+        await smtp.connect()
+        sending = asyncio.create_task(smtp.sendmail("a@x.example", "b@y.example", endless()))
+        await asyncio.wait([sending], timeout=200)
+        if octets < 200:
+            assert now() < 9
+            with pytest.raises(SMTPTimeoutError, match="content being sent within 6 seconds"):
+                await sending
+        else:
+            assert not sending.done()
+            sending.cancel()
+            await asyncio.wait([sending])
+        await smtp.close()
+
+
 async def test_an_idle_connection_has_no_limit() -> None:
     async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port, "me.example", 1) as smtp:
         await smtp.noop()
