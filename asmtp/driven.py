@@ -124,6 +124,7 @@ class DrivenSMTP(AsyncSMTP):
     """
 
     _session_class = _AuditedSession
+    _from_afar = False
     facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
     struck: BaseException | None = None  # what was raised in a callback of the loop's, as by a signal handler
 
@@ -146,6 +147,19 @@ class DrivenSMTP(AsyncSMTP):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
+
+    def given(self, sock: socket.socket, *, local: bool) -> None:
+        """Have the next connection made of a socket.
+
+        Args:
+            local: it is to this machine; else it is not, whatever the socket's own other end is.
+        """
+        self._sock = sock
+        self._from_afar = not local
+
+    def _made(self, connection: Connection) -> None:
+        super()._made(connection)
+        connection.proxied, self._from_afar = self._from_afar, False
 
     def view(self, timeout: float | None, close: Callable[[], object]) -> SocketView:
         """What there is to see of the socket of the connection that there is.

@@ -52,6 +52,7 @@ from asmtp.protocol.message import compose
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
+from asmtp.steps import Steps, is_local, overridden, socket_from
 from asmtp.tls import context_from_files, verifying_context
 
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
@@ -327,6 +328,11 @@ class SMTP(AuthObjects):
             where = host if host.startswith("/") else host_and_port(host, port, self.default_port)
             self._print_debug("connect: to", where, self.source_address)
         try:
+            if overridden(self, _HOOK) and not host.startswith("/"):
+                where = host_and_port(host, port, self.default_port)
+                self._client.given(
+                    socket_from(self._get_socket(*where, self._connect_timeout)), local=is_local(where[0])
+                )
             reply = self._run(self._client.connect(host, port), task=True)
         except BaseException:
             self.close()
@@ -335,6 +341,17 @@ class SMTP(AuthObjects):
         if self.debuglevel > 0:
             self._print_debug("connect:", repr(reply.message))
         return reply
+
+    @property
+    def _connect_timeout(self) -> Any:
+        return self.timeout.connect if isinstance(self.timeout, Timeouts) else self.timeout
+
+    def _get_socket(self, host: str, port: int, timeout: Any) -> socket.socket:
+        """Connect, for a subclass that overrides it and calls this: smtplib's hook.
+
+        It is asked only where it is overridden.  The socket that it returns is used, and TLS is begun on that.
+        """
+        return socket.create_connection((host, port), timeout, self.source_address)
 
     def __enter__(self) -> Self:
         return self
@@ -560,6 +577,11 @@ class SMTP(AuthObjects):
         # Raises what is wrong with them before EHLO is written.
         to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests).recipients
         self._hello_for_message()
+        if replaced := overridden(self, _STEPS):
+            if requests or self._client.lmtp:
+                what = "LMTP" if self._client.lmtp else f"{min(requests)}="
+                raise TypeError(f"{what} is not possible where a subclass has its own {replaced[0]}()")
+            return Steps(self, replaced).sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
         sending = self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options, **requests)
         try:
             # An async iterator is its author's code, and may need a task to run in.
@@ -596,6 +618,10 @@ class SMTP(AuthObjects):
             msg, from_addr, to_addrs, mail_options, self.has_extn, requests, downgrade=False
         )
         return self.sendmail(sender, recipients, octets, options, rcpt_options, **requests)
+
+
+_HOOK = {"_get_socket": SMTP._get_socket}
+_STEPS = {name: getattr(SMTP, name) for name in ("mail", "rcpt", "data", "putcmd", "getreply")}
 
 
 def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:

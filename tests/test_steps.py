@@ -1,0 +1,279 @@
+"""Subclasses that override a step of smtplib's: it is called, or there is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import pathlib
+import socket
+import ssl
+from collections.abc import Iterator
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+
+import asmtp
+
+from .conftest import Certificates
+from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
+from .servers.background import in_background
+from .servers.embedded import PASSWORD, USER, Embedded, embedded
+from .servers.relay import Letter, Relay
+from .servers.script import expect, fin, send
+
+A, B, C = "a@b.example", "b@b.example", "c@b.example"
+STEPS = ("mail", "rcpt", "data", "putcmd", "getreply")
+
+
+@pytest.fixture(autouse=True)
+def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[asyncio.AbstractEventLoop]]:
+    with nothing_left(monkeypatch) as made:
+        yield made
+
+
+def overriding(base: type, *names: str) -> tuple[Any, list[str]]:
+    """A subclass that notes which of its steps are called."""
+    calls: list[str] = []
+
+    def noting(name: str) -> Any:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return getattr(base, name)(self, *args, **kwargs)
+
+        return method
+
+    return type("Own", (base,), {name: noting(name) for name in names}), calls
+
+
+@BOTH
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_that_is_overridden_is_called(module: Any, name: str) -> None:
+    own, calls = overriding(module.SMTP, name)
+    with relay_at() as relay, own("127.0.0.1", relay.port, "client.example") as smtp:
+        assert smtp.sendmail(A, [B, C], ".one\r\ntwo") == {}
+        count = {"mail": 1, "rcpt": 2, "data": 1}.get(name)
+        assert len(calls) == count if count else len(calls) >= 4
+        message = EmailMessage()
+        message["From"], message["To"] = A, B
+        message.set_content("hi\n")
+        assert smtp.send_message(message) == {}
+    assert relay.letters[0].content == b".one\r\ntwo\r\n"
+    assert relay.letters[0].recipients == [B, C]
+    assert len(relay.letters) == 2
+    if module is asmtp:
+        assert relay.letters[0].parameters == "size=11"
+
+
+@BOTH
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    ("replies", "kind", "attributes", "state"),
+    [
+        ({"MAIL": "550 no"}, "SMTPSenderRefused", {"smtp_code": 550, "smtp_error": b"no", "sender": A}, "refused"),
+        ({"RCPT": "550 no"}, "SMTPRecipientsRefused", {"recipients": {B: (550, b"no"), C: (550, b"no")}}, "refused"),
+        ({"DATA": "451 no"}, "SMTPDataError", {"smtp_code": 451, "smtp_error": b"no"}, "refused"),
+        ({".": "554 no"}, "SMTPDataError", {"smtp_code": 554, "smtp_error": b"no"}, "refused"),
+    ],
+)
+def test_a_refusal(
+    module: Any, name: str, replies: dict[str, str], kind: str, attributes: dict[str, Any], state: str
+) -> None:
+    own, _ = overriding(module.SMTP, name)
+    replies = {**replies}
+    relay = Relay(answer=lambda verb, line: replies.get(verb))
+    with relay_at(relay), own("127.0.0.1", relay.port, "client.example") as smtp:
+        with pytest.raises(getattr(module, kind)) as caught:
+            smtp.sendmail(A, [B, C], "hi")
+        assert told(caught.value)[1] == attributes
+        if module is asmtp:
+            assert caught.value.state == state
+            assert relay.verbs[-1] == "RSET"
+        else:
+            smtp.rset()
+        replies.clear()
+        assert smtp.sendmail(A, [B], "hi") == {}
+
+
+@BOTH
+@pytest.mark.parametrize("name", STEPS)
+def test_some_recipients_are_refused(module: Any, name: str) -> None:
+    own, _ = overriding(module.SMTP, name)
+    relay = Relay(answer=lambda verb, line: "550 no" if verb == "RCPT" and B in line else None)
+    with relay_at(relay), own("127.0.0.1", relay.port, "client.example") as smtp:
+        assert smtp.sendmail(A, [B, C], "hi", ["BODY=8BITMIME"]) == {B: (550, b"no")}
+    assert relay.letters[0].recipients == [C]
+
+
+@pytest.mark.parametrize("name", ["rcpt", "getreply"])
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "."])
+def test_a_server_that_leaves(name: str, verb: str) -> None:
+    own, _ = overriding(asmtp.SMTP, name)
+    relay = Relay(answer=lambda said, line: "421 4.3.2 bye" if said == verb else None)
+    with relay_at(relay), own("127.0.0.1", relay.port, "client.example") as smtp:
+        with pytest.raises(asmtp.SMTPException) as caught:
+            smtp.sendmail(A, [B, C], "hi")
+        assert caught.value.state == "refused"
+        assert smtp.sock is None
+
+
+@pytest.mark.parametrize(("place", "state"), [("rcpt", "not_sent"), (".", "in_doubt")])
+def test_a_connection_that_is_lost(place: str, state: str) -> None:
+    own, _ = overriding(asmtp.SMTP, "putcmd")
+    before = [send("220 hi"), expect("ehlo client.example"), send("502 what?"), expect("helo client.example")]
+    before += [send("250 hi"), expect(f"mail FROM:<{A}>"), send("250 ok"), expect(f"rcpt TO:<{B}>")]
+    behind = [send("250 ok"), expect("data"), send("354 go"), expect(b"hi\r\n.\r\n")] if place == "." else []
+    with script_at([*before, *behind, fin]) as server, own("127.0.0.1", server.port, "client.example") as smtp:
+        with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
+            smtp.sendmail(A, [B], "hi", ["X=Y"], ["NOTIFY=NEVER"])  # without ESMTP they are not sent
+        assert caught.value.state == state
+
+
+def test_a_step_that_the_object_has_or_a_test_has_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        smtp.mail = lambda sender, options: (250, b"ok")
+        with pytest.raises(asmtp.SMTPRecipientsRefused):
+            smtp.sendmail(A, [B], "hi")  # the server has seen no MAIL
+        del smtp.mail
+        assert smtp.sendmail(A, [B], "hi") == {}
+        monkeypatch.setattr(asmtp.SMTP, "data", lambda self, msg: (250, b"mocked"))
+        assert smtp.sendmail(A, [B], "hi") == {}
+        monkeypatch.undo()
+    assert len(relay.letters) == 1
+
+
+@pytest.mark.parametrize("kind", ["str", "bytes", "bytearray", "path", "file"])
+def test_what_can_be_sent_in_steps(kind: str, tmp_path: pathlib.Path) -> None:
+    own, _ = overriding(asmtp.SMTP, "rcpt")
+    where = tmp_path / "letter"
+    where.write_bytes(b"hi\r\n")
+    content: dict[str, Any] = {
+        "str": "hi\r\n", "bytes": b"hi\r\n", "bytearray": bytearray(b"hi\r\n"), "path": where,
+        "file": io.BytesIO(b"hi\r\n"),
+    }  # fmt: skip
+    with relay_at() as relay, own("127.0.0.1", relay.port, "client.example") as smtp:
+        assert smtp.sendmail(A, [B], content[kind]) == {}
+    assert relay.letters == [Letter(A, [B], b"hi\r\n", "size=4")]
+
+
+def test_what_cannot() -> None:
+    async def pieces() -> Any:
+        yield b"hi"
+
+    own, _ = overriding(asmtp.SMTP, "rcpt")
+    with relay_at() as relay, own("127.0.0.1", relay.port, "client.example") as smtp:
+        with pytest.raises(
+            TypeError, match=r"^msg: async_generator is not possible where a subclass has its own rcpt\(\)"
+        ):
+            smtp.sendmail(A, [B], pieces())
+        with pytest.raises(TypeError, match=r"^envid= is not possible where a subclass has its own rcpt\(\)"):
+            smtp.sendmail(A, [B], "hi", envid="1")
+    assert relay.verbs == ["EHLO", "QUIT"]
+    own, _ = overriding(asmtp.LMTP, "rcpt")
+    with (
+        relay_at(Relay(lmtp=True)) as relay,
+        own("127.0.0.1", relay.port, "client.example") as smtp,
+        pytest.raises(TypeError, match=r"^LMTP is not possible where a subclass has its own rcpt\(\)"),
+    ):
+        smtp.sendmail(A, [B], "hi")
+
+
+def test_smtputf8_in_steps() -> None:
+    own, _ = overriding(asmtp.SMTP, "putcmd")
+    with relay_at() as relay, own("127.0.0.1", relay.port, "client.example") as smtp:
+        assert smtp.sendmail("jö@b.example", [B], "hi", ["SMTPUTF8"]) == {}
+        with pytest.raises(UnicodeEncodeError):
+            smtp.sendmail("jö@b.example", [B], "hi") if smtp.rset() else None
+    assert relay.letters[0].sender == "jö@b.example"
+
+
+# ---- the socket --------------------------------------------------------------------------------
+
+
+def through(base: type, **attributes: Any) -> tuple[Any, list[Any]]:
+    """A subclass with a `_get_socket` of its own, which goes wherever the test says."""
+    calls: list[Any] = []
+
+    def get_socket(self: Any, host: str, port: int, timeout: float) -> Any:
+        calls.append((host, port, timeout))
+        return socket.create_connection(("127.0.0.1", self.proxy_port), timeout)
+
+    return type("Through", (base,), {"_get_socket": get_socket, **attributes}), calls
+
+
+@BOTH
+def test_an_overridden_get_socket_is_called_and_its_socket_used(module: Any) -> None:
+    with relay_at() as relay:
+        own, calls = through(module.SMTP, proxy_port=relay.port)
+        with own("mail.invalid", 2525, "client.example", timeout=7) as smtp:
+            assert smtp.sendmail(A, [B], "hi") == {}
+        assert calls == [("mail.invalid", 2525, 7)]
+    assert len(relay.letters) == 1
+
+
+@BOTH
+def test_one_that_calls_smtplibs(module: Any) -> None:
+    class Keeping(module.SMTP):  # type: ignore[misc]
+        def _get_socket(self, host: str, port: int, timeout: Any) -> socket.socket:
+            made: socket.socket = super()._get_socket(host, port, timeout)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return made
+
+    with relay_at() as relay, Keeping("127.0.0.1", relay.port, "client.example") as smtp:
+        assert smtp.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert smtp.noop()[0] == 250
+
+
+def test_timeouts_and_unix_sockets(tmp_path: pathlib.Path) -> None:
+    with relay_at() as relay:
+        own, calls = through(asmtp.SMTP, proxy_port=relay.port)
+        own("mail.invalid:2525", local_hostname="client.example", timeout=asmtp.Timeouts(connect=3)).close()
+        assert calls == [("mail.invalid", 2525, 3)]
+    own, calls = through(asmtp.LMTP)
+    with relay_at(Relay(lmtp=True), path=str(tmp_path / "socket")), own(str(tmp_path / "socket"), 0, "client.example"):
+        assert calls == []
+
+
+def test_tls_is_begun_on_it(certificates: Certificates) -> None:
+    with in_background(embedded(Embedded(), tls=certificates.server, implicit=True)) as server:
+        own, calls = through(asmtp.SMTP_SSL, proxy_port=server.port)
+        with own("localhost", 4650, "client.example", context=certificates.trusting) as smtp:
+            assert smtp.sendmail(A, [B], "hi") == {}
+        assert calls[0][:2] == ("localhost", 4650)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            own("mail.invalid", 4650, "client.example", context=certificates.trusting)
+
+
+def test_one_that_has_tls_already(certificates: Certificates) -> None:
+    class Wrapping(asmtp.SMTP_SSL):
+        def _get_socket(self, host: str, port: int, timeout: Any) -> socket.socket:
+            made = super()._get_socket(host, port, timeout)
+            return self.context.wrap_socket(made, server_hostname="localhost")
+
+    with (
+        in_background(embedded(Embedded(), tls=certificates.server, implicit=True)) as server,
+        pytest.raises(TypeError, match=r"^_get_socket returned a socket with TLS, .* proxy='socks5://...'"),
+    ):
+        Wrapping("127.0.0.1", server.port, "client.example", context=certificates.trusting)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, io.BytesIO()])
+def test_one_that_returns_no_socket(wrong: Any) -> None:
+    own = type("Own", (asmtp.SMTP,), {"_get_socket": lambda self, host, port, timeout: wrong})
+    with pytest.raises(
+        TypeError, match="^_get_socket must return a connected socket.socket, not .*; there is proxy= too"
+    ):
+        own("mail.invalid", 25, "client.example")
+
+
+@pytest.mark.parametrize(("host", "local"), [("localhost", True), ("127.0.0.1", True), ("mail.invalid", False)])
+def test_a_password_is_not_for_who_is_behind_a_local_proxy(host: str, local: bool) -> None:
+    """The other end of the socket is on this machine, but the server is not."""
+    with in_background(embedded(Embedded(mechanisms=("PLAIN",)))) as server:
+        own, _ = through(asmtp.SMTP, proxy_port=server.port)
+        with own(host, 25, "client.example") as smtp:
+            if local:
+                assert smtp.login(USER, PASSWORD)[0] == 235
+            else:
+                with pytest.raises(asmtp.SMTPNotSupportedError, match="for everybody on the way to read"):
+                    smtp.login(USER, PASSWORD)
