@@ -214,7 +214,8 @@ class Lane(AsyncSMTP):
     @property
     def usable(self) -> bool:
         """Whether it can be given a message."""
-        return not self.retiring and self.is_connected and (self.limit is None or self.begun < self.limit)
+        gone = self.retiring or self._session.doomed
+        return not gone and self.is_connected and (self.limit is None or self.begun < self.limit)
 
     @property
     def room(self) -> int:

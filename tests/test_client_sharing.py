@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import AsyncSMTP
+from asmtp import AsyncSMTP, SMTPServerDisconnected
 
 from .conftest import Certificates
 from .servers.embedded import Embedded, embedded
 from .servers.relay import SHAPES, Relay, relaying
-from .servers.script import expect, fin, scripted, send, until
+from .servers.script import expect, fin, scripted, send, silence, until
 
 SENDER, WHO = "a@x.example", "b@y.example"
 MAIL = ["mail from:<a@x.example>", "rcpt to:<b@y.example>"]
@@ -221,3 +221,33 @@ async def test_size_counts_the_line_ends_as_they_are_sent() -> None:
         assert await smtp.sendmail(SENDER, WHO, b"x\n" * 99_000) == {}
         await smtp.quit()
     assert relay.letters[0].parameters.split()[0] == "size=297000"
+
+
+async def test_a_call_behind_a_go_ahead_that_cannot_be_answered_is_told_at_once() -> None:
+    """The first has all the time it needs; the second, cancelled, has asked for a 354; nothing can come behind that."""
+    script = [
+        send("220 hi"), expect("ehlo me.example"), send("250-hi", "250 PIPELINING"),
+        expect(*MAIL, "data"), send("250 ok", "250 ok", "354 go"),
+        expect("first", ".", "rset", *MAIL, "data"), silence,
+    ]  # fmt: skip
+    async with scripted(script) as server:
+        smtp = await ready(client(server))
+        first, second, third = (
+            asyncio.create_task(smtp.sendmail(SENDER, WHO, content)) for content in (b"first", b"second", b"third")
+        )
+        await until(lambda: b"first\r\n.\r\nrset" in server.received)
+        second.cancel()
+        await asyncio.wait([second, third], timeout=5)
+        later = asyncio.create_task(smtp.sendmail(SENDER, WHO, b"later"))
+        await asyncio.wait([later], timeout=5)
+        for told in (third, later):
+            error = told.exception()
+            assert isinstance(error, SMTPServerDisconnected)
+            assert (error.state, "another call was cancelled" in str(error)) == ("not_sent", True)
+        assert second.cancelled()
+        assert not first.done()
+        assert smtp.is_connected
+        await smtp.close()
+        with pytest.raises(SMTPServerDisconnected) as lost:
+            await first
+        assert lost.value.state == "in_doubt"

@@ -108,6 +108,11 @@ class Session:
         return self.use_pipelining and "pipelining" in self.extensions
 
     @property
+    def doomed(self) -> bool:
+        """Whether it ends when the replies that others are owed are in: a 354 behind them cannot be answered."""
+        return self._turn is not None and self._turn.abandoned and self.state is State.DATA
+
+    @property
     def settled(self) -> bool:
         """Whether the outcome of everything written is known, and no transaction can be open.
 
@@ -133,9 +138,9 @@ class Session:
             self.fail(SMTPServerDisconnected(f"server is closing the connection: {self._begun()}"))
         exchange = Exchange(dialogue, owner, alone, raw)
         self._queue.append(exchange)
-        if self.error is not None:
+        if self.error is not None or self.doomed:
             self._queue.clear()
-            self._throw(exchange, self.disconnected())
+            self._throw(exchange, self._doom() if self.error is None else self.disconnected())
         else:
             self.pump()
         return exchange
@@ -166,7 +171,7 @@ class Session:
             return  # its replies are read, and nobody is told
         others_first = self.state is State.DATA and self.head is not exchange
         if (self.state in HELD or self.state is State.GREETING) and not others_first:
-            self.fail(SMTPServerDisconnected("closed, as another call was cancelled in the middle of a command"))
+            self.fail(self._doom())
             return
         # A 354 that cannot be answered ends the connection, but not before others have the replies ahead of it.
         # Between commands: what is owed is read and dropped, and nothing more is written.
@@ -176,6 +181,11 @@ class Session:
         if not exchange.owed:
             self._finish(exchange)
             self.pump()
+        if self.doomed:  # what awaits the turn is told at once: it would be in the end
+            waiting = list(self._queue)
+            self._queue.clear()
+            for other in waiting:
+                self._throw(other, self._doom())
 
     def redact(self, text: bytes) -> bytes:
         """The same without the secrets that were written."""
@@ -494,6 +504,10 @@ class Session:
             exchange.dialogue.close()
             exchange.error = error
         self._finish(exchange)
+
+    @staticmethod
+    def _doom() -> SMTPServerDisconnected:
+        return SMTPServerDisconnected("closed, as another call was cancelled in the middle of a command")
 
     def disconnected(self) -> SMTPServerDisconnected:
         """Why nothing can be written any more: an exception of the caller's own."""

@@ -160,3 +160,22 @@ def test_an_abandoned_exchange_is_over_when_the_session_is() -> None:
     for end in ("eof", "S: 421 bye", "close"):
         result = play(f"start noop\nC: noop\ncancel noop\n{end}", STARTS, opened())
         assert result["noop"] == "None"
+
+
+def test_what_waits_behind_a_go_ahead_that_cannot_be_answered() -> None:
+    """RFC 2920: DATA stands behind another message's dot, and its sender goes: nothing comes behind it any more."""
+    run = Run("PIPELINING", lmtp=False)
+    first, second, third = (run.session.start(STARTS[name].make(run.session)) for name in ("one", "two", "noop"))
+    while second.group is None:
+        assert run.turn()
+    run.session.cancel(second)
+    assert run.session.doomed
+    assert third.done
+    later = run.session.start(STARTS["noop"].make(run.session))
+    for told in (third, later):
+        assert told.error is not None
+        assert told.error.state == "not_sent"
+    while run.turn():
+        pass
+    assert first.result.reply == (250, b"Hi.")
+    assert run.session.closed
