@@ -109,6 +109,7 @@ class AsyncSMTP(Commands):
         self.ssl_context = options.get("ssl_context")
         self._sessions = Sessions()
         self._logins: Logins | None = None  # a pool's lanes have one together
+        self._handshake: Handshake | None = None  # the last
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
         self._window_octets = options.get("window_octets", 1 << 20)
@@ -197,23 +198,32 @@ class AsyncSMTP(Commands):
             raise SMTPStateError("already connected: call quit() or close() first")
         self._preparing = asyncio.current_task()
         try:
-            reply = await self._open(host, port, source_address)
-            if self._welcome(reply):
-                try:
-                    await self._prepare(verified=True)
-                except ssl.SSLCertVerificationError as error:
-                    if self._tls != "opportunistic" or self._sock_taken:
-                        raise
-                    await self.close()
-                    logger.warning("certificate not verified, going on without: %s", error.verify_message)
-                    if self._welcome(await self._open(host, port, source_address)):
-                        await self._prepare(verified=False)
+            try:
+                return await self._come_up(host, port, source_address, verified=True)
+            except ssl.SSLCertVerificationError as error:
+                if self._tls != "opportunistic" or self._sock_taken:
+                    raise
+                await self.close()
+                logger.warning("certificate not verified, going on without: %s", error.verify_message)
+            return await self._come_up(host, port, source_address, verified=False)
         except BaseException:
             self.close()
             raise
         finally:
             self._preparing = None
-        return reply
+
+    async def _come_up(self, host: str, port: int, source_address: tuple[str, int] | None, *, verified: bool) -> Reply:
+        """Connect, with TLS and login as told; again where a server does not take the offer to resume a session."""
+        while True:
+            try:
+                reply = await self._open(host, port, source_address)
+                if self._welcome(reply):
+                    await self._prepare(verified=verified)
+                return reply
+            except (ssl.SSLError, SMTPServerDisconnected):
+                if self._handshake is None or not self._handshake.refused:
+                    raise
+            await self.close()
 
     def _welcome(self, greeting: Reply) -> bool:
         """Whether to go on after the greeting."""
@@ -269,7 +279,7 @@ class AsyncSMTP(Commands):
             given = self.ssl_context
             if given is None:
                 given = await self._offload(default_context)
-            context = Handshake(given, self._sessions)
+            context = self._handshake = Handshake(given, self._sessions)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._session.start(dialogue.greeting())
         begun = clock()
@@ -305,6 +315,7 @@ class AsyncSMTP(Commands):
 
     def _forget(self) -> None:
         self._session = self._new_session()
+        self._handshake = None
         self._greeted = asyncio.Lock()  # a lock belongs to one loop, and the next connection may be on another
         self.helo_resp = self.ehlo_resp = None
         self.command_encoding = "ascii"

@@ -34,7 +34,7 @@ from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import manual_content
-from asmtp.tls import Handshake, Sessions, context_from_files, default_context
+from asmtp.tls import Handshake, Sessions, check_context, context_from_files, default_context
 from asmtp.transport import Connection
 
 __all__ = ["Commands"]
@@ -58,6 +58,7 @@ class Commands(AuthObjects):
     _server_hostname: str | None
     _sock_taken: bool
     _greeted: asyncio.Lock
+    _preparing: asyncio.Task[Any] | None
     _rcpts: int  # accepted by hand since MAIL
     _username: str | None
     _password: str | None
@@ -65,6 +66,7 @@ class Commands(AuthObjects):
     _mechanisms: Mechanisms | None
     _sessions: Sessions
     _logins: Logins | None
+    _handshake: Handshake | None
     _watch: Watch | None
     _tls: TLSMode
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
@@ -273,6 +275,7 @@ class Commands(AuthObjects):
             SMTPResponseException: the server offered it, and refused.
             ssl.SSLError: the handshake failed; the connection is closed.
         """
+        check_context(context, "context")
         if keyfile is not None or certfile is not None:
             context = await self._offload(context_from_files, keyfile, certfile, context)
         await self.ehlo_or_helo_if_needed()
@@ -290,7 +293,9 @@ class Commands(AuthObjects):
         hello: Reply | None
         hostname = server_hostname or self._server_hostname or self._host
         begun = clock()
-        reply, hello = await connection.start_tls(asking, Handshake(chosen, self._sessions), hostname)
+        # By hand, no session is offered: where it is refused, the connection is gone, and whatever was said on it.
+        handshake = self._handshake = Handshake(chosen, None if self._preparing is None else self._sessions)
+        reply, hello = await connection.start_tls(asking, handshake, hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
         self._told_of_tls(connection, begun)

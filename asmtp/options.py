@@ -12,6 +12,7 @@ from asmtp.events import Hook
 from asmtp.login import Mechanisms, check_mechanisms, needs
 from asmtp.protocol.command import gate
 from asmtp.protocol.proxy import ProxyHeader
+from asmtp.tls import check_context
 from asmtp.tunnel import check_proxy
 
 __all__ = [
@@ -99,6 +100,7 @@ def check(options: Options, owner: str) -> None:
     tls = options.get("tls")
     if tls not in (None, "none", "opportunistic", "required", "implicit"):
         raise ValueError(f"tls must be 'none', 'opportunistic', 'required' or 'implicit', not {tls!r}")
+    check_context(options.get("ssl_context"), "ssl_context")
     proxy = options.get("proxy")
     if proxy is not None:
         check_proxy(proxy)

@@ -9,7 +9,7 @@ from asmtp.delivery import own_copy
 from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.login import Logins
 from asmtp.policy import Rest, is_transient
-from asmtp.tls import Sessions
+from asmtp.tls import Sessions, is_no_tls
 from asmtp.url import Relay
 
 __all__ = ["Source"]
@@ -96,7 +96,7 @@ class Source:
             told.state = error.state or "not_sent"
             return told
         # A certificate that does not fit, or a token that cannot be had: it will not be better in a second.
-        lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError)
+        lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or is_no_tls(error)
         why = str(error) or type(error).__name__
         told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
         told.__cause__ = error

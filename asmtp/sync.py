@@ -53,7 +53,7 @@ from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
 from asmtp.steps import Steps, is_local, overridden, socket_from
-from asmtp.tls import context_from_files, verifying_context
+from asmtp.tls import check_context, context_from_files, verifying_context
 
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 
@@ -701,6 +701,7 @@ class SMTP_SSL(SMTP):
 
     @context.setter
     def context(self, context: ssl.SSLContext) -> None:
+        check_context(context, "context")
         self._client.ssl_context = context
 
 

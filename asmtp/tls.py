@@ -6,12 +6,33 @@ import contextlib
 import functools
 import ssl
 import warnings
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 __all__ = [
-    "Handshake", "Sessions", "context_from_files", "default_context", "explain", "unverified_context",
-    "verifying_context",
+    "Handshake", "Sessions", "check_context", "context_from_files", "default_context", "explain", "explain_no_tls",
+    "is_no_tls", "unverified_context", "verifying_context",
 ]  # fmt: skip
+
+if TYPE_CHECKING:
+    from ssl import SSLContext as _OwnContext
+else:
+    # The standard library's, whatever has been put in its place (truststore, gevent), which is a subclass of it.
+    _OwnContext = ssl.SSLContext.__mro__[-3]
+
+
+def check_context(context: Any, name: str) -> None:
+    """Raise if a context is of a make that event loops cannot use, before anything is written.
+
+    Args:
+        name: the argument that it was given as.
+
+    Raises:
+        TypeError: it is.
+    """
+    needed = ("wrap_bio", "verify_mode", "check_hostname", "verify_flags")
+    if context is not None and not all(hasattr(context, attribute) for attribute in needed):
+        kind = f"{type(context).__module__}.{type(context).__qualname__}"
+        raise TypeError(f"{name} must be an ssl.SSLContext, not {kind}: event loops can use no other")
 
 
 def verifying_context(cafile: str | None = None) -> ssl.SSLContext:
@@ -41,7 +62,13 @@ def unverified_context() -> ssl.SSLContext:
 def context_from_files(
     keyfile: str | None, certfile: str | None, context: ssl.SSLContext | None
 ) -> ssl.SSLContext | None:
-    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context."""
+    """smtplib's old `keyfile` and `certfile` arguments as a (verifying) context; or the one that is given.
+
+    Raises:
+        TypeError: it is none that event loops can use.
+        ValueError: both are given.
+    """
+    check_context(context, "context")
     if keyfile is None and certfile is None:
         return context
     if context is not None:
@@ -61,14 +88,24 @@ def _modern(context: ssl.SSLContext) -> ssl.SSLContext:
 
 
 class Sessions:
-    """The last TLS session with one server, for the next connection to resume (RFC 8446 §2.2, RFC 5246 §7.3)."""
+    """The last TLS session with one server, for the next connection to resume (RFC 8446 §2.2, RFC 5246 §7.3).
+
+    It is an offer.  There are servers that end the handshake where it is made: one that asks for certificates and has
+    no session id context, say.
+    """
+
+    REFUSALS = 2
+    """So many, and nothing is offered any more."""
 
     def __init__(self) -> None:
         self._last: Handshake | None = None
+        self._refusals = 0
 
     def of(self, context: ssl.SSLContext, hostname: str | None) -> ssl.SSLSession | None:
         """The session to resume: one with the same name, verified by the same context."""
         last = self._last
+        if self._refusals >= self.REFUSALS:
+            return None
         if last is None or last.object is None or last.context is not context or last.hostname != hostname:
             return None
         if last.verified != how_verified(context):  # OpenSSL does not verify again what it resumes
@@ -79,8 +116,13 @@ class Sessions:
         """This one was successful."""
         self._last = handshake
 
+    def forget(self) -> None:
+        """A handshake that offered the session failed."""
+        self._last = None
+        self._refusals += 1
 
-class Handshake(ssl.SSLContext):
+
+class Handshake(_OwnContext):
     """Somebody's context, for one handshake: it resumes a session, and knows the certificate that was not accepted.
 
     To event loops it is a context; what it is asked for, the other one does.
@@ -89,24 +131,37 @@ class Handshake(ssl.SSLContext):
         object: what was made of it, or None.
         hostname: the name that the certificate has to be for.
         verified: how `context` had certificates verified when it was used.
+        refused: it failed, and without the session that it offered it may not.
+
+    Raises:
+        TypeError: it is no context that event loops can use.
     """
 
     context: ssl.SSLContext
     verified: tuple[Any, ...]
     hostname: str | None
     object: ssl.SSLObject | None
+    refused: bool
     _sessions: Sessions | None
+    _offers: bool
 
     def __new__(cls, context: ssl.SSLContext, sessions: Sessions | None = None) -> Self:
+        check_context(context, "ssl_context")
         self = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         self.context = context
         self.verified = ()
         self.object = self.hostname = None
+        self.refused = self._offers = False
         self._sessions = sessions
         return self
 
     def __init__(self, context: ssl.SSLContext, sessions: Sessions | None = None) -> None:
         pass
+
+    @property  # type: ignore[misc]  # nobody sets it
+    def __class__(self) -> type:
+        # What event loops ask for is an instance of the class that stands there now.
+        return ssl.SSLContext
 
     def wrap_bio(
         self,
@@ -120,6 +175,7 @@ class Handshake(ssl.SSLContext):
         self.hostname = server_hostname if isinstance(server_hostname, str | None) else server_hostname.decode()
         if session is None and self._sessions is not None:
             session = self._sessions.of(self.context, self.hostname)
+        self._offers = session is not None
         self.verified = how_verified(self.context)
         self.object = self.context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         return self.object
@@ -134,10 +190,34 @@ class Handshake(ssl.SSLContext):
         if self._sessions is not None:
             self._sessions.keep(self)
 
+    def failed(self, error: BaseException) -> None:
+        """There is none, and that is the other side's doing."""
+        # What is resumed has its certificate not looked at again.
+        if self._sessions is not None and self._offers and not isinstance(error, ssl.SSLCertVerificationError):
+            self._sessions.forget()
+            self.refused = not isinstance(error, TimeoutError)
+
 
 def how_verified(context: ssl.SSLContext) -> tuple[Any, ...]:
     """What a context has verified: it may be changed while it is used."""
     return context.verify_mode, context.check_hostname, context.verify_flags
+
+
+NO_TLS = {"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+"""What OpenSSL says where the other side does not speak TLS."""
+
+
+def is_no_tls(error: BaseException | None) -> bool:
+    """Whether a handshake failed because the other side does not speak TLS."""
+    return isinstance(error, ssl.SSLError) and error.reason in NO_TLS
+
+
+def explain_no_tls(error: ssl.SSLError) -> None:
+    """Have the error say what can be done where `is_no_tls`."""
+    error.strerror = (
+        f"the server does not speak TLS here ({error.reason}): a port that begins without, as 25 and 587 do, is for "
+        'smtp+starttls:// or tls="required"; smtps:// and tls="implicit" are for ports such as 465'
+    )
 
 
 UNKNOWN_ISSUER = {18, 19, 20, 21}  # OpenSSL's X509_V_ERR_: self-signed, and no issuer that is trusted

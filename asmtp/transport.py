@@ -15,7 +15,7 @@ import os
 import select
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn, Protocol, cast
 
 import aiohappyeyeballs
@@ -27,7 +27,7 @@ from asmtp.options import Timeouts
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.session import Session
-from asmtp.tls import Handshake, explain
+from asmtp.tls import Handshake, explain, explain_no_tls, is_no_tls
 from asmtp.tunnel import through
 
 __all__ = ["Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve"]
@@ -39,6 +39,9 @@ Resolver = Callable[[str, int], Awaitable[list[tuple[Any, ...]]]]
 
 INCOMING = 1 << 14
 """Octets read at a time: some hundred replies."""
+
+UNREAD = 1 << 17
+"""Octets that are read at most, when a write has failed."""
 
 CLOSING = 10.0
 """Seconds that a server which has said 421 is given to close, where it was sent more."""
@@ -157,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         self.session = session
         self.limited = False  # by `limit`
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it has begun
-        self._begun = False
+        self.begun = False
         self._loop = asyncio.get_running_loop()
         # A buffer of its own: a transport that has to make one makes it of 256 KiB, for every reply.
         self._incoming = memoryview(bytearray(INCOMING))
@@ -187,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self._begun = True
+        self.begun = True
         if self.session.closed:  # by us, while we connected
             self.transport.abort()
         sock = transport.get_extra_info("socket")
@@ -217,6 +220,10 @@ class Connection(asyncio.BufferedProtocol):
         self.session.receive_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.session.closed:
+            # What a write has met; but a refusal may have come before, which nobody has read.
+            for octets in _unread(self.transport):
+                self.session.receive_data(octets)
         if exc is not None and not self.session.closed and self.session.closing is None:
             error = SMTPServerDisconnected(f"Connection unexpectedly closed: {exc}")
             error.__cause__ = exc
@@ -266,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
         if data and not self._lost.is_set():
             self._written += len(data)
             self.transport.write(data)
-        if not self._begun:
+        if not self.begun:
             return
         if session.closed:
             self._stop_timer()
@@ -468,26 +475,41 @@ class Connection(asyncio.BufferedProtocol):
         return await self.finished(exchange)
 
     async def _handshake(self, context: Handshake, server_hostname: str | None) -> None:
+        await self.wrap(context, server_hostname)
+        self._written = 0
+        self.session.secured()
+        self.session.secure = context.verifies
+
+    async def wrap(self, context: Handshake, server_hostname: str | None, said: bytes = b"") -> None:
+        """Put TLS on the transport, by a handshake.
+
+        Args:
+            said: what the server has said before.
+
+        Raises:
+            ssl.SSLError, SMTPServerDisconnected: it failed; the connection is closed.
+        """
+        plain = self.transport
+        if said:  # TLS knows what to make of it, once it has begun, which it does in the next pass
+            self._loop.call_soon(self._loop.call_soon, lambda: _feed(cast("Any", plain.get_protocol()), said))
         try:
             transport = await self._loop.start_tls(
-                self.transport,
+                plain,
                 self,
                 context,
-                server_hostname=server_hostname,
+                server_hostname=server_hostname or "",
                 ssl_handshake_timeout=_handshake_limit(self.timeouts),
             )
             if transport is None or self.session.closed:
                 raise ConnectionError("closed")
         except BaseException as error:
             self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
-            self.transport.abort()
+            plain.abort()
             self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
             _raise_tls_error(error, self.timeouts.tls, context)
         context.succeeded()
+        plain.set_protocol(_BelowTLS(plain))
         self.transport = transport
-        self._written = 0
-        self.session.secured()
-        self.session.secure = context.verifies
 
     def readable(self, seconds: float = 0) -> bool:
         """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`.
@@ -521,7 +543,7 @@ class Connection(asyncio.BufferedProtocol):
         """Close at once; who still waits is told."""
         self.session.close()
         self._flush()
-        if not self._begun:
+        if not self.begun:
             self._lost.set()
 
     def abort(self) -> None:
@@ -531,7 +553,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def cut(self) -> None:
         """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
-        if not self._begun:
+        if not self.begun:
             return
         with contextlib.suppress(OSError):  # it has ended
             self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
@@ -539,6 +561,55 @@ class Connection(asyncio.BufferedProtocol):
     async def wait_closed(self) -> None:
         """Until the transport has let go of the socket."""
         await self._lost.wait()
+
+
+class _BeforeTLS(asyncio.Protocol):
+    """What a transport has until there is TLS on it: what comes before the handshake is for that alone."""
+
+    def __init__(self) -> None:
+        self.said = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.said += data
+
+
+class _BelowTLS(asyncio.BufferedProtocol):
+    """Stands between a transport and the TLS on it, which would not read what is left when a write has failed."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._tls = tls = cast("asyncio.BufferedProtocol", transport.get_protocol())
+        self.get_buffer = tls.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = tls.buffer_updated  # type: ignore[method-assign]
+        self.eof_received = tls.eof_received  # type: ignore[method-assign]
+        self.pause_writing = tls.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = tls.resume_writing  # type: ignore[method-assign]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            for octets in _unread(self._transport):
+                _feed(self._tls, octets)
+        self._tls.connection_lost(exc)
+
+
+def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
+    """Give octets to a protocol as a transport would."""
+    buffer = memoryview(protocol.get_buffer(len(octets)))
+    buffer[: len(octets)] = octets
+    protocol.buffer_updated(len(octets))
+
+
+def _unread(transport: asyncio.Transport) -> Iterator[bytes]:
+    """What has come on the socket of a transport that has failed, and was not read."""
+    sock = transport.get_extra_info("socket")
+    if not _READV or sock is None:  # of what was under TLS there is none any more: see _BelowTLS
+        return
+    descriptor = sock.fileno()
+    left = UNREAD
+    with contextlib.suppress(OSError):  # nothing more
+        while left > 0 and (octets := os.read(descriptor, INCOMING)):
+            left -= len(octets)
+            yield octets
 
 
 def _poll(descriptor: int) -> Callable[[float], bool]:
@@ -567,11 +638,18 @@ def _handshake_limit(timeouts: Timeouts) -> float:
 def _raise_tls_error(error: BaseException, limit: float | None, handshake: Handshake | None) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
         explain(error, handshake)
+    if isinstance(error, ssl.SSLError) and is_no_tls(error):
+        explain_no_tls(error)
+    told = error
     if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
-        raise SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds") from error
-    if isinstance(error, ConnectionError):
-        raise SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {error}") from error
-    raise error
+        told = SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
+    elif isinstance(error, ConnectionError):
+        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {error}")
+    if handshake is not None and isinstance(error, OSError):
+        handshake.failed(told)
+    if told is error:
+        raise error
+    raise told from error
 
 
 def local_hostname() -> str:
@@ -616,13 +694,6 @@ async def open_connection(
     """
     connection = Connection(session, timeouts)
     made(connection)
-    tls: dict[str, Any] = {}
-    if ssl_context is not None:
-        tls = {
-            "ssl": ssl_context,
-            "server_hostname": server_hostname or "",
-            "ssl_handshake_timeout": _handshake_limit(timeouts),
-        }
     try:
         if sock is None:
             with anyio.fail_after(timeouts.connect):
@@ -637,9 +708,13 @@ async def open_connection(
         if proxy_header is not None:
             header = proxy_header.encode(sock.getsockname(), sock.getpeername())
             await asyncio.get_running_loop().sock_sendall(sock, header)
-        await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock, **tls)
+        begin = (lambda: connection) if ssl_context is None else _BeforeTLS
+        transport, first = await asyncio.get_running_loop().create_connection(begin, sock=sock)
     except BaseException as error:
         connection.connection_lost(None)
+        if connection.begun:  # the socket is the transport's
+            connection.transport.abort()
+            raise
         if sock is not None:
             sock.close()
             _raise_tls_error(error, timeouts.tls, ssl_context)
@@ -649,7 +724,8 @@ async def open_connection(
             raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit}") from None
         raise
     if ssl_context is not None:
-        ssl_context.succeeded()
+        connection.connection_made(transport)
+        await connection.wrap(ssl_context, server_hostname, cast("_BeforeTLS", first).said)
         session.secure = ssl_context.verifies
     return connection
 

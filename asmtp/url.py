@@ -14,7 +14,7 @@ import os
 import re
 import ssl
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import cast
+from typing import Any, cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from asmtp.events import Hook
@@ -125,7 +125,8 @@ class Relay:
             object.__setattr__(self, "mechanisms", tuple(self.mechanisms))
         window = 1 if self.window is None else self.window
         octets = 1 if self.window_octets is None else self.window_octets
-        rest = {"proxy": self.proxy, "proxy_protocol": self.proxy_protocol, "on_event": self.on_event}
+        names = ("ssl_context", "proxy", "proxy_protocol", "on_event")
+        rest: Any = {name: getattr(self, name) for name in names}
         check(cast("Options", {"tls": self.tls, "window": window, "window_octets": octets, **rest}), "Relay")
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import datetime
@@ -24,6 +25,7 @@ from asmtp.tls import (
 )
 
 from .conftest import Certificates
+from .servers.choosy import choosy
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
 
 V1_2, V1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -135,6 +137,154 @@ async def test_a_pool_s_connections_resume_one_session(
     assert len(reused) >= 3
     assert not reused[0]
     assert all(reused[1:])
+
+
+@pytest.mark.parametrize("tls", ["implicit", "required"])
+@pytest.mark.parametrize("version", [V1_2, V1_3])
+async def test_a_session_that_is_refused_is_forgotten(
+    version: ssl.TLSVersion, tls: Any, certificates: Certificates
+) -> None:
+    """An offer (RFC 8446 §2.2): the handshake is tried in full at once, and after two refusals none is made."""
+    context = certificates.client(maximum_version=version)
+    async with (
+        embedded(Embedded(), tls=certificates.server, implicit=tls == "implicit") as server,
+        choosy(server.port) as (port, seen),
+    ):
+        smtp = asmtp.AsyncSMTP("127.0.0.1", port, "me.example", tls=tls, ssl_context=context)
+        for _ in range(5):
+            async with smtp:
+                assert (await smtp.noop()).ok
+    assert seen == ["full", "resuming", "full", "resuming", "full", "full", "full"]
+
+
+@pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
+async def test_a_mailer_does_not_notice(scheme: str, certificates: Certificates) -> None:
+    async with (
+        embedded(Embedded(), tls=certificates.server, implicit=scheme == "smtps") as server,
+        choosy(server.port) as (port, seen),
+        asmtp.AsyncMailer(
+            f"{scheme}://127.0.0.1:{port}", ssl_context=certificates.trusting, max_messages=1, retry=None
+        ) as mailer,
+    ):
+        for _ in range(3):
+            assert (await mailer.send(b"hi", "a@b.example", "c@d.example")).attempts == 1
+        assert len(server.letters) == 3
+    assert "resuming" in seen
+
+
+async def test_no_session_is_offered_by_hand(certificates: Certificates) -> None:
+    """There, what was said on the connection before would be lost with it."""
+    async with embedded(Embedded(), tls=certificates.server) as server, choosy(server.port) as (port, seen):
+        smtp = asmtp.AsyncSMTP("127.0.0.1", port, "me.example", ssl_context=certificates.trusting)
+        for _ in range(2):
+            async with smtp:
+                await smtp.starttls()
+    assert seen == ["full", "full"]
+
+
+def test_the_facade_resumes_no_session_that_is_refused(certificates: Certificates) -> None:
+    def blocking(port: int) -> None:
+        smtp = asmtp.SMTP(timeout=5, tls="required", ssl_context=certificates.trusting)
+        for _ in range(2):
+            smtp.connect("127.0.0.1", port)
+            assert smtp.noop()[0] == 250
+            smtp.quit()
+
+    async def main() -> list[str]:
+        async with embedded(Embedded(), tls=certificates.server) as server, choosy(server.port) as (port, seen):
+            await asyncio.to_thread(blocking, port)
+            return seen
+
+    assert asyncio.run(main()) == ["full", "resuming", "full"]
+
+
+def test_a_certificate_that_is_not_accepted_says_nothing_of_the_session(certificates: Certificates) -> None:
+    sessions = Sessions()
+    first = Handshake(certificates.trusting, sessions)
+    shaken(first, certificates.server, "localhost")
+    first.succeeded()
+    second = Handshake(certificates.trusting, sessions)
+    second.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="localhost")
+    second.failed(ssl.SSLCertVerificationError("expired"))
+    assert not second.refused
+    second.failed(TimeoutError("no answer"))
+    assert not second.refused  # there is no time left to try it again
+    assert sessions.of(certificates.trusting, "localhost") is None
+
+
+# ---- the wrong port -------------------------------------------------------------------------------
+
+
+async def test_tls_to_a_server_without(certificates: Certificates) -> None:
+    """One attempt, and words that say what to use; in the mailer, too."""
+    async with embedded(Embedded()) as server:
+        smtp = asmtp.AsyncSMTP(
+            "127.0.0.1", server.port, "me.example", tls="implicit", ssl_context=certificates.trusting
+        )
+        with pytest.raises(ssl.SSLError, match=r"does not speak TLS here.*smtp\+starttls://"):
+            await smtp.connect()
+        async with asmtp.AsyncMailer(f"smtps://127.0.0.1:{server.port}", ssl_context=certificates.trusting) as mailer:
+            with pytest.raises(asmtp.SMTPException, match=r"does not speak TLS here.*smtp\+starttls://") as caught:
+                await mailer.send(b"hi", "a@b.example", "c@d.example")
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+    assert caught.value.state == "not_sent"
+    assert len(server.servers) == 2
+
+
+# ---- contexts of other makes ----------------------------------------------------------------------
+
+
+class Foreign:
+    """As pyOpenSSL's, through urllib3: it wraps sockets, and nothing else."""
+
+    verify_mode, check_hostname, verify_flags = ssl.CERT_REQUIRED, False, 0
+
+    def wrap_socket(self) -> None:
+        """Never called."""
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: asmtp.AsyncSMTP(ssl_context=FOREIGN), "ssl_context"),
+        (lambda: asmtp.AsyncMailer("smtps://host", ssl_context=FOREIGN), "ssl_context"),
+        (lambda: asmtp.Mailer("smtps://host", ssl_context=FOREIGN), "ssl_context"),
+        (lambda: asmtp.SMTP(ssl_context=FOREIGN), "ssl_context"),
+        (lambda: asmtp.SMTP_SSL(context=FOREIGN), "context"),
+        (lambda: setattr(asmtp.SMTP_SSL(), "context", FOREIGN), "context"),
+        (lambda: asmtp.SMTP().starttls(context=FOREIGN), "context"),
+        (lambda: asyncio.run(asmtp.AsyncSMTP().starttls(context=FOREIGN)), "context"),
+        (lambda: Handshake(FOREIGN), "ssl_context"),
+    ],
+)
+def test_a_context_that_event_loops_cannot_use(call: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be an ssl.SSLContext, not tests.test_tls.Foreign"):
+        call()
+
+
+FOREIGN: Any = Foreign()
+
+
+@pytest.mark.parametrize("tls", ["implicit", "required"])
+@pytest.mark.parametrize("before", [False, True])
+async def test_another_class_in_the_place_of_sslcontext(
+    tls: Any, before: bool, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As truststore and gevent put it there, whenever they do."""
+    context = certificates.client()
+
+    class Replaced(ssl.SSLContext):
+        pass
+
+    async with embedded(Embedded(), tls=certificates.server, implicit=tls == "implicit") as server:
+        monkeypatch.setattr(ssl, "SSLContext", Replaced)
+        if not before:
+            context = Replaced(ssl.PROTOCOL_TLS_CLIENT)
+            certificates.ca.configure_trust(context)
+        async with asmtp.AsyncSMTP("127.0.0.1", server.port, "me.example", tls=tls, ssl_context=context) as smtp:
+            assert (await smtp.noop()).ok
+            assert smtp.sock is not None
+            assert smtp.sock.version() == "TLSv1.3"
 
 
 def test_a_session_is_for_one_name_and_one_context(certificates: Certificates) -> None:

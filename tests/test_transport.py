@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import asmtp
 from asmtp import AsyncSMTP
 from asmtp import transport as transport_module
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
@@ -18,6 +19,9 @@ from asmtp.options import Timeouts
 from asmtp.protocol.session import Session
 from asmtp.transport import Connection, local_hostname, resolve
 
+from .conftest import Certificates
+from .servers.early import early
+from .servers.embedded import Embedded, embedded
 from .servers.relay import Relay, relaying
 from .servers.script import deaf, expect, fin, nothing_more, rst, scripted, send, silence, until
 
@@ -387,3 +391,88 @@ async def test_commands_that_are_lost_behind_content(command: float, limit: floa
         assert second.state == "not_sent"
         assert what in str(second)
         assert f"within {limit} seconds" in str(second)
+
+
+# ---- what is left to read when a write has failed -------------------------------------------------
+
+
+BIG = b"Subject: x\r\n\r\n" + (b"y" * 70 + b"\r\n") * 100_000
+SHAPES = [(), ("PIPELINING",), ("PIPELINING", "CHUNKING")]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("offers", SHAPES)
+async def test_a_refusal_in_mid_content_is_read(offers: tuple[str, ...], tls: bool, certificates: Certificates) -> None:
+    options: Any = {"tls": "implicit", "ssl_context": certificates.trusting} if tls else {}
+    with early(*offers, tls=certificates.server if tls else None) as port:
+        async with AsyncSMTP("127.0.0.1", port, "me.example", timeout=20, **options) as smtp:
+            with pytest.raises(asmtp.SMTPDataError) as caught:
+                await smtp.sendmail("a@x.example", ["b@y.example"], BIG)
+    assert (caught.value.smtp_code, caught.value.state) == (552, "refused")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("kind", ["facade", "mailer"])
+def test_a_refusal_in_mid_content_is_read_by_others(kind: str, tls: bool, certificates: Certificates) -> None:
+    with (
+        early("PIPELINING", tls=certificates.server if tls else None) as port,
+        pytest.raises(asmtp.SMTPDataError) as caught,
+    ):
+        if kind == "mailer":
+            url = f"smtps://127.0.0.1:{port}" if tls else f"smtp://127.0.0.1:{port}"
+            with asmtp.Mailer(
+                url, ssl_context=certificates.trusting, local_hostname="me.example", retry=None
+            ) as mailer:
+                mailer.send(BIG, "a@x.example", ["b@y.example"])
+        else:
+            options: Any = {"tls": "implicit", "ssl_context": certificates.trusting} if tls else {}
+            with asmtp.SMTP("127.0.0.1", port, "me.example", timeout=20, **options) as smtp:
+                smtp.sendmail("a@x.example", ["b@y.example"], BIG)
+    assert (caught.value.smtp_code, caught.value.state) == (552, "refused")
+
+
+def test_no_more_is_read_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Transport:
+        def get_extra_info(self, name: str) -> socket.socket:
+            return ours
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"552 no\r\n")
+        theirs.close()
+        transport: Any = Transport()
+        monkeypatch.setattr(transport_module, "UNREAD", 4)
+        monkeypatch.setattr(transport_module, "INCOMING", 3)
+        assert list(transport_module._unread(transport)) == [b"552", b" no"]
+        assert list(transport_module._unread(transport)) == [b"\r\n"]  # and then the end
+        monkeypatch.setattr(transport_module, "_READV", False)
+        assert list(transport_module._unread(transport)) == []
+
+
+# ---- a connection that is given up half-made ------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", ["none", "implicit", "required"])
+async def test_cancelled_at_each_pass_of_a_connect(tls: Any, certificates: Certificates) -> None:
+    """Whatever it was doing, the descriptor is given back by who has it: its next owner must not be hurt."""
+    server_tls = None if tls == "none" else certificates.server
+    loop = asyncio.get_running_loop()
+    async with embedded(Embedded(), tls=server_tls, implicit=tls == "implicit") as server:
+        passes = 0
+        while True:
+            smtp = AsyncSMTP("127.0.0.1", server.port, "me.example", tls=tls, ssl_context=certificates.trusting)
+            connecting = loop.create_task(smtp.connect())
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            if connecting.done():
+                break
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.close()
+            await writer.wait_closed()
+            del reader
+            passes += 1
+        await smtp.close()
+    assert passes > 3
