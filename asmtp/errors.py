@@ -98,7 +98,7 @@ class SMTPResponseException(SMTPException, smtplib.SMTPResponseException):
     """
 
     def __str__(self) -> str:
-        return _said(self.smtp_code, self.smtp_error)
+        return said(self.smtp_code, self.smtp_error)
 
     @property
     def transient(self) -> bool:
@@ -114,14 +114,14 @@ class SMTPProtocolError(SMTPServerDisconnected, SMTPResponseException):
     """
 
     def __str__(self) -> str:
-        return _said(-1, self.smtp_error)  # the words are ours, not those of a reply
+        return said(-1, self.smtp_error)  # the words are ours, not those of a reply
 
 
 class SMTPSenderRefused(SMTPResponseException, smtplib.SMTPSenderRefused):
     """The sender was refused: see `smtp_code`, `smtp_error` and `sender`."""
 
     def __str__(self) -> str:
-        return f"sender {_line(self.sender or '<>')}: {super().__str__()}"
+        return f"sender {one_line(self.sender or '<>')}: {super().__str__()}"
 
 
 class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
@@ -135,7 +135,7 @@ class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
         refused: Any = self.recipients
         if not isinstance(refused, Mapping) or not all(_is_reply(reply) for reply in refused.values()):
             return super().__str__()
-        named = [f"{_line(who)}: {_said(*reply)}" for who, reply in list(refused.items())[:_NAMED]]
+        named = [f"{one_line(who)}: {said(*reply)}" for who, reply in list(refused.items())[:_NAMED]]
         more = [f"and {len(refused) - _NAMED:,} more"] if len(refused) > _NAMED else []
         return "; ".join(named + more) or "every recipient was refused"
 
@@ -177,13 +177,13 @@ def _is_reply(reply: Any) -> bool:
     return isinstance(reply, tuple) and len(reply) == 2
 
 
-def _said(code: Any, text: Any) -> str:
+def said(code: Any, text: Any) -> str:
     """Return a reply as it stands in a sentence; without its code, where that is -1."""
-    line = _line(text)
+    line = one_line(text)
     return line if code == -1 else f"{code} {line}".rstrip()
 
 
-def _line(text: Any) -> str:
+def one_line(text: Any) -> str:
     """Return text of others as one line, printable, and short: a server may send anything."""
     words = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
     line = words[: _TEXT + 1].replace("\n", " ")

@@ -8,6 +8,8 @@ import ssl
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
+from asmtp.errors import one_line
+
 __all__ = [
     "Handshake", "Sessions", "check_context", "context_from_files", "default_context", "explain", "explain_no_tls",
     "is_no_tls", "unverified_context", "verifying_context",
@@ -228,7 +230,7 @@ def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
     """Have the error say which name was wanted, which the certificate has, and what can be done."""
     wanted = handshake.hostname or "no name"
     certificate = _refused_certificate(handshake)
-    names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    names = [one_line(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
     offered = f"it is for {', '.join(names[:10])}{', ...' if names[10:] else ''}" if names else "it names no host"
     if not certificate:
         offered = "it is not known what it is for"
@@ -262,4 +264,4 @@ def _refused_certificate(handshake: Handshake) -> dict[str, Any]:
 def _issuer(certificate: dict[str, Any]) -> str:
     fields = {key: value for part in certificate.get("issuer", ()) for key, value in part}
     known = [fields[key] for key in ("commonName", "organizationalUnitName", "organizationName") if key in fields]
-    return ascii(known[0]) if known else "someone"
+    return ascii(one_line(known[0])) if known else "someone"

@@ -7,6 +7,7 @@ import re
 import socket
 from typing import Any
 
+from asmtp.errors import one_line
 from asmtp.protocol.envelope import ascii_domain
 
 __all__ = ["check_proxy", "proxy_name", "through"]
@@ -55,7 +56,7 @@ async def through(url: str, host: str, port: int, source_address: tuple[str, int
     try:
         return await proxy.connect(name, port, timeout=FOREVER, local_addr=source_address)
     except ProxyError as error:
-        raise ConnectionError(f"proxy {proxy_name(url)}: {error}") from None
+        raise ConnectionError(f"proxy {proxy_name(url)}: {one_line(error)}") from None
 
 
 def _parsed(url: str) -> tuple[Any, str, int, str | None, str | None]:

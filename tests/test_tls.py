@@ -361,6 +361,28 @@ def test_many_names(certificates: Certificates) -> None:
     assert "mx9.example.com, ...; if" in refused(certificates.trusting, server, "mx.example.net")
 
 
+def test_names_that_are_not_printable() -> None:
+    class Chain:
+        def get_info(self) -> dict[str, Any]:
+            names = (("DNS", "mx\x1b[2J\nCRITICAL owned"), ("DNS", "x" * 900))
+            return {"subjectAltName": names, "issuer": ((("commonName", "ca\x07" + "y" * 900),),)}
+
+    class Object:
+        class _sslobj:
+            @staticmethod
+            def get_unverified_chain() -> list[Chain]:
+                return [Chain()]
+
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = 20, "unable to get local issuer certificate"
+    handshake = Handshake(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    handshake.object = Object  # type: ignore[assignment]
+    explain(error, handshake)
+    assert str(error.strerror).isprintable()
+    assert r"mx\x1b[2J CRITICAL owned" in str(error.strerror)
+    assert len(str(error.strerror)) < 1600
+
+
 @pytest.mark.parametrize("version", [V1_2, V1_3])
 def test_an_unknown_issuer(version: ssl.TLSVersion, certificates: Certificates) -> None:
     context = ssl.create_default_context()

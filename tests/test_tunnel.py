@@ -79,6 +79,17 @@ async def test_a_proxy_that_says_no(answer: bytes) -> None:
         assert "s3cret" not in str(caught.value)
 
 
+async def test_what_a_proxy_says_is_one_printable_line() -> None:
+    answer = b"HTTP/1.1 403 \x1b[2Jno\x07" + b"!" * 900 + b"\r\n\r\n"
+    async with scripted([head(), send(answer), fin]) as proxy:
+        with pytest.raises(ConnectionError) as caught:
+            await client(f"http://{proxy.host}:{proxy.port}").connect()
+    told = str(caught.value)
+    assert told.isprintable()
+    assert r"\x1b[2Jno\x07!!!" in told
+    assert len(told) < 600
+
+
 async def test_an_answer_without_end() -> None:
     async with scripted([head(), send(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000), nothing_more]) as proxy:
         with pytest.raises((ConnectionError, asmtp.SMTPException)):

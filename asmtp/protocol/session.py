@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
+from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, said
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
@@ -409,7 +409,7 @@ class Session:
             self._resume(exchange, b"")
         if reply.code == 421:
             self._last_answered = exchange
-            self.closing = SMTPServerDisconnected(f"server closed the connection: {reply}")
+            self.closing = SMTPServerDisconnected(f"server closed the connection: {said(*reply)}")
             self._drop_output()
         if self.closing is not None and not self._may_be_answered():
             self._end(Event.END, self.closing)
@@ -446,7 +446,7 @@ class Session:
 
     def _unasked(self, reply: Reply) -> None:
         if reply.code == 421:
-            self._end(Event.END, SMTPServerDisconnected(f"server closed the connection: {reply}"))
+            self._end(Event.END, SMTPServerDisconnected(f"server closed the connection: {said(*reply)}"))
         else:
             shown = printable(self.redact(b"%d %s" % reply))
             self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {shown}".encode()))

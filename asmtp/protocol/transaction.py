@@ -30,6 +30,7 @@ from asmtp.errors import (
     SMTPRecipientsRefused,
     SMTPSenderRefused,
     SMTPServerDisconnected,
+    said,
 )
 from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end
 from asmtp.protocol.envelope import Envelope
@@ -67,7 +68,7 @@ class NotBegun(SMTPException):
     """The server did not take the RSET in front of the transaction, which is to be sent again on its own."""
 
     def __init__(self, reply: Reply) -> None:
-        super().__init__(f"RSET was answered {reply}")
+        super().__init__(f"RSET was answered {said(*reply)}")
         self.reply = reply
 
 

@@ -299,6 +299,19 @@ def test_what_begins_as_a_421_and_is_another_reply() -> None:
     assert b"no command is owed: '450 this" in two.error.smtp_error
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_421_is_told_as_one_printable_line(asked: bool) -> None:
+    """It ends in exceptions and logs: nobody else writes lines there, or moves a terminal's cursor."""
+    session = opened()()
+    if asked:
+        session.start(STARTS["one"].make(session))
+    session.receive_data(b"421-bye\x1b[2J\r\n421-CRITICAL root owned\r\n421 " + b"." * 900 + b"\r\n")
+    told = str(session.error)
+    assert told.startswith("server closed the connection: 421 bye\\x1b[2J CRITICAL root owned ...")
+    assert told.isprintable()
+    assert len(told) < 600
+
+
 def test_421_with_the_reply_that_lets_the_next_command_be_written() -> None:
     """It was sent before the command was, so it is no answer to it."""
     session = opened()()
