@@ -27,6 +27,7 @@ from asmtp.options import Timeouts
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import State
 from asmtp.tls import Handshake, explain, explain_no_tls, is_no_tls
 from asmtp.tunnel import through
 
@@ -278,7 +279,9 @@ class Connection(asyncio.BufferedProtocol):
         if session.closed:
             self._stop_timer()
             # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
-            if self._says_goodbye and self._process == os.getpid():
+            # close() also writes what TLS has not seen leave, though it may have left: never in the middle of anything.
+            whole = self._says_goodbye and session.state is State.CLOSED
+            if whole and self._process == os.getpid():
                 self.transport.close()
             self.transport.abort()
         elif self._timer is None:
@@ -541,6 +544,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close at once; who still waits is told."""
+        if not self.session.idle:
+            self._says_goodbye = False
         self.session.close()
         self._flush()
         if not self.begun:

@@ -18,6 +18,7 @@ from asmtp import commands as commands_module
 
 from .conftest import Certificates
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
+from .servers.relay import SHAPES, Relay, relaying
 from .servers.script import expect, fin, nothing_more, read_all, rst, scripted, send, start_tls, until
 
 SENDER, WHO = "a@x.example", "b@y.example"
@@ -307,3 +308,35 @@ async def test_the_server_cuts_the_connection_under_tls(certificates: Certificat
         with pytest.raises(asmtp.SMTPServerDisconnected):
             await smtp.noop()
         await smtp.close()
+
+
+# ---- an end in the middle ---------------------------------------------------------------------
+
+
+class Struck(BaseException):
+    """What a signal's handler raises."""
+
+
+async def test_what_was_struck_as_tls_wrote_it_is_not_written_again(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transport of asyncio's that is closed writes once more what it has not seen leave."""
+    armed: list[bytes] = []
+    write = ssl.SSLObject.write
+
+    def struck(self: ssl.SSLObject, data: Any) -> int:
+        written = write(self, data)
+        if armed and armed[0] in bytes(data):
+            armed.clear()
+            raise Struck
+        return written
+
+    monkeypatch.setattr(ssl.SSLObject, "write", struck)
+    async with relaying(Relay(SHAPES["both"]), tls=certificates.server) as relay:
+        with pytest.raises(Struck):
+            async with AsyncSMTP_SSL(relay.host, relay.port, "me", ssl_context=certificates.trusting) as smtp:
+                await smtp.ehlo()
+                armed.append(b"X-Id")
+                await smtp.sendmail(SENDER, WHO, b"X-Id: 1\r\n\r\nx")
+        await relay.quiet()
+    assert len(relay.letters) <= 1
