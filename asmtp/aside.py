@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-__all__ = ["aside", "resolve"]
+__all__ = ["aside", "ending", "resolve"]
 
 T = TypeVar("T")
 
 
-def _ending() -> bool:
+def ending() -> bool:
     """Whether the main thread has ended: Python starts no threads any more (3.12), and no executors."""
     return not threading.main_thread().is_alive()
 
@@ -34,7 +34,7 @@ async def aside(function: Callable[..., T], *args: Any, abandon: bool = False) -
         begun = True
         return function(*args)
 
-    if not _ending():
+    if not ending():
         try:
             return await anyio.to_thread.run_sync(call, abandon_on_cancel=abandon)
         except RuntimeError:
@@ -49,7 +49,7 @@ async def resolve(host: str, port: int) -> list[tuple[Any, ...]]:
     literal = _literal(host, port)
     if literal is not None:
         return [literal]
-    if not _ending():
+    if not ending():
         try:
             return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except RuntimeError:  # as above; a resolver raises none

@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import anyio
 
+from asmtp.aside import ending
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment
 from asmtp.errors import SMTPStateError
@@ -219,7 +220,7 @@ class Mailer:
                 # A fork: the thread and the connections are the parent's.
                 self._mailer = AsyncMailer(self._relay, **self._options)
             try:
-                self._thread = thread = _Thread(self._mailer)
+                self._thread = thread = (_Here if ending() else _Thread)(self._mailer)
             except BaseException:
                 # It may have begun all the same, and closes what it was given.
                 self._mailer = AsyncMailer(self._relay, **self._options)
@@ -433,6 +434,50 @@ class _Thread:
         await asyncio.sleep(0)  # the calls that came before that are begun now
         while tasks := [task for task in self._calls.values() if task is not None]:
             await asyncio.wait(tasks)
+
+
+class _Here(_Thread):
+    """The same at the end of the program, where no thread is started any more: the loop runs in who calls."""
+
+    def __init__(self, mailer: AsyncMailer) -> None:
+        self.mailer = mailer
+        self.over = False
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._calls = {}
+        self._runner = asyncio.Runner()
+        _threads.add(self)
+
+    def check(self) -> None:
+        """No thread of its own waits."""
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        """Call in the loop, once nobody else does."""
+        with self._lock:
+            if self.over:
+                raise SMTPStateError("the mailer was closed")
+            return self._runner.run(function(*args, **kwargs))
+
+    def soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Call in the loop, when it runs next."""
+        with self._lock:
+            if not self.over:
+                self._runner.get_loop().call_soon(functools.partial(function, *args))
+
+    def leave(self, timeout: float | EllipsisType | None = ...) -> None:
+        """Nothing is in flight between calls, and the program ends."""
+
+    def end(self, timeout: float | EllipsisType | None = ...) -> None:
+        """Let it end."""
+        with self._lock:
+            if not self.over:
+                self._runner.run(self.mailer.aclose(timeout))
+                self.over = True
+                self._runner.close()
+                _threads.discard(self)
+
+    def join(self) -> None:
+        """There is nothing to wait for."""
 
 
 def _ended() -> SMTPStateError:

@@ -592,3 +592,41 @@ def test_fork(numbers: list[int], text: str) -> None:
     sent = sorted(int(letter.content) for letter in relay.letters)
     assert [number for number in sent if number != 1 or 1 in numbers] == numbers
     assert said_goodbye(relay)
+
+
+# ---- where no thread is started any more ------------------------------------------------------------
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread has ended; Python 3.12 starts no threads then."""
+    monkeypatch.setattr(blocking, "ending", lambda: True)
+
+
+@pytest.mark.usefixtures("ending")
+def test_at_the_end_it_runs_in_who_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with relay_at(relay_of()) as relay:
+        with at(relay) as mailer, monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread"))
+            mailer.verify()
+            assert mailer.send(b"0", "a@x.example", "b@y.example").complete
+            messages = [("a@x.example", "b@y.example", b"%d" % number) for number in range(1, 200)]
+            assert all(delivery.ok for delivery in mailer.send_all(messages))
+            assert mailer.drain() == []
+        with pytest.raises(asmtp.SMTPStateError, match="the mailer was closed"):
+            mailer.send(b"0", "a@x.example", "b@y.example")
+        mailer.close()
+    assert len(relay.letters) == 200
+
+
+@pytest.mark.usefixtures("ending")
+def test_at_the_end_threads_wait_for_each_other() -> None:
+    with relay_at(relay_of()) as relay, at(relay) as mailer:
+        receipts = together(8, lambda number: mailer.send(b"%d" % number, "a@x.example", "b@y.example"))
+        assert all(receipt.complete for receipt in receipts)
+        for _ in mailer.send_all([("a@x.example", "b@y.example", b"8")] * 5):
+            break
+        blocking._at_exit()
+        with pytest.raises(asmtp.SMTPStateError, match="the mailer was closed"):
+            mailer.drain()
+    assert len(relay.letters) >= 9
