@@ -37,7 +37,7 @@ from asmtp.options import (
     host_and_port,
 )
 from asmtp.protocol import dialogue
-from asmtp.protocol.command import gate
+from asmtp.protocol.command import gate, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import compose, weight
@@ -405,6 +405,7 @@ class AsyncSMTP(Commands):
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
         envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests)
+        msg = spelt_out(msg)
         if isinstance(msg, str):
             msg = to_octets(msg)
         try:

@@ -24,7 +24,7 @@ from asmtp.events import Watch, clock
 from asmtp.login import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, require_auth
 from asmtp.options import TLSMode, Token
 from asmtp.protocol import dialogue
-from asmtp.protocol.command import command, options_text
+from asmtp.protocol.command import command, options_text, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
 from asmtp.protocol.extensions import Extensions
@@ -335,6 +335,7 @@ class Commands(AuthObjects):
                 (SCRAM): `smtp_code` is -1 then, and the connection is closed.
             ValueError: a control character in the user name.
         """
+        user, password = spelt_out(user), spelt_out(password)
         if mechanisms is not None:
             check_mechanisms(mechanisms)
         await self.ehlo_or_helo_if_needed()

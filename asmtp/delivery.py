@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from asmtp.body import PIECE, WHOLE, check_content
 from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException
+from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten, weight
@@ -192,6 +193,7 @@ class Shipment:
         self.once = False
         self.eight_bit = False
         if type(content) is not bytes:
+            content = spelt_out(content)
             check_content(content)
             if isinstance(content, Message):
                 content = flatten(content, utf8=envelope.international)

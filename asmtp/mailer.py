@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import ssl
 import time
+import warnings
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
@@ -173,6 +174,10 @@ class AsyncMailer:
     def __repr__(self) -> str:
         relays = getattr(self, "_relays", ())  # the constructor may have raised
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in relays)}>"
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if not vars(self).get("_closing", True) and self._outbox is not None and self._outbox.pool.lanes:
+            warn(f"{self!r} was never closed: use it with async with, or await aclose()", ResourceWarning, 2, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Have its settings pickled and copied, not what it is doing: it comes out as one that was not used."""

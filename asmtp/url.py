@@ -151,11 +151,14 @@ class Relay:
             ValueError: it is no such URL, or a certificate file cannot be used.  Nothing of the URL is quoted.
             TypeError: it is not a str.
         """
+        if isinstance(url, str):
+            url = url.strip()  # out of a file, or of an environment variable
         gate(url, "URL", secret=True)
         if _NO_URL.search(url):
             raise ValueError("URL: whitespace and lone surrogates must be percent-encoded")
         parts = _split(url)
         if parts.scheme not in _SCHEMES:
+            _check_for_scheme(url)
             meant = f"; this one is {_MEANT[parts.scheme]}" if parts.scheme in _MEANT else ""
             raise ValueError(f"URL: the scheme must be one of {_KNOWN}{meant}")
         if not url[len(parts.scheme) :].startswith("://"):
@@ -279,6 +282,19 @@ def _split(url: str) -> SplitResult:
         "URL: brackets belong around an IPv6 address, and nowhere else; special characters in user name and password "
         "must be percent-encoded"
     )
+
+
+def _check_for_scheme(url: str) -> None:
+    """Tell who writes "host:port" what is meant.  That holds no password, so it is quoted.
+
+    Raises:
+        ValueError: it is just that.
+    """
+    found = _HOST_AND_PORT.fullmatch(url)
+    if found is None or found["port"] is None:
+        return
+    scheme = "smtps" if int(found["port"]) == SMTP_SSL_PORT else "smtp"
+    raise ValueError(f"URL: the scheme is missing: {scheme}://{url} is meant?")
 
 
 def _decoded(text: str, component: str) -> str:

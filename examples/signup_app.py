@@ -16,9 +16,6 @@ from starlette.routing import Route
 
 import asmtp
 
-# One for the whole app; it connects when there is something to send.  The URL is that of ASMTP_URL.
-mailer = asmtp.AsyncMailer(timeouts=10, retry=asmtp.Retry(attempts=2, within=5))
-
 
 def welcome(address: str) -> EmailMessage:
     message = EmailMessage()
@@ -32,11 +29,12 @@ def welcome(address: str) -> EmailMessage:
 async def signup(request: Request) -> JSONResponse:
     address = (await request.json())["email"]
     try:
-        receipt = await mailer.send(welcome(address))
-    except asmtp.SMTPRecipientsRefused:
-        return JSONResponse({"error": "this address does not take mail"}, status_code=422)
+        receipt = await request.app.state.mailer.send(welcome(address))
     except asmtp.SMTPException as error:
-        # error.state tells whether the mail may be on its way all the same: "not_sent" or "in_doubt".
+        # With 4yz (greylisting, a full mailbox) the address is good, and a later try may succeed.
+        if isinstance(error, asmtp.SMTPRecipientsRefused) and not error.transient:
+            return JSONResponse({"error": "this address does not take mail"}, status_code=422)
+        # error.state tells whether the mail may be on its way all the same: "not_sent", "refused" or "in_doubt".
         return JSONResponse({"error": "no mail could be sent", "state": error.state}, status_code=503)
     except ValueError as error:  # nothing was sent: the address cannot be one
         return JSONResponse({"error": str(error)}, status_code=422)
@@ -45,7 +43,9 @@ async def signup(request: Request) -> JSONResponse:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mailer:  # waits for what is in flight when the app stops
+    # One for the whole app; it connects when there is something to send, and waits for what is in flight when the app
+    # stops.  Made here, it belongs to the loop that the app runs in.  The URL is that of ASMTP_URL.
+    async with asmtp.AsyncMailer(timeouts=10, retry=asmtp.Retry(attempts=2, within=5)) as app.state.mailer:
         yield
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from asmtp.cli.server import Inbox, serving
 
+from .servers.relay import Relay, relaying
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -99,6 +101,17 @@ async def test_signup_app(app: ModuleType, inbox: Inbox, address: str, status: i
     response = await post(app, address)
     assert response.status_code == status, response.text
     assert [letter.recipients for letter in inbox.letters] == ([[address]] if status == 201 else [])
+
+
+@pytest.mark.virtual_clock
+async def test_signup_app_at_a_server_that_says_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is nothing against the address."""
+    answer = "450 4.2.0 greylisted"
+    async with relaying(Relay(answer=lambda verb, line: answer if verb == "RCPT" else None)) as relay:
+        monkeypatch.setenv("ASMTP_URL", f"smtp://127.0.0.1:{relay.port}")
+        response = await post(load("signup_app.py"), "new@example.com")
+    assert response.status_code == 503
+    assert response.json() == {"error": "no mail could be sent", "state": "refused"}
 
 
 @pytest.mark.virtual_clock

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -600,3 +601,22 @@ async def test_nobody_holds_on_to_a_message() -> None:
         gc.collect()
         assert kept() is None
         assert receipt.complete
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the transport and the socket, which have no name
+@pytest.mark.parametrize("closed", [False, True])
+def test_one_that_is_never_closed_says_so_by_name(closed: bool) -> None:
+    with relay_at(Relay()) as relay, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+
+        async def main() -> None:
+            posting = AsyncMailer(f"smtp://127.0.0.1:{relay.port}")
+            await posting.send(b"hi", SENDER, WHO)
+            if closed:
+                await posting.aclose()
+
+        asyncio.run(main())
+        gc.collect()
+        told = [str(warning.message) for warning in caught if "never closed" in str(warning.message)]
+        name = f"<asmtp.mailer.AsyncMailer 127.0.0.1:{relay.port}>"
+    assert told == ([] if closed else [f"{name} was never closed: use it with async with, or await aclose()"])

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["command", "gate", "options_text"]
+__all__ = ["command", "gate", "options_text", "spelt_out"]
 
 # C0, DEL and C1.  RFC 5321 §4.1.2 has none of them in any command; a CR or LF would begin a new one.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def spelt_out(value: Any) -> Any:
+    """Return the str that a proxy (werkzeug's LocalProxy) or a lazy string (Django's) stands for; or the value.
+
+    The former only say that they are str, the latter only have its methods; regular expressions take neither.
+    """
+    if issubclass(type(value), str):
+        return value
+    if isinstance(value, str) or (hasattr(value, "encode") and hasattr(value, "partition")):
+        return str(value)
+    return value
 
 
 def gate(text: str, argument: str, *, secret: bool = False) -> str:

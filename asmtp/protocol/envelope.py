@@ -11,7 +11,7 @@ from smtplib import quoteaddr
 from typing import TYPE_CHECKING, Any, Unpack
 
 from asmtp.errors import SMTPNotSupportedError
-from asmtp.protocol.command import gate, options_text
+from asmtp.protocol.command import gate, options_text, spelt_out
 from asmtp.protocol.parameters import Parameters, Recipient, Requests
 
 if TYPE_CHECKING:
@@ -139,11 +139,13 @@ class Envelope:
         content: Any = None,
         **requests: Unpack[Requests],
     ) -> None:
-        self.sender = sender
+        self.sender = spelt_out(sender)
         self.content = content
+        recipients = spelt_out(recipients)
         if isinstance(recipients, bytes) or not hasattr(recipients, "__iter__"):  # type: ignore[unreachable]
             raise TypeError(f"to_addrs must be str or an iterable of str, not {type(recipients).__name__}")
-        self.recipients: Sequence[str] = (recipients,) if isinstance(recipients, str) else tuple(recipients)
+        several = (recipients,) if isinstance(recipients, str) else tuple(map(spelt_out, recipients))
+        self.recipients: Sequence[str] = several
         if not self.recipients:
             raise ValueError("to_addrs: no recipients")
         self.mail_options = mail_options
@@ -159,7 +161,7 @@ class Envelope:
             for name in {option.partition("=")[0].upper() for option in rcpt_options}:
                 if any(f" {name}=" in self._parameters.own(recipient) for recipient in self.recipients):
                     raise ValueError(f"rcpt_options: {name} is asked for by another argument too")
-        self._paths = [path(sender, "from_addr")]
+        self._paths = [path(self.sender, "from_addr")]
         self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
 
     @classmethod

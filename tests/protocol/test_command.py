@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import enum
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asmtp.protocol.command import command, gate, options_text
+from asmtp.protocol.command import command, gate, options_text, spelt_out
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.parameters import Recipient
 
 CONTROLS = [chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]]
 
@@ -83,3 +88,53 @@ def test_one_line_or_an_error(verb: str, args: str, encoding: str) -> None:
     body = line[:-2]
     assert not [octet for octet in body if octet < 0x20 or octet == 0x7F]
     assert body.decode(encoding) == (f"{verb} {args}" if args else verb)
+
+
+class Proxy:
+    """As werkzeug's LocalProxy: says that it is what it stands for, and passes everything on."""
+
+    def __init__(self, thing: Any) -> None:
+        object.__setattr__(self, "_thing", thing)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(object.__getattribute__(self, "_thing"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_thing"), name)
+
+    def __str__(self) -> str:
+        return str(object.__getattribute__(self, "_thing"))
+
+
+class Lazy:
+    """As Django's lazy strings: no str, but all of its methods."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._text, name)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class Named(str, enum.Enum):  # noqa: UP042  # its str() is not its text
+    one = "a@x.example"
+
+
+@pytest.mark.parametrize("made", [Proxy, Lazy])
+def test_what_stands_for_a_str_is_one(made: Any) -> None:
+    assert type(spelt_out(made("a@x.example"))) is str
+    envelope = Envelope(made("a@x.example"), [made("b@x.example"), "c@x.example"])
+    assert [envelope.sender, *envelope.recipients] == ["a@x.example", "b@x.example", "c@x.example"]
+    assert all(type(who) is str for who in envelope.recipients)
+    assert list(Envelope("", made("b@x.example")).recipients) == ["b@x.example"]
+    with pytest.raises(ValueError, match="to_addrs"):
+        Envelope("", [made("b@x.example\r\nDATA")])
+
+
+@pytest.mark.parametrize("value", ["a", Named.one, Recipient("b@x.example", notify="never"), b"a", None, 1, ["a"]])
+def test_what_is_none_stays_as_it_is(value: Any) -> None:
+    assert spelt_out(value) is value
