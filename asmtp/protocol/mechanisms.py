@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,12 @@ from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
 __all__ = ["channel_bindings", "cram_md5", "external", "login", "oauthbearer", "plain", "scram", "xoauth2"]
+
+
+MAX_ITERATIONS = 600_000
+"""Of a hash, in SCRAM: under a second.  RFC 7677 §4 asks for 4096 at least; it is the server that says how many."""
+
+_ITERATIONS = re.compile(r"(?:^|,)i=0*([0-9]+)")
 
 
 def plain(credentials: Credentials) -> Mechanism:
@@ -129,6 +136,8 @@ def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) ->
         first = _text(challenge)
         if first.startswith("e="):  # the refusal follows
             yield b""
+        if _is_too_many(first):
+            raise unproven(f"the server's part of the login is wrong: more than {MAX_ITERATIONS} iterations")
         client.set_server_first(first)
         final = client.get_client_final()
     except failure as error:
@@ -143,6 +152,12 @@ def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) ->
     except failure as error:
         raise unproven(f"the server has not proved that it knows the password: {error}") from None
     yield b""
+
+
+def _is_too_many(first: str) -> bool:
+    """Whether a server's first message has an iteration count that would keep us busy."""
+    found = _ITERATIONS.search(first)
+    return found is not None and (len(found[1]) > len(str(MAX_ITERATIONS)) or int(found[1]) > MAX_ITERATIONS)
 
 
 def _text(challenge: bytes | None) -> str:

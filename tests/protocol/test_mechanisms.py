@@ -141,3 +141,17 @@ def test_a_hash_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashlib, "new", new)
     with pytest.raises(ValueError, match="unsupported: sha1"):
         scram("SCRAM-SHA-1-PLUS", USER, binding="tls-unique")
+
+
+@pytest.mark.parametrize("count", ["600001", "9999999", "1" + "0" * 5000])
+def test_more_iterations_than_a_second_s(count: str) -> None:
+    """They would be computed before it is known who the server is."""
+    mechanism = scram("SCRAM-SHA-256", USER)
+    nonce = next(mechanism).rpartition(b"r=")[2].decode()
+    unproven(mechanism, f"r={nonce}more,s=W22ZaJ0SNY7soEsUEjb6gQ==,i={count}".encode(), "more than 600000 iterations")
+
+
+def test_as_many_as_are_possible() -> None:
+    mechanism = scram("SCRAM-SHA-256", USER)
+    nonce = next(mechanism).rpartition(b"r=")[2].decode()
+    assert b",p=" in mechanism.send(f"r={nonce}more,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=600000".encode())
