@@ -166,7 +166,15 @@ class Mailer:
             del error  # it holds this frame
 
     def drain(self) -> list[Delivery]:
-        """Wait until nothing is in flight: see :meth:`asmtp.AsyncMailer.drain`."""
+        """Wait until nothing is in flight: see :meth:`asmtp.AsyncMailer.drain`.
+
+        When the mailer was closed, it tells what became of those that were given up then.
+        """
+        thread = self._thread
+        if self._closed and thread is not None and thread.mine:
+            thread.check()
+            thread.join()
+            return thread.mailer.claimed()
         thread = self._started()
         return thread.call(thread.mailer.drain)
 

@@ -343,6 +343,10 @@ class AsyncMailer:
             A loop is left when nothing refers to its iterator any more; who keeps it asks its `aclose`.
         """
         await self._silence()
+        return self.claimed()
+
+    def claimed(self) -> list[Delivery]:
+        """The same without waiting: what is known, and nobody has taken."""
         unclaimed = list(self._unclaimed)
         self._unclaimed.clear()
         return unclaimed

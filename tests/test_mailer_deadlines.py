@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import anyio
 import pytest
 
 import asmtp
@@ -335,6 +336,21 @@ async def test_the_whole_of_a_message(at: str, state: str, content: bytes, how: 
 
 
 @pytest.mark.virtual_clock
+@pytest.mark.parametrize(("at", "state"), [("MAIL", "not_sent"), (".", "in_doubt")])
+async def test_a_limit_of_the_caller_s_own(at: str, state: str) -> None:
+    """What is known is on what anyio and `wait_for` raise, too."""
+    async with relaying(slow(at)) as relay, mailer(relay, close_timeout=1) as posting:
+        with pytest.raises(TimeoutError) as cut:
+            with anyio.fail_after(5):
+                await posting.send(*LETTER)
+        assert cut.value.__context__.state == state  # type: ignore[union-attr]
+    async with relaying(slow(at)) as relay, mailer(relay, close_timeout=1) as posting:
+        with pytest.raises(TimeoutError) as late:
+            await asyncio.wait_for(posting.send(*LETTER), 5)
+        assert late.value.__cause__.state == state  # type: ignore[union-attr]
+
+
+@pytest.mark.virtual_clock
 @pytest.mark.parametrize("connections", [1, 2])
 async def test_the_whole_of_a_message_that_is_tried_again(connections: int) -> None:
     """It ends with the last reply as its error; one that waits for a connection is told of the time."""
@@ -432,6 +448,23 @@ async def test_leaving_ends_in_time(how: str, caplog: pytest.LogCaptureFixture) 
         await relay.quiet()
 
 
+def test_what_a_mailer_that_blocks_gives_up_comes_out_of_drain() -> None:
+    with in_background(relaying(Relay())) as relay:
+        relay.answer = lambda verb, line: hang(relay) if "<a5@" in line else None
+        with mailer_that_blocks(relay, close_timeout=0.1, connections=1) as posting:
+            several = posting.send_all(items(10))
+            told = [next(several)]
+            several.close()
+        told += posting.drain()
+        assert {each.state for each in told} >= {"sent", "not_sent"}
+        assert len(told) == sum(posting.stats[4:8])
+        assert posting.drain() == []
+    with mailer_that_blocks(relay) as unused:
+        unused.close()
+        with pytest.raises(asmtp.SMTPStateError):
+            unused.drain()
+
+
 def test_leaving_a_mailer_that_blocks_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
     with in_background(relaying(Relay(hold=2))) as relay:
         with mailer_that_blocks(relay, close_timeout=0.1) as posting:
@@ -447,3 +480,33 @@ def test_leaving_a_mailer_that_blocks_ends_in_time(caplog: pytest.LogCaptureFixt
         thread.join()
         assert caught[0].value.state in ("not_sent", "in_doubt")
     assert "gave up 1 messages" in caplog.text
+
+
+# ---- connections that hang -----------------------------------------------------------------------
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("shape", ["pipelining", "both"])
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_hung_messages_do_not_hold_up_the_others_for_ever(shape: str, connections: int) -> None:
+    """Where all connections hang, those in line wait for the phase at most, or for their own time."""
+    relay = Relay(SHAPES[shape])
+    async with relaying(relay), mailer(relay, connections=connections, timeouts=60) as posting:
+        await posting.send(*LETTER)
+        relay.answer = lambda verb, line: hang(relay) if "<hang" in line else None
+        hanging = [
+            asyncio.create_task(posting.send(b"x", "hang@x.example", "b@y.example")) for _ in range(2 * connections)
+        ]
+        await asyncio.sleep(5)
+        begun = now()
+        with pytest.raises(asmtp.SMTPTimeoutError, match="within 10 seconds"):
+            await posting.send(*LETTER, timeout=10)
+        relay.answer = lambda verb, line: None
+        relay.hold = None  # new connections are served; what was held stays so
+        assert (await posting.send(*LETTER)).complete
+        assert now() - begun <= 61
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+
+def hang(relay: Relay) -> None:
+    relay.hold = 0
