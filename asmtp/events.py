@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
 import ssl
+import threading
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,12 +22,65 @@ from asmtp.protocol.state import Event as Command
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Event", "Hook", "Watch", "clock"]
+__all__ = ["Event", "Hook", "Watch", "clock", "handle_all", "kept_for", "unheard"]
 
 clock = time.perf_counter
 """Seconds, for how long something took: an event loop's own time may be of whole milliseconds (uvloop)."""
 
 logger = logging.getLogger("asmtp")
+
+
+class _Logging(threading.local):
+    """What this thread is logging just now."""
+
+    busy = False
+    kept: list[logging.LogRecord] | None = None
+
+
+_logging = _Logging()
+
+
+def _handle(record: logging.LogRecord) -> None:
+    """Have a record handled, unless this thread is having one handled: a handler that mails would call itself."""
+    if _logging.kept is not None:
+        _logging.kept.append(record)
+    elif not _logging.busy:
+        _logging.busy = True
+        try:
+            type(logger).handle(logger, record)
+        finally:
+            _logging.busy = False
+
+
+logger.handle = _handle  # type: ignore[method-assign]
+logging.getLogger("asyncio").addFilter(lambda record: not _logging.busy)
+
+
+@contextlib.contextmanager
+def kept_for(records: list[logging.LogRecord]) -> Iterator[None]:
+    """Where what this thread logs is kept: who waits for it may hold a handler's lock, and handles it afterwards."""
+    _logging.kept = records
+    try:
+        yield
+    finally:
+        _logging.kept = None
+
+
+def handle_all(records: list[logging.LogRecord]) -> None:
+    """Have what was kept handled."""
+    for record in records:
+        _handle(record)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Where neither asmtp nor asyncio logs anything in this thread."""
+    before, _logging.busy = _logging.busy, True
+    try:
+        yield
+    finally:
+        _logging.busy = before
+
 
 _numbers = itertools.count(1)
 _BDAT = re.compile(rb"(?:\A|(?<=\r\n))BDAT [0-9]+(?: LAST)?\r\n")

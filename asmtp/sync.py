@@ -36,6 +36,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
 )
+from asmtp.events import handle_all, kept_for, unheard
 from asmtp.login import Attempts, Mechanisms, check_mechanisms
 from asmtp.options import (
     LMTP_PORT,
@@ -157,8 +158,9 @@ class SMTP(AuthObjects):
 
     @staticmethod
     def _new_loop() -> asyncio.AbstractEventLoop:
-        # Whatever the policy makes for others.
-        return asyncio.SelectorEventLoop(new_selector())
+        # Whatever the policy makes for others.  asyncio logs that, perhaps into a handler that makes another.
+        with unheard():
+            return asyncio.SelectorEventLoop(new_selector())
 
     def _entry(self) -> contextlib.AbstractContextManager[Any]:
         """What a call holds, so that others wait; `_check_entered` comes next."""
@@ -627,11 +629,14 @@ _STEPS = {name: getattr(SMTP, name) for name in ("mail", "rcpt", "data", "putcmd
 def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
     """Call in a thread where no loop runs, and wait for it; `interrupt` makes it end where the wait does."""
     future: Future[T] = Future()
+    records: list[Any] = []
 
     def helper() -> None:
         if future.set_running_or_notify_cancel():
             try:
-                future.set_result(function())
+                with kept_for(records):
+                    result = function()
+                future.set_result(result)
             except BaseException as error:  # carried over to the caller
                 future.set_exception(error)
 
@@ -647,6 +652,7 @@ def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
     finally:
         if thread.is_alive():
             thread.join()
+        handle_all(records)
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -367,6 +367,36 @@ def test_steps_that_a_subclass_overrides(module: Any) -> None:
     assert "helo own.example" in relay.commands
 
 
+@pytest.mark.parametrize("tls", ["none", "opportunistic"])
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+def test_a_log_handler_that_mails_what_asmtp_logs(level: int, tls: Any) -> None:
+    """Each record is mailed, those of the mail too, but not those of a mail about a record of asmtp's."""
+    relay = Relay(("STARTTLS",), answer=lambda verb, line: "454 not now" if verb == "STARTTLS" else None)
+    mailed: list[str] = []
+
+    class Mailing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with asmtp.SMTP("127.0.0.1", relay.port, "client.example", tls=tls) as smtp:
+                smtp.sendmail(A, B, "Subject: log\r\n\r\n")
+            mailed.append(record.name)
+
+    root, handler = logging.getLogger(), Mailing()
+    before = root.level
+    with relay_at(relay):
+        root.addHandler(handler)
+        root.setLevel(level)
+        try:
+            logging.getLogger("app").error("it broke")
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(before)
+    assert len(relay.letters) == len(mailed)
+    assert mailed.count("app") == 1
+    assert set(mailed) <= {"app", "asmtp"}
+    if level == logging.DEBUG or tls == "opportunistic":
+        assert 1 < len(mailed) < 30
+
+
 @BOTH
 def test_mix_ins_with_arguments_of_their_own(module: Any) -> None:
     class Mixed(module.SMTP):  # type: ignore[misc]
