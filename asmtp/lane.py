@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from asmtp.client import AsyncLMTP, AsyncSMTP
 from asmtp.delivery import Shipment, state_of
 from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
 from asmtp.events import Watch, clock
+from asmtp.limits import Limit
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
@@ -57,12 +59,17 @@ class Part:
         withdrawn: why nobody wants it any more, or None.
         transaction: what is under way, or was.
         not_begun, silently: how often it went back into the line without anyone's knowing, and why: see pool.Pool.
+        limit: what the server had enough of, if that was the end of the last try.
+        returned: how often it was put back for that, which counts as no try.
+        until: the loop's time at which that ends.
+        spent: after how many messages the connection ended that it was put back from, or 0.
         outcome, error: how the last try ended.
+        said: what the server said when it was put back.
     """
 
     __slots__ = (
-        "attempts", "begun", "envelope", "error", "exchange", "lane", "not_begun", "outcome", "over", "shipment",
-        "silently", "since", "task", "transaction", "withdrawn",
+        "attempts", "begun", "envelope", "error", "exchange", "lane", "limit", "not_begun", "outcome", "over",
+        "returned", "said", "shipment", "silently", "since", "spent", "task", "transaction", "until", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
@@ -76,6 +83,11 @@ class Part:
         self.task: asyncio.Task[None] | None = None
         self.not_begun = 0
         self.silently = 0
+        self.limit: Limit | None = None
+        self.returned = 0
+        self.until = math.inf
+        self.spent = 0
+        self.said: Exception | None = None
         self.over = False
         self.withdrawn: SMTPException | None = None
         self.transaction: Transaction | None = None
@@ -114,7 +126,7 @@ class Lane(AsyncSMTP):
         lost: is called when the connection is gone.
 
     Attributes:
-        begun, answered: how many messages.
+        begun, answered, taken: how many messages.
         limit: how many it may take, or None.
         until: the loop's time at which it is replaced, or None.
         busy_since: the loop's time at which the last replies came, or it became busy.
@@ -149,6 +161,7 @@ class Lane(AsyncSMTP):
         self._on_lost = lost
         self.begun = 0
         self.answered = 0
+        self.taken = 0
         self.limit: int | None = None
         self.until: float | None = None
         self.busy_since = 0.0

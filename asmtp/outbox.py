@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable, Collection
 
@@ -13,11 +14,13 @@ from asmtp.errors import (
     DeliveryState,
     SMTPException,
     SMTPRecipientsRefused,
+    SMTPResponseException,
     SMTPSenderRefused,
     SMTPStateError,
     SMTPTimeoutError,
 )
 from asmtp.lane import Part
+from asmtp.limits import Limit, limit_of
 from asmtp.policy import Retry, any_throttling
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
@@ -60,6 +63,7 @@ class Outbox:
         self._later: list[tuple[float, int, Part]] = []  # a heap: parts that are tried again at a time
         self._counter = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.TimerHandle | None = None  # of what was put back
 
     @property
     def waiting(self) -> int:
@@ -122,8 +126,9 @@ class Outbox:
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
         self._aborted = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._ending):
+            if timer is not None:
+                timer.cancel()
         self.pool.abort()
         self._give_up_later()
         self._settled()
@@ -169,9 +174,11 @@ class Outbox:
 
     def _failed(self, part: Part, error: Exception, source: Source) -> None:
         """It came to nothing: try again, or leave it at that."""
-        self._heed(error, source)
+        self._heed(part, error, source)
         delay = None
         if self._retry is not None and not part.shipment.once and not self._aborted:
+            if part.limit is not None and self._put_back(part, error):
+                return
             delay = self._retry.delay(part.attempts, self._elapsed(part.shipment), error, random.random())
         if delay is not None:
             self._drop_refused(part, error)
@@ -195,24 +202,35 @@ class Outbox:
     def _refused_for_some(self, part: Part, outcome: Outcome, source: Source) -> None:
         """It was taken, but not for everyone: some may get a transaction of their own."""
         shipment, refused = part.shipment, outcome.refused
-        if any_throttling(refused.values()):
-            self._throttle()
+        others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
+        limit = limit_of(others, 0)
+        self._heed_pace(limit, others, source)
         if shipment.once or part.withdrawn or self._aborted:
             shipment.refused.update(refused)
             return
         crowded = self._crowded_out(part, outcome, source)
         later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
-        delay = None
-        if later and self._retry is not None:
-            delay = self._retry.wait(part.attempts, self._elapsed(shipment), random.random())
-        if delay is not None:
-            again = Part(shipment, _only(part, later), part.attempts)
-            again.error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
-            again.error.state = "refused"
-            self._try_later(again, delay)
-        else:
+        if later and not self._again_for(part, later, limit):
             later = {}
         shipment.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
+
+    def _again_for(self, part: Part, later: dict[str, Reply], limit: Limit | None) -> bool:
+        """Whether there is another transaction for these, who were refused for now."""
+        if self._retry is None:
+            return False
+        error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
+        error.state = "refused"
+        delay = self._retry.wait(part.attempts, self._elapsed(part.shipment), random.random())
+        free = limit is not None and self._until(part) > self.loop.time()
+        if delay is None and not free:
+            return False
+        again = Part(part.shipment, _only(part, later), part.attempts)
+        again.error = error
+        if free:
+            self._put_back(again, error)
+        elif delay is not None:
+            self._try_later(again, delay)
+        return True
 
     def _crowded_out(self, part: Part, outcome: Outcome, source: Source) -> set[str]:
         """Those behind the server's limit of recipients, who get a transaction of their own (RFC 5321 §4.5.3.1.10)."""
@@ -225,19 +243,64 @@ class Outbox:
             self.pool.waiting.append(Part(part.shipment, _only(part, crowded), part.attempts))
         return set(crowded)
 
-    def _heed(self, error: Exception, source: Source) -> None:
+    def _heed(self, part: Part, error: Exception, source: Source) -> None:
         """What the reply says of the server, not of the message."""
         replies = replies_of(error)
-        if any_throttling(replies):
-            self._throttle()
+        if any_throttling(replies) or part.limit is not None:
+            self._heed_pace(part.limit, error, source)
         elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
             self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
 
-    def _throttle(self) -> None:
+    def _heed_pace(self, limit: Limit | None, error: Exception, source: Source) -> None:
         """A server that says it is sent too much is sent less."""
-        pool = self.pool
-        if pool.pace is not None:
-            pool.pace = pool.pace.throttled(self.loop.time())
+        if limit is Limit.PACE or any_throttling(replies_of(error)):
+            find = limit is Limit.PACE and self._retry is not None
+            self.pool.slow_down(source, error, find=find)
+
+    # ---- back in line -----------------------------------------------------------------------
+
+    def _until(self, part: Part) -> float:
+        """The loop's time up to which a part may be put back; without a limit none is, as there would be no end."""
+        if self._retry is None or self._retry.within is None or part.shipment.began is None:
+            return -math.inf
+        return part.shipment.began + self._retry.within
+
+    def _put_back(self, part: Part, error: Exception) -> bool:
+        """Have a part go again that met a limit of the server's, if there is time: no try is counted."""
+        until = self._until(part)
+        if until <= self.loop.time():
+            return False
+        self._drop_refused(part, error)
+        part.returned += 1
+        part.said = error
+        part.until = until
+        self.retried += 1
+        self.pool.put_back(part)
+        self._end_at(until)
+        return True
+
+    def _end_at(self, when: float) -> None:
+        """Look at `when` whether there are parts whose time is over."""
+        if when < math.inf and (self._ending is None or when < self._ending.when()):
+            if self._ending is not None:
+                self._ending.cancel()
+            self._ending = self.loop.call_at(when, self._end_of_time)
+
+    def _end_of_time(self) -> None:
+        """End the parts that were put back and were not taken in time, by what the server said."""
+        self._ending = None
+        now, waiting = self.loop.time(), self.pool.waiting
+        over = [part for part in waiting if part.until <= now]
+        for part in over:
+            part.error = part.said
+        if over and self._retry is not None and self.pool.meter.last < now - (self._retry.within or 0):
+            # Nothing was taken: those that waited as long behind them have had their time, too.
+            for part in waiting:
+                if part.until == math.inf and part.since <= now - (self._retry.within or 0):
+                    part.until = now
+                    part.error = _not_tried(over[0])
+        self.give_up(lambda part: part.until <= now)
+        self._end_at(min((part.until for part in waiting), default=math.inf))
 
     # ---- trying again -----------------------------------------------------------------------
 
@@ -301,6 +364,17 @@ def _given_up(part: Part, error: BaseException | None) -> Exception:
 
 def _only(part: Part, chosen: Collection[str]) -> Envelope:
     return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who in chosen])
+
+
+def _not_tried(other: Part) -> Exception:
+    """Return what is said of a message that waited while the server took nothing: its words to another."""
+    assert other.said is not None
+    replies = replies_of(other.said)
+    error: SMTPException = SMTPException(str(other.said))
+    if replies:
+        error = SMTPResponseException(*replies[0])
+    error.state = "not_sent"
+    return error
 
 
 def _too_many(reply: Reply) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from asmtp.delivery import replies_of
 from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.lane import Lane, LMTPLane, Part
+from asmtp.limits import Found, Limit, Meter, limit_of
 from asmtp.plan import choose, plan
 from asmtp.policy import Pace, Rest, any_throttling, is_crowded
 from asmtp.protocol.transaction import NotBegun
@@ -95,7 +96,8 @@ class Pool:
         self.idle = idle
         self.max_messages = max_messages
         self.max_age = max_age
-        self.pace = pace
+        self.pace: Pace | Found | None = pace
+        self.meter = Meter()
         self.lanes: list[Lane] = []
         self.waiting: deque[Part] = deque()
         self._ended = ended
@@ -103,6 +105,7 @@ class Pool:
         self._opening: dict[asyncio.Task[None], _Opening] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._over: list[Part] = []
+        self._again: list[Part] = []
         self._gone: list[Lane] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeping_soon = False
@@ -129,6 +132,29 @@ class Pool:
         part.since = self.loop.time()
         self.waiting.append(part)
 
+    def put_back(self, part: Part) -> None:
+        """Have a part that was just handed back at the head of the line again: no try is counted."""
+        part.since = self.loop.time()
+        self._again.append(part)
+
+    def slow_down(self, source: Source, error: Exception, *, find: bool) -> None:
+        """Send less: a relay says that it is sent too much.
+
+        Args:
+            find: find out how much it takes, where no rate was given.
+        """
+        now = self.loop.time()
+        pace = self.pace
+        if isinstance(pace, Pace):
+            self.pace = pace.throttled(now)
+        elif pace is None:
+            self.pace = Found.of(self.meter.rate(now), now) if find else None
+        elif len(self.sources) > 1 and pace.blocked(self.meter.last):
+            self.pace = None  # another one may take what this one does not
+            self.distrust(source, error)
+        else:
+            self.pace = pace.throttled(now, self.meter.rate(now))
+
     def withdraw(self, part: Part, why: SMTPException) -> None:
         """Nobody wants it any more: it is stopped if it can be stopped, and handed back in any case."""
         part.withdrawn = why
@@ -148,12 +174,10 @@ class Pool:
             self._short_since = math.inf
             return
         now = self.loop.time()
-        allowed = len(self.waiting)
-        if self.pace is not None:
-            allowed = self._allowed(self.pace, now)
-            if not allowed:
-                self._wake(now + self.pace.wait(now))
-                return
+        allowed = self._allowed(now)
+        if not allowed:
+            self._wake_for_line((), now, paced=True)
+            return
         source = self._choose(now)
         lanes = [lane for lane in self.lanes if lane.source is source and lane.serves(now)]
         if len(self.sources) > 1:
@@ -192,8 +216,13 @@ class Pool:
         elif lanes:
             self._wake(now + LATE * max(0.0, min(lane.silent_at() for lane in lanes) - now))
 
-    def _allowed(self, pace: Pace, now: float) -> int:
+    def _allowed(self, now: float) -> int:
         """How many messages may go by the rate."""
+        if isinstance(self.pace, Found) and self.pace.over(now):
+            self.pace = None
+        pace = self.pace
+        if pace is None:
+            return len(self.waiting)
         count = 0
         for part in self.waiting:
             if pace.wait(now) > 0:
@@ -395,9 +424,18 @@ class Pool:
             return
         others = [other for other in self.lanes if other.source is source]
         if is_crowded(str(why)):
-            source.shrink(len(others), now)
+            self._crowded(lane, why, now)
         elif lane.begun and not lane.answered and not lane.cut and not any(other.answered for other in others):
             source.failed(now, why, random.random())  # to greet is not enough
+
+    def _crowded(self, lane: Lane, why: Exception, now: float) -> None:
+        """Its relay has too many connections: this one is used no more, and so many as are left are enough."""
+        lane.retiring = True  # and closed by `_care`
+        left = sum(other.source is lane.source and not other.retiring for other in self.lanes)
+        if left:
+            lane.source.shrink(left, now)
+        else:
+            lane.source.failed(now, why, random.random())
 
     def _retire(self, lane: Lane) -> None:
         """Give it no more messages, and close it when it has none left."""
@@ -469,11 +507,16 @@ class Pool:
         self._sweeping_soon = False
         over, self._over = self._over, []
         now = self.loop.time()
-        again: list[Part] = []
         answered: dict[Lane, int] = {}
+        taken = 0
         for part in over:
             if (lane := part.lane) is not None:
                 answered[lane] = answered.get(lane, 0) + _is_answered(part.error)
+                taken += part.error is None
+        if taken:
+            self.meter.took(now, taken)
+            if isinstance(self.pace, Found):
+                self.pace = self.pace.took(now)
         for served, count in answered.items():
             if count:
                 served.measure(now, count)
@@ -482,22 +525,49 @@ class Pool:
             self._bury(lost, now)
         for part in over:
             lane, error = part.lane, part.error
-            if error is None and lane is not None and lane.source.rest.failures:
-                lane.source.rest = Rest()
+            if error is None and lane is not None:
+                lane.taken += 1
+                if part.spent or lane.source.rest.failures:
+                    self._heed_taken(part, lane.source, now)
             part.lane = part.exchange = part.transaction = None
             part.over = False
             if lane is None:  # it did not come to any
                 self._ended(part, self.sources[0])
-            elif error is not None and not (part.withdrawn or self._closed) and self._silently(part, lane, error):
-                part.since = now
-                again.append(part)
+            elif error is not None and not (part.withdrawn or self._closed) and self._stays(part, lane, error, now):
+                self.put_back(part)
             else:
                 self._ended(part, lane.source)
+        again, self._again = self._again, []
         self.waiting.extendleft(reversed(again))
         self.dispatch()
         for served in answered:
             self._care(served)
         self._settled()
+
+    def _heed_taken(self, part: Part, source: Source, now: float) -> None:
+        """A message was taken, which says something of its relay, too."""
+        source.rest = Rest()
+        if part.spent and len(self.sources) == 1:  # it was the connection, not the sender
+            source.ended(part.spent, now)
+            part.spent = 0
+
+    def _stays(self, part: Part, lane: Lane, error: BaseException, now: float) -> bool:
+        """Whether a message goes back into the line without its owner's knowing; else it is told why it met a limit."""
+        part.limit = limit = limit_of(error, lane.taken)
+        if limit is None or not isinstance(error, Exception):
+            return self._silently(part, lane, error)
+        if limit is Limit.CONNECTIONS:
+            self._crowded(lane, error, now)
+        elif limit in (Limit.MESSAGES, Limit.SENDER):
+            if limit is Limit.MESSAGES and not lane.retiring:
+                self._heed_end(lane, lane.taken, certain=True)
+            elif limit is Limit.SENDER:
+                if part.returned or (len(self.sources) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
+                    part.limit = None  # it is not the connection, or all of the relay
+                else:
+                    part.spent = lane.taken
+            lane.retiring = True  # and closed by `_care`
+        return False
 
     def _silently(self, part: Part, lane: Lane, error: BaseException) -> bool:
         """Whether a message goes back into the line without anyone's knowing."""
@@ -522,13 +592,13 @@ class Pool:
             lane.suspect = part
             if not lane.stale:
                 part.silently += 1
-                self._heed_end(lane)
+                self._heed_end(lane, lane.answered)
         return lane.suspect is not part or part.silently <= CHANCES
 
-    def _heed_end(self, lane: Lane) -> None:
-        """Some servers take so many messages on a connection, and end it."""
+    def _heed_end(self, lane: Lane, messages: int, *, certain: bool = False) -> None:
+        """Some servers take so many messages on a connection, and end it, or say so."""
         source, now = lane.source, self.loop.time()
-        source.ended(lane.answered, now)
+        source.ended(messages, now, certain=certain)
         for other in self.lanes:
             if other.source is source:
                 other.at_most(source.most_messages(now))

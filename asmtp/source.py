@@ -132,9 +132,13 @@ class Source:
         """The most it takes on one connection, as far as it is known."""
         return self._most_messages if now < self._messages_until else None
 
-    def ended(self, answered: int, now: float) -> None:
-        """It ended a busy connection after so many messages.  Twice after as many, that is its limit."""
-        if answered == self._ended_after:
+    def ended(self, answered: int, now: float, *, certain: bool = False) -> None:
+        """It ended a busy connection after so many messages.  Twice after as many, that is its limit.
+
+        Args:
+            certain: it said that they are enough.
+        """
+        if certain or answered == self._ended_after:
             self._most_messages = answered
             self._messages_until = now + LEARNT
         self._ended_after = answered

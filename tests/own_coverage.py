@@ -23,8 +23,13 @@ OWN = {
     "asmtp/commands.py": ("tests.test_client",),
     "asmtp/lane.py": ("tests.test_lane", "tests.test_pool"),
     "asmtp/mailer.py": ("tests.test_mailer",),
-    "asmtp/outbox.py": ("tests.test_mailer",),
-    "asmtp/pool.py": ("tests.test_pool", "tests.test_mailer_trouble", "tests.test_mailer_deadlines"),
+    "asmtp/outbox.py": ("tests.test_mailer", "tests.test_limits"),
+    "asmtp/pool.py": (
+        "tests.test_pool",
+        "tests.test_limits",
+        "tests.test_mailer_trouble",
+        "tests.test_mailer_deadlines",
+    ),
     "asmtp/protocol/dialogue.py": (
         "tests.protocol.test_dialogue",
         "tests.test_client_tls",

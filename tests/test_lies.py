@@ -311,7 +311,7 @@ async def test_mailer(lie: Lie, certificates: Certificates, caplog: pytest.LogCa
         ours = lie.contract.raises is None or issubclass(lie.contract.raises, asmtp.SMTPException)
         check(lie, seen, liar, None if ours else SMTPServerDisconnected)
         # One that could not be made ready for messages, it does not keep.
-        closed = lie.contract.after == "closed" or (seen.error is not None and not liar.begun)
+        closed = lie.contract.after == "closed" or lie.retired or (seen.error is not None and not liar.begun)
         if closed:
             # A relay whose password is wrong is left alone for a while.
             await (settled(lambda: posting.stats.open == 0) if seen.error is None else asyncio.sleep(3600))

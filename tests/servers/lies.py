@@ -84,6 +84,7 @@ class Lie:
         stalling: see liar.Liar.
         deaf: the server's kernel keeps little of what nobody reads.
         lmtp: it is told to LMTP clients.
+        retired: it is in step, but a mailer uses it no more.
     """
 
     says: Any
@@ -99,6 +100,7 @@ class Lie:
     stalling: bool = False
     deaf: bool = False
     lmtp: bool = False
+    retired: bool = False
 
 
 async def content_begun() -> AsyncIterator[bytes]:

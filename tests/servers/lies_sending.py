@@ -354,6 +354,36 @@ LMTP = {
     ),
 }
 
+# ---- limits of the server's ---------------------------------------------------------------------
+
+CROWDED = "4.3.2 Concurrent connections limit exceeded"
+THROTTLED = "454 4.7.0 Throttling failure: Maximum sending rate exceeded."
+
+LIMITS = {
+    **{
+        f"{verb} {code}, too many connections": Lie({verb: said}, refused(error, code, after), offers, retired=True)
+        for verb, error, offers in (
+            ("MAIL", NO_SENDER, BATCH),
+            ("RCPT", NO_ONE, BATCH),
+            ("DATA", NO_DATA, BATCH),
+            (".", NO_DATA, BATCH),
+            ("BDAT", NO_DATA, CHUNKS),
+        )
+        for code, said, after in (
+            (421, says(f"421 {CROWDED}"), "closed"),
+            (432, f"432 {CROWDED}", "in step"),
+            (451, f"451 {CROWDED}", "in step"),
+        )
+    },
+    "MAIL 454, throttled": Lie({"MAIL": THROTTLED}, refused(NO_SENDER, 454)),
+    "RCPT 454, throttled": Lie({"RCPT": THROTTLED}, refused(NO_ONE, 454)),
+    "DATA 454, throttled": Lie({"DATA": THROTTLED}, refused(NO_DATA, 454)),
+    "final 454, throttled": Lie({".": THROTTLED}, refused(NO_DATA, 454)),
+    "BDAT 454, throttled": bdat({"BDAT": THROTTLED}, refused(NO_DATA, 454)),
+    "LMTP 454, 454, throttled": lmtp({".": [THROTTLED] * 2}, refused(NO_ONE, 454)),
+    "LMTP 432, 432, too many connections": lmtp({".": [f"432 {CROWDED}"] * 2}, refused(NO_ONE, 432), retired=True),
+}
+
 # ---- QUIT ---------------------------------------------------------------------------------------
 
 QUIT = {
@@ -371,4 +401,4 @@ QUIT = {
     "RST for QUIT": Lie({"QUIT": rst}, sent()),
 }
 
-SENDING: dict[str, Lie] = {**MAIL, **RCPT, **DATA, **CONTENT, **FINAL, **GROUPS, **BDAT, **LMTP, **QUIT}
+SENDING: dict[str, Lie] = {**MAIL, **RCPT, **DATA, **CONTENT, **FINAL, **GROUPS, **BDAT, **LMTP, **LIMITS, **QUIT}
