@@ -325,6 +325,7 @@ class Pool:
         self._wake(now + LATE * source.patience)
 
     async def _bring_up(self, lane: Lane) -> None:
+        await asyncio.sleep(0)  # an eager task, which could be over before it is known of, begins here
         source = lane.source
         begun = self.loop.time()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -330,3 +331,14 @@ async def test_a_server_that_says_421_and_goes_on(shape: tuple[str, ...], verb: 
         assert not left
         states = agree(relay, deliveries, 20)
         assert states["sent"] == 20 or (retry is None and states == {"sent": 19, "refused": 1})
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12")
+async def test_a_relay_that_fails_at_once_where_tasks_are_eager(tmp_path: Path) -> None:
+    """A Unix socket that is not there takes no pass of the loop to say so."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+    url = f"lmtp+unix://{tmp_path}/nothing.sock?local_hostname=me"
+    async with asmtp.AsyncMailer(url, retry=None) as mailer, asyncio.timeout(20):
+        with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
+            await mailer.send(b"Subject: x\r\n\r\nx", "a@example.com", "b@example.com")
+    assert caught.value.state == "not_sent"
