@@ -209,15 +209,30 @@ class Relay:
         Raises:
             ValueError: it is not set, or one is wrong.
         """
-        urls = os.environ.get(ENVIRONMENT, "").split()
-        if not urls:
+        text = os.environ.get(ENVIRONMENT, "")
+        if not text.strip():
             raise ValueError(f"{ENVIRONMENT} is not set: no relay to send through")
+        return cls.several(text, ENVIRONMENT)
+
+    @classmethod
+    def several(cls, text: str, where: str) -> list[Relay]:
+        """The relays of URLs with whitespace between them.
+
+        Args:
+            where: they come from, for the error.
+
+        Raises:
+            ValueError: there is none, or one is wrong.
+        """
+        urls = text.split()
+        if not urls:
+            raise ValueError(f"{where}: no URL is in it")
         relays = []
         for number, url in enumerate(urls, 1):
             try:
                 relays.append(cls.from_url(url))
             except ValueError as error:
-                raise ValueError(f"{ENVIRONMENT}, number {number} of {len(urls)}: {error}") from None
+                raise ValueError(f"{where}, number {number} of {len(urls)}: {error}") from None
         return relays
 
     @property

@@ -56,6 +56,7 @@ OWN = {
     "asmtp/cli/sending.py": ("tests.test_cli_bulk",),
     "asmtp/cli/sources.py": ("tests.test_cli_sources",),
     "asmtp/cli/tally.py": ("tests.test_cli_bulk",),
+    "asmtp/cli/watching.py": ("tests.test_cli_watching",),
 }
 # Runs in a process of its own.
 ELSEWHERE = {"asmtp/__main__.py"}

@@ -29,6 +29,7 @@ from asmtp.cli.sending import Sending
 from asmtp.cli.server import Inbox, serving
 from asmtp.cli.sources import Sources
 from asmtp.cli.tally import Tally, tell
+from asmtp.cli.watching import Watching
 from asmtp.delivery import Delivery, Receipt
 from asmtp.mailer import AsyncMailer
 from asmtp.policy import Rate, Retry
@@ -290,7 +291,7 @@ async def test_messages_that_are_to_blame_are_no_reason_to_stop(folder: Path, mo
         await it.sending.run()
         assert it.tally.stopped == ""
         assert it.tally.counts["not_sent"] == 10
-        assert list(it.tally.kinds) == ["SMTPNotSupportedError"]
+        assert list(it.tally.kinds) == ["not supported by the server"]
 
 
 async def test_a_file_that_is_gone(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +308,7 @@ async def test_a_file_that_is_gone(folder: Path, path: str, monkeypatch: pytest.
     async with relaying(Relay()) as relay, bench(relay, folder, path) as it:
         await it.sending.run()
         assert it.tally.stopped == ""
-        assert it.outcomes()["b@x.example"].text.startswith("FileNotFoundError: ")
+        assert it.outcomes()["b@x.example"].text.startswith("cannot be read: ")
 
 
 async def test_interrupted(folder: Path, path: str) -> None:
@@ -513,9 +514,9 @@ def test_outcomes_of_a_message_that_took_several_transactions() -> None:
     assert outcomes_of(Delivery(envelope, envelope, "in_doubt", receipt, lost), envelope.recipients) == {
         "a": Outcome("sent", 250, "2.0.0 queued as 7"),
         "b": Outcome("refused", 450, "x" * 500),
-        "c": Outcome("in_doubt", None, "SMTPServerDisconnected: gone"),
-        "d": Outcome("not_sent", None, "ValueError: no"),
-        "e": Outcome("in_doubt", None, "SMTPServerDisconnected: gone"),
+        "c": Outcome("in_doubt", None, "no connection: gone"),
+        "d": Outcome("not_sent", None, "cannot be sent: no"),
+        "e": Outcome("in_doubt", None, "no connection: gone"),
     }
 
 
@@ -538,7 +539,7 @@ def test_the_summary() -> None:
     for _ in range(1998):
         tally.arrived("m", "sent", sent)
     tally.arrived("n", "sent", sent | {"b@x": Outcome("refused", 550, "5.1.1 none\nsuch")})
-    tally.arrived("o", "not_sent", {"a@x": Outcome("not_sent", None, "SMTPTimeoutError: too slow")})
+    tally.arrived("o", "not_sent", {"a@x": Outcome("not_sent", None, "no answer in time: too slow")})
     tally.broken("p", "bad")
     tally.skipped(Standing((), ("a",), (), (), ()))
     tally.skipped(Standing((), (), (), (), ("a",)))
@@ -554,7 +555,7 @@ According to the journal: 1 sent before, 0 refused before, 0 in doubt (not sent 
 1 recipient refused
   1 x 550 5.1.1, such as n: b@x: 550 5.1.1 none
 such
-  1 x SMTPTimeoutError, such as o: a@x: SMTPTimeoutError: too slow
+  1 x no answer in time, such as o: a@x: no answer in time: too slow
   1 x unreadable, such as p: bad
 Stopped before the end: enough"""
     )
@@ -704,6 +705,14 @@ According to the journal: 2 sent before, 0 refused before, 0 in doubt (not sent 
         (["--url", "smtp://h", "smtp://user:secret@host"], "a PATH is a URL"),
         (["--url", "smtp://h", "--journal", "/no/such/journal"], "/no/such/journal: No such file or directory"),
         (["--url", "smtp://user:secret@h?tls=none"], ""),
+        (["--sender", "smtp://u:secret@h"], "--sender: is a URL, which belongs behind --url"),
+        (["--recipient", "smtp://u:secret@h"], "--recipient: is a URL"),
+        (["--rate", "smtp://u:secret@h"], "--rate: is a URL"),
+        (["--journal", "smtp://u:secret@h"], "--journal: is a URL"),
+        (["--url-file", "smtp://u:secret@h"], "--url-file: is a URL"),
+        (["--url", "smtp://u:secret@h", "--url-file", "/dev/null"], "--url and --url-file: only one"),
+        (["--url-file", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (["--url-file", "/dev/null"], "/dev/null: no URL is in it"),
     ],
 )
 def test_what_cannot_be_run(
@@ -728,6 +737,69 @@ def test_arguments_that_there_are_not(capsys: Captured, arguments: list[str]) ->
     assert "secret" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bulk", "x.eml", "--connections", "smtp://u:se cret@h"],
+        ["bulk", "x.eml", "--retry=smtp://u:se cret@h"],
+        ["bulk", "x.eml", "--timeout", "smtp://u:se cret@h"],
+        ["bulk", "x.eml", "--json=smtp://u:se cret@h"],
+        ["bulk", "x.eml", "--re=smtp://u:se cret@h"],
+        ["smtp://u:se cret@h"],
+    ],
+)
+def test_a_url_behind_a_wrong_option_is_not_shown(capsys: Captured, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "cret" not in told
+    assert "(a URL, which is not shown)" in told
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--json"]])
+def test_nothing_to_send(tmp_path: Path, capsys: Captured, more: list[str]) -> None:
+    assert main(["bulk", str(tmp_path), "--url", "smtp://127.0.0.1:1", *more]) == 1
+    assert "warning: there is no message at PATH" in capsys.readouterr().err
+
+
+def test_a_file_with_the_url(folder: Path, inbox: Inbox, tmp_path: Path) -> None:
+    fill(folder, 3)
+    (tmp_path / "url").write_text(f"\n {url(inbox)} \n")
+    assert main(["bulk", str(folder), "--quiet", "--url-file", str(tmp_path / "url")]) == 0
+    assert len(inbox.letters) == 3
+
+
+async def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
+    """SIGHUP, where nohup has started it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with bench(1, folder) as it:
+            with it.sending._signals():
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("offers", "most"), [(("PIPELINING",), 3), ((), 3), (("PIPELINING", "CHUNKING"), 1000)])
+async def test_no_more_is_begun_than_is_under_way(folder: Path, path: str, offers: tuple[str, ...], most: int) -> None:
+    """What is begun and has no outcome on the disk is in doubt after a crash, at whichever command."""
+    fill(folder, 60)
+    seen = 0
+
+    def answer(verb: str, line: str) -> str | None:
+        nonlocal seen
+        begun = {record["begun"] for record in it.records() if "begun" in record}
+        ended = {record["ended"] for record in it.records() if "ended" in record}
+        seen = max(seen, len(begun - ended))
+        return None
+
+    async with relaying(Relay(offers, answer=answer)) as relay, bench(relay, folder, path, connections=2) as it:
+        await it.sending.run()
+        assert it.tally.counts["sent"] == 60
+    assert 1 <= seen <= most
+
+
 @pytest.mark.parametrize("arguments", [["--connections", "0"], ["--retry", "-1"], ["--retry", "x"], []])
 def test_usage(capsys: Captured, arguments: list[str]) -> None:
     paths = ["x.eml"] if arguments else []
@@ -750,7 +822,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     made: dict[str, Any] = {}
     monkeypatch.setattr(bulk_module, "AsyncMailer", lambda relays, **options: made.update(options, relays=relays))
-    bulk_module._mailer(arguments, None)
+    bulk_module._mailer(arguments, None, Watching())
     assert made["retry"] == Retry(attempts=1, in_doubt=True)
     assert made["connections"] == 3
     assert [relay.host for relay in made["relays"]] == ["h", "i"]
@@ -781,7 +853,7 @@ class Signalling(Inbox):
         return reply
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals(folder: Path, path: str, number: signal.Signals) -> None:
     fill(folder, 300)
     with serving(Signalling("PIPELINING", "CHUNKING")) as inbox:

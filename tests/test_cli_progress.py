@@ -48,7 +48,7 @@ def test_lines(tally: Tally) -> None:
     display = _display(stream, nothing, quiet=False)
     display.show(tally)
     display.say("refused: \x1b")
-    display.close()
+    display.close(tally)
     assert stream.getvalue() == "1 sent, 0/s, 0 refused, 0 in doubt, 0 not sent\nrefused: \\x1b\n"
 
 
@@ -69,9 +69,10 @@ def test_a_bar(tally: Tally) -> None:
     display.show(tally)
     display.say("refused: [bold]\x1b[2J")
     tally.octets = 100
-    display.show(tally)
-    display.close()
+    tally.counts["sent"] = 7
+    display.close(tally)  # what came after the last look
     seen = stream.getvalue()
+    assert "7 sent" in seen
     assert " 50%" in seen
     assert "100%" in seen
     assert "1 sent" in seen
@@ -81,7 +82,7 @@ def test_a_bar(tally: Tally) -> None:
 def test_a_bar_for_nothing(tally: Tally) -> None:
     display = _display(Terminal(), lambda: 0, quiet=False)
     display.show(tally)
-    display.close()
+    display.close(tally)
 
 
 def test_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +114,7 @@ class Watched(_Lines):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def close(self) -> None:
+    def close(self, tally: Tally) -> None:
         self.closed = True
 
 

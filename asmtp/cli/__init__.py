@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from asmtp import __version__
 
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # it was closed
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for the rest of the program
-    parser = argparse.ArgumentParser(prog="asmtp", description="An asyncio-native SMTP client.")
+    parser = _Parser(prog="asmtp", description="An asyncio-native SMTP client.")
     parser.add_argument("--version", action="version", version=f"asmtp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("demo", help="send to a server that it starts itself on loopback, and show the dialogue")
@@ -37,6 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _unheard(error)
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that shows no URL where an argument is wrong: it may hold a password."""
+
+    def error(self, message: str) -> NoReturn:
+        told, scheme, _ = message.partition("://")
+        super().error(f"{told.rpartition(' ')[0]} (a URL, which is not shown)" if scheme else message)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -76,6 +85,12 @@ def _bulk_arguments(parser: argparse.ArgumentParser) -> None:
     add("paths", nargs="+", metavar="PATH", help="a message, a directory of .eml files, a Maildir, or an mbox")
     add(
         "--url", action="append", help="the server: smtps://user:password@host; may be repeated; else ASMTP_URL is used"
+    )
+    add(
+        "--url-file",
+        metavar="FILE",
+        help="a file with the URLs, which nobody else need be able to read: what is in --url is seen in the list of "
+        "processes, and stays in the shell's history",
     )
     add("--sender", metavar="ADDR", help="the envelope sender; '' for none")
     add("--recipient", metavar="ADDR", action="append", default=[], help="an envelope recipient; may be repeated")

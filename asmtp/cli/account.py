@@ -7,10 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from asmtp.delivery import Delivery, state_of
-from asmtp.errors import DeliveryState, SMTPRecipientsRefused, SMTPResponseException
+from asmtp.errors import (
+    DeliveryState,
+    SMTPException,
+    SMTPNotSupportedError,
+    SMTPProtocolError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+    SMTPStateError,
+    SMTPTimeoutError,
+)
 from asmtp.protocol.reply import Reply
 
 __all__ = ["Account", "Outcome", "Standing", "outcomes_of"]
+
+# The first that fits.
+_WORDS: tuple[tuple[type, str], ...] = (
+    (SMTPTimeoutError, "no answer in time"),
+    (SMTPProtocolError, "the server broke the protocol"),
+    (SMTPServerDisconnected, "no connection"),
+    (SMTPNotSupportedError, "not supported by the server"),
+    (SMTPStateError, "stopped before"),
+    (SMTPException, "refused"),
+    (OSError, "cannot be read"),
+    (ValueError, "cannot be sent"),
+    (object, "failed"),
+)
 
 _TEXT = 500  # characters of a reply or an exception that are kept
 
@@ -137,7 +160,12 @@ def outcomes_of(delivery: Delivery, recipients: Sequence[str]) -> dict[str, Outc
 def _failure(state: DeliveryState, error: Exception | None) -> Outcome:
     if isinstance(error, SMTPResponseException) and error.smtp_code > 0:
         return Outcome(state, *_short(error.smtp_code, error.smtp_error))
-    return Outcome(state, None, f"{type(error).__name__}: {error}"[:_TEXT])
+    return Outcome(state, None, f"{_what(error)}: {error}"[:_TEXT])
+
+
+def _what(error: Exception | None) -> str:
+    """Return what went wrong, in words for who runs a mail system rather than for who programs."""
+    return next(words for kind, words in _WORDS if isinstance(error, kind))
 
 
 def _short(code: int, message: bytes | str) -> tuple[int, str]:

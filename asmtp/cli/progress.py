@@ -27,8 +27,8 @@ class _Display(Protocol):
     def say(self, line: str) -> None:
         """A line that stays."""
 
-    def close(self) -> None:
-        """It is over."""
+    def close(self, tally: Tally) -> None:
+        """It is over: what is seen last is how it ended."""
 
 
 class _Lines:
@@ -46,8 +46,8 @@ class _Lines:
     def say(self, line: str) -> None:
         tell(line, self._stream)
 
-    def close(self) -> None:
-        pass
+    def close(self, tally: Tally) -> None:
+        pass  # the summary follows
 
 
 class _Bar:
@@ -78,7 +78,8 @@ class _Bar:
     def say(self, line: str) -> None:
         self._bar.console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
 
-    def close(self) -> None:
+    def close(self, tally: Tally) -> None:
+        self.show(tally)
         self._bar.stop()
 
 
@@ -114,7 +115,7 @@ class Progress:
             self._say()
             self._display.show(self._tally)
         self._say()
-        self._display.close()
+        self._display.close(self._tally)
 
     def _say(self) -> None:
         while self._said:

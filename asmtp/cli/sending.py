@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from asmtp.cli.account import Outcome, outcomes_of
 from asmtp.cli.journal import Journal, JournalError
 from asmtp.cli.sources import Item, Sources
 from asmtp.cli.tally import Tally
+from asmtp.cli.watching import Watching
 from asmtp.delivery import Delivery
 from asmtp.errors import SMTPException, SMTPNotSupportedError, SMTPStateError
 from asmtp.mailer import AsyncMailer
@@ -22,7 +24,7 @@ from asmtp.protocol.envelope import Envelope
 __all__ = ["AHEAD", "Sending", "left"]
 
 BATCH = 64
-"""Messages that are read, and made durable as begun, at a time, at most."""
+"""Messages that are read at a time, at most."""
 
 BATCH_OCTETS = 1 << 22
 """Octets of content in a batch, about."""
@@ -31,7 +33,7 @@ AHEAD = 32
 """Messages that may wait for their turn, so that no connection is short of them, unless there is a rate."""
 
 SOON = 0.1
-"""Seconds in which a batch should be taken: what is begun and was not taken is in doubt after a crash."""
+"""Seconds after which it looks again whether more may be begun."""
 
 HOPELESS = 100
 """Messages that come to nothing, one after the other, before all is given up."""
@@ -46,6 +48,7 @@ class Sending:
         mailer: sends it; is closed at the end.
         again: send what is in doubt, too.
         ahead: messages that may wait inside of the mailer.
+        watching: is told of the mailer's events.
 
     Attributes:
         say: told of each recipient that is refused.
@@ -61,6 +64,7 @@ class Sending:
         *,
         again: bool = False,
         ahead: int = AHEAD,
+        watching: Watching | None = None,
     ) -> None:
         self.say: Callable[[str], None] = lambda line: None
         self.interrupted = False
@@ -70,6 +74,7 @@ class Sending:
         self._tally = tally
         self._again = again
         self._ahead = ahead
+        self._watching = watching or Watching()
         self._begun: dict[int, tuple[Item, Envelope]] = {}  # not handed to the mailer yet; by id of the envelope
         self._handed: dict[int, tuple[Item, Envelope]] = {}
         self._hopeless = 0
@@ -106,7 +111,10 @@ class Sending:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as nohup has it
+            signals.append(hangup)
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # Windows; not the main thread
             for number in signals:
                 loop.add_signal_handler(number, self.interrupt, f"interrupted by {number.name}")
@@ -133,19 +141,24 @@ class Sending:
     # ---- what goes out ----------------------------------------------------------------------
 
     async def _outgoing(self) -> AsyncGenerator[Envelope, None]:
-        """What the mailer is to send.  Whatever it is given is durably known to be begun."""
-        loop = asyncio.get_running_loop()
-        size = 1
-        while batch := await _in_thread(_batch, self._items, size):
-            ready = [envelope for item in batch if (envelope := self._prepared(item)) is not None]
+        """What the mailer is to send.  Whatever it is given is durably known to be begun, and little else is."""
+        read: deque[Item] = deque()
+        while True:
+            if not read:
+                read.extend(await _in_thread(_batch, self._items, BATCH))
+                if not read:
+                    return
+            free = await self._turn()
+            ready: list[Envelope] = []
+            while read and len(ready) < free:
+                envelope = self._prepared(read.popleft())
+                if envelope is not None:
+                    ready.append(envelope)
             if ready and not await self._durable():
                 return
-            taken = loop.time()
             for envelope in ready:
-                await self._turn()
                 self._handed[id(envelope)] = self._begun.pop(id(envelope))
                 yield envelope
-            size = min(BATCH, 2 * size) if loop.time() - taken < SOON else max(1, size // 2)
 
     def _prepared(self, item: Item) -> Envelope | None:
         """What is left of a message to be sent, noted as begun; None: nothing."""
@@ -158,15 +171,33 @@ class Sending:
             self._begun[id(envelope)] = item, envelope
         return envelope
 
-    async def _turn(self) -> None:
-        """Until few enough messages wait inside of the mailer: what waits there is in doubt after a crash."""
-        if self._mailer.stats.waiting < self._ahead:
-            return
-        while self._mailer.stats.waiting > self._ahead // 2:
+    @property
+    def _few(self) -> bool:
+        """Whether no more is begun than the connections have under way: content goes by DATA, one after the other."""
+        return self._journal.is_open and not self._watching.chunking
+
+    def _free(self) -> int:
+        """How many messages may be begun now: what is begun and has no outcome is in doubt after a crash."""
+        stats = self._mailer.stats
+        free = self._ahead - stats.waiting
+        # One for each connection, and one whose envelope goes with the content before it.
+        return min(free, max(2, stats.open + 1) - len(self._handed)) if self._few else free
+
+    async def _turn(self) -> int:
+        """Wait until something may be begun; how many messages."""
+        free = self._free()
+        while free < 1 or (self._room is not None and not self._enough(free)):
             self._room = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SOON):  # what waits for the rate goes out unannounced
                     await self._room
+            free = self._free()
+        self._room = None
+        return free
+
+    def _enough(self, free: int) -> bool:
+        """Whether it is worth while to go on: not for each message, where many may be under way."""
+        return free >= (1 if self._few else self._ahead // 2)
 
     # ---- what comes back --------------------------------------------------------------------
 
@@ -178,7 +209,7 @@ class Sending:
         for recipient, outcome in outcomes.items():
             if outcome.state == "refused":
                 self.say(f"refused: {item.name}: {recipient}: {outcome}")
-        if self._room is not None and not self._room.done() and self._mailer.stats.waiting <= self._ahead // 2:
+        if self._room is not None and not self._room.done() and self._enough(self._free()):
             self._room.set_result(None)
         # What the message itself is to blame for, or its file, is no sign of a server that cannot be used.
         of_server = isinstance(delivery.error, SMTPException) and not isinstance(delivery.error, SMTPNotSupportedError)

@@ -47,6 +47,7 @@ class Tally:
         refusals: the first of the recipients refused, as the JSON has them.
         kinds: errors by kind: how many messages, and the first.
         stopped: why it came to its end early; empty: it did not.
+        waiting: what is waited for now; empty: nothing.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -59,6 +60,7 @@ class Tally:
     refusals: list[dict[str, Any]] = field(default_factory=list)
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
     stopped: str = ""
+    waiting: Callable[[], str] = lambda: ""
     started: float = 0.0
     ended: float | None = None
 
@@ -69,6 +71,11 @@ class Tally:
     def seconds(self) -> float:
         """How long it has taken."""
         return (self.clock() if self.ended is None else self.ended) - self.started
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was no message at all, not even one that was seen to before."""
+        return not (self.messages or self.unreadable or any(self.before.values()))
 
     @property
     def messages(self) -> int:
@@ -136,7 +143,9 @@ class Tally:
         text += f", {counts['refused']:,} refused, {counts['in_doubt']:,} in doubt, {counts['not_sent']:,} not sent"
         text += f", {self.unreadable:,} unreadable" if self.unreadable else ""
         before = sum(self.before.values())
-        return text + (f", {before:,} seen to before" if before else "")
+        text += f", {before:,} seen to before" if before else ""
+        waiting = "" if self.ended is not None else self.waiting()
+        return text + (f"; {waiting}" if waiting else "")
 
     def text(self) -> str:
         """For people, when it is over."""
@@ -199,10 +208,10 @@ class Tally:
 
 
 def _kind(outcome: Outcome) -> str:
-    """The codes of a reply, "550 5.1.1", or the name of an exception."""
+    """The codes of a reply, "550 5.1.1", or what went wrong in general."""
     first = outcome.text.partition(" ")[0].rstrip(":")
     if outcome.code is None:
-        return first
+        return outcome.text.partition(": ")[0]
     return (
         f"{outcome.code} {first}" if first.count(".") == 2 and first.replace(".", "").isdigit() else f"{outcome.code}"
     )
