@@ -75,8 +75,13 @@ def _cut(secret: bytes) -> tuple[bytes, bytes]:
 
 
 def _without(text: bytes, rest: bytes) -> bytes:
-    """A text behind the beginning of a secret, without as much of the rest of it as is there."""
-    count = 0
-    while count < len(rest) and text[count : count + 1] == rest[count : count + 1]:
-        count += 1
-    return text[count:]
+    """A text behind the beginning of a secret, without as much of the rest of it as is there, on however many lines."""
+    end = 0
+    for octet in rest:
+        at = end
+        while text[at : at + 1].isspace():
+            at += 1
+        if text[at : at + 1] != bytes([octet]):
+            break
+        end = at + 1
+    return text[end:]

@@ -132,3 +132,13 @@ def test_ehlo_is_read_as_it_is() -> None:
     session.start(hello(session, "ehlo", "me.example"))
     session.receive_data(b"250-hi\r\n250-X-secret\r\n250 SIZE\r\n")
     assert "x-secret" in session.extensions
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n\t", b" \n "])
+def test_an_echo_that_breaks_over_lines(line_end: bytes) -> None:
+    redaction = Redaction()
+    encoded = base64.b64encode(b"\0somebody@example.com\0a password of some length")
+    redaction.learn(b"AUTH PLAIN " + encoded + b"\r\n")
+    for width in (9, 20, 40):
+        echo = line_end.join(encoded[at : at + width] for at in range(0, len(encoded), width))
+        assert redaction.text(b"no: " + echo + line_end + b"5.7.8 go") == b"no: (not shown)" + line_end + b"5.7.8 go"
