@@ -324,7 +324,9 @@ class _Thread:
         try:
             self._thread.start()
             self._ready.result()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RuntimeError) and "daemon" in str(error):  # an isolated subinterpreter
+                raise SMTPStateError(f"Mailer needs a thread: {error}; SMTP and AsyncMailer do without") from error
             self._ready.add_done_callback(lambda ready: self.leave())
             raise
 

@@ -152,6 +152,19 @@ def test_one_that_was_used_is_pickled_by_its_settings(duplicate: Callable[[Maile
     assert [letter.sender for letter in relay.letters] == [item(number)[0] for number in (1, 2, 3)]
 
 
+def test_where_there_are_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("daemon threads are disabled in this (sub)interpreter")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    mailer = Mailer("smtp://127.0.0.1:9")
+    with pytest.raises(
+        SMTPStateError, match=r"^Mailer needs a thread: daemon threads are disabled in this .* do without$"
+    ):
+        mailer.send(*item(1)[2:], *item(1)[:2])
+    mailer.close()
+
+
 def test_many_threads_on_one_pool() -> None:
     """Each gets the answers to its own messages, over no more connections than are allowed."""
 

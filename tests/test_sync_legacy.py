@@ -458,6 +458,26 @@ def test_exceptions_can_be_pickled(module: Any) -> None:
 # ---- the module ----------------------------------------------------------------------------------
 
 
+def test_in_an_isolated_subinterpreter() -> None:
+    with relay_at() as relay:
+        inner = (
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "import asmtp\n"
+            f"with asmtp.SMTP('127.0.0.1', {relay.port}, 'client.example') as smtp:\n"
+            f"    assert smtp.sendmail({A!r}, {B!r}, 'hi') == {{}}\n"
+        )
+        outer = (
+            "try:\n    import _xxsubinterpreters as interpreters\n"
+            "except ImportError:\n    import _interpreters as interpreters\n"
+            "made = interpreters.create()\n"
+            f"failed = interpreters.run_string(made, {inner!r})\n"
+            "interpreters.destroy(made)\n"
+            "assert not failed, failed\n"
+        )
+        subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, check=True, timeout=60)
+    assert len(relay.letters) == 1
+
+
 def test_import_is_cheap() -> None:
     """What takes long to import is imported when it is first used."""
     script = (
