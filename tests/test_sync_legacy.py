@@ -471,10 +471,12 @@ def test_in_an_isolated_subinterpreter() -> None:
             "except ImportError:\n    import _interpreters as interpreters\n"
             "made = interpreters.create()\n"
             f"failed = interpreters.run_string(made, {inner!r})\n"
+            "print(failed, flush=True)\n"
             "interpreters.destroy(made)\n"
-            "assert not failed, failed\n"
         )
-        subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, check=True, timeout=60)
+        # Python 3.12.1 aborts where one is destroyed that has imported ssl, so the exit status says nothing.
+        done = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "None\n", done.stderr
     assert len(relay.letters) == 1
 
 
