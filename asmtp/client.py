@@ -37,6 +37,7 @@ from asmtp.options import (
     host_and_port,
 )
 from asmtp.protocol import dialogue
+from asmtp.protocol.chunking import Chunking, RelayChunking
 from asmtp.protocol.command import gate, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
@@ -110,6 +111,7 @@ class AsyncSMTP(Commands):
         self._sessions = Sessions()
         self._logins: Logins | None = None  # a pool's lanes have one together
         self._handshake: Handshake | None = None  # the last
+        self._relay_chunking = RelayChunking()
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
         self._window_octets = options.get("window_octets", 1 << 20)
@@ -269,10 +271,14 @@ class AsyncSMTP(Commands):
         if not host.startswith("/"):
             default = SMTP_SSL_PORT if self._tls == "implicit" and not self.lmtp else self.default_port
             address = host_and_port(host, port, default)
+        before = self._host, self._port
         self._host, self._port = address if isinstance(address, tuple) else (address, port)
+        if before[1] and before != (self._host, self._port):
+            self._relay_chunking = RelayChunking()
         where = self._host if self._host.startswith("/") else f"{self._host}:{self._port}"
         self._watch = Watch.of(where, self._on_event)
         self._forget()
+        self._keep_chunking(self._session, asyncio.get_running_loop())
         self._audit("smtplib.connect", self._host, self._port)
         context = None
         if self._tls == "implicit":
@@ -304,6 +310,13 @@ class AsyncSMTP(Commands):
         if self._watch is not None:
             self._watch.connected(reply, clock() - begun)
         return reply
+
+    def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell a new session what the relay has shown of BDAT, and keep what this connection shows."""
+        relay = self._relay_chunking
+        if relay.is_doubted(loop.time()):
+            session.chunking = Chunking.NOT_SHOWN
+        session.on_chunking = lambda: relay.heed(session.chunking, loop.time())
 
     def _made(self, connection: Connection) -> None:
         self._connection = connection

@@ -16,6 +16,7 @@ from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
 from asmtp.events import Watch, clock
 from asmtp.limits import Limit
 from asmtp.options import Timeouts
+from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
@@ -156,6 +157,7 @@ class Lane(AsyncSMTP):
         )
         self._sessions = source.sessions
         self._logins = source.logins
+        self._relay_chunking = source.chunking
         self.source = source
         self.over = over
         self._on_lost = lost
@@ -172,7 +174,6 @@ class Lane(AsyncSMTP):
         self.cut = False
         self.suspect: Part | None = None
         self._depth = 1
-        self._one_by_one = True
         self._recipients: int | None = None
         self._carried = 0
         self.tidying = 0
@@ -197,11 +198,7 @@ class Lane(AsyncSMTP):
         await self.ehlo_or_helo_if_needed()
         session = self._session
         session.overlap = self.source.overlap
-        if session.pipelining and session.overlap and self.chunking and "chunking" in session.extensions:
-            self._depth = session.window
-            self._one_by_one = False
-        else:
-            self._depth = SHALLOW
+        self._depth = SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
         self.at_most(limits.get("MAILMAX"))
@@ -238,6 +235,11 @@ class Lane(AsyncSMTP):
         room = max(0, self._depth - self.load + self.tidying)  # it may have been deeper when it was given what it has
         return room if self.limit is None else max(0, min(room, self.limit - self.begun))
 
+    @property
+    def at_probe(self) -> bool:
+        """Whether the probe of BDAT is under way, or the connection has ended within it."""
+        return self._session.chunking is Chunking.PROBING
+
     def silent_at(self) -> float:
         """The loop's time at which nothing more should be given to it, as it takes far longer than it did."""
         return self.busy_since + max(SILENT, SLOWER * self.service)
@@ -260,6 +262,10 @@ class Lane(AsyncSMTP):
         if idle:
             self.busy_since = now
             self.stale = apart = now - self.idle_since > STALE
+            if apart:
+                self._session.slow_start()
+        if self._relay_chunking.is_doubted(now) and not self.at_probe:
+            self._session.chunking = Chunking.NOT_SHOWN
         part.lane = self
         part.outcome = part.error = part.transaction = None
         if self.watch is not None:
@@ -347,7 +353,6 @@ class Lane(AsyncSMTP):
     def alone(self) -> None:
         """The relay takes no transaction behind an unanswered message: they go one by one from now on."""
         self._session.overlap = self.source.overlap = False
-        self._one_by_one = True
         self._depth = min(self._depth, SHALLOW)
 
     def measure(self, now: float, answered: int) -> None:
@@ -358,7 +363,10 @@ class Lane(AsyncSMTP):
         weight = min(1.0, 0.1 * answered)
         self.service += weight * (each - self.service)
         self.source.service = self.service
-        if self._one_by_one:
+        session = self._session
+        if session.chunking is Chunking.SHOWN and session.pipelining and session.overlap:
+            self._depth = session.window
+        else:
             self._depth = max(SHALLOW, min(DEEP, round(AHEAD / max(self.service, 1e-6))))
 
     def tidy(self) -> None:

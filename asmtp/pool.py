@@ -426,7 +426,9 @@ class Pool:
         others = [other for other in self.lanes if other.source is source]
         if is_crowded(str(why)):
             self._crowded(lane, why, now)
-        elif lane.begun and not lane.answered and not lane.cut and not any(other.answered for other in others):
+            return
+        served = lane.answered or any(other.answered for other in others)
+        if lane.begun and not (served or lane.cut or lane.at_probe):
             source.failed(now, why, random.random())  # to greet is not enough
 
     def _crowded(self, lane: Lane, why: Exception, now: float) -> None:
@@ -585,6 +587,8 @@ class Pool:
             part.error.state = "not_sent"
             return False
         ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
+        if lane.at_probe and ended and not part.shipment.once:
+            return True  # it was not begun, and the relay is not probed again
         if not lane.answered or part.shipment.once or not (ended or _is_closing(error)):
             return False
         # A connection that has served others came to its end: of this message that says nothing, unless it is the one

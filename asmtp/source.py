@@ -9,6 +9,7 @@ from asmtp.delivery import own_copy
 from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.login import Logins
 from asmtp.policy import Rest, is_transient
+from asmtp.protocol.chunking import RelayChunking
 from asmtp.tls import Sessions, is_no_tls
 from asmtp.url import Relay
 
@@ -40,6 +41,7 @@ class Source:
         connect, service: seconds it takes to connect, and for a message, as last seen.
         sessions: its TLS sessions, which connections resume.
         logins: what it said to logins.
+        chunking: what its connections have shown of BDAT.
         overlap: it takes a transaction behind an unanswered message.
     """
 
@@ -53,6 +55,7 @@ class Source:
         self.service = 0.001
         self.sessions = Sessions()
         self.logins = Logins()
+        self.chunking = RelayChunking()
         self.overlap = True
         self._most_recipients: int | None = None
         self._recipients_until = 0.0

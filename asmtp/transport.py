@@ -53,6 +53,9 @@ BEHIND = 10.0
 LEAST = 1024
 """Octets that the server has to take within a phase; a server that takes one now and then would never end."""
 
+STALLED = 1.0
+"""Seconds without an answer after which messages go one by one until there is one."""
+
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
 
@@ -333,6 +336,8 @@ class Connection(asyncio.BufferedProtocol):
         if ours or self._moved(progress):
             self._seen = progress
             self._since = now
+        elif now - self._since >= STALLED:
+            session.slow_start()
         limit = self._limits.get(phase, math.inf)
         what, lost = phase.value, False
         if head is not None and head.group is not None and _may_be_lost(head.group) and limit > BEHIND:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ import uvloop
 from blockbuster import BlockBuster, BlockBusterFunction
 from coverage import Coverage
 
+from asmtp.protocol import transaction
+from asmtp.protocol.chunking import Chunking
+from asmtp.protocol.session import Session
 from asmtp.transport import Connection
 
 from .servers.clock import VirtualClockLoop
@@ -29,6 +33,14 @@ LOOPS: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop":
 MORE_THAT_BLOCKS = (
     "socket.getaddrinfo", "socket.getfqdn", "socket.gethostbyname", "ssl.create_default_context", "builtins.open",
 )  # fmt: skip
+
+BEHIND_THE_PROBE = {
+    "test_session", "test_session_cancel", "test_session_overlap", "test_session_random", "test_transaction",
+    "test_transaction_requests", "test_transaction_streamed", "test_client_pipelining", "test_client_requests",
+    "test_client_sharing", "test_cancellation", "test_content_borders", "test_lane", "test_lies", "test_misbehaving",
+    "test_pool", "test_faults_client", "test_transport_deadlines",
+}  # fmt: skip
+"""Modules about what follows once a connection has shown what it does with a refused chunk: see `bdat_at_once`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,6 +56,8 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if isinstance(item, pytest.Function) and item.module.__name__.rpartition(".")[2] in BEHIND_THE_PROBE:
+            item.fixturenames.insert(0, "bdat_at_once")
         if pytest_asyncio.is_async_test(item):
             for name in ("nothing_blocks", "nothing_is_left"):
                 if name not in item.fixturenames:
@@ -196,3 +210,10 @@ def certificates() -> Certificates:
     assert made.trusting
     assert made.wary
     return made
+
+
+@pytest.fixture
+def bdat_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content goes by BDAT from the first message on, whatever it is: as on a connection that has passed the probe."""
+    monkeypatch.setattr(Session, "untried", Chunking.SHOWN)
+    monkeypatch.setattr(transaction, "_FIELD", re.compile(b""))

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.state import Event
 
-__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "Pull", "Watcher"]
+__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "ProbeFirst", "Pull", "Watcher"]
 
 
 class Phase(enum.Enum):
@@ -38,6 +38,7 @@ class Group:
         replies: where replies are collected; a dialogue that writes several groups may share one list.
         per_recipient: (LMTP) the places of the RCPT replies: each 2yz among them but the first adds
             one to the replies owed after the content (RFC 2033 §4.2).
+        more: replies to what the dialogue wrote before may still come in front of this group's.
 
     Attributes:
         dropped: it never left: the session ended in the same breath.
@@ -45,8 +46,8 @@ class Group:
     """
 
     __slots__ = (
-        "behind", "data", "dropped", "events", "final", "last", "open_end", "owed", "per_recipient", "phase", "replies",
-        "secret", "serial", "wait",
+        "behind", "data", "dropped", "events", "final", "last", "more", "open_end", "owed", "per_recipient", "phase",
+        "replies", "secret", "serial", "wait",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,7 @@ class Group:
         secret: bool = False,
         replies: list[Reply] | None = None,
         per_recipient: range | None = None,
+        more: bool = False,
     ) -> None:
         self.data = data
         self.events = events
@@ -75,6 +77,7 @@ class Group:
         self.secret = secret
         self.replies: list[Reply] = [] if replies is None else replies
         self.per_recipient = per_recipient
+        self.more = more
         self.serial = 0  # see Session.settle()
         self.dropped = False
         self.behind = False
@@ -87,7 +90,21 @@ class Pull:
 PULL: Final = Pull()
 """What a dialogue yields to be sent the next octets of its content: bytes, or None at the end."""
 
-Dialogue: TypeAlias = Generator[Group | Pull, Any, Any]
+
+class ProbeFirst:
+    """What a transaction yields, before it has written anything, to have the probe of BDAT written in front of it.
+
+    Args:
+        mail: its MAIL line: see :func:`asmtp.protocol.chunking.probe`.
+    """
+
+    __slots__ = ("mail",)
+
+    def __init__(self, mail: bytes) -> None:
+        self.mail = mail
+
+
+Dialogue: TypeAlias = Generator[Group | Pull | ProbeFirst, Any, Any]
 
 
 class Exchange:

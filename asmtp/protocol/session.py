@@ -8,15 +8,16 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, said
-from asmtp.protocol.exchange import Dialogue, Exchange, Group, Pull, Watcher
+from asmtp.protocol.chunking import Chunking, probe
+from asmtp.protocol.exchange import Dialogue, Exchange, Group, ProbeFirst, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, printable
 from asmtp.protocol.sasl import UNPROVEN
-from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, Event, State
+from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, UNPROVING, Event, State
 
 __all__ = ["Session"]
 
@@ -29,7 +30,17 @@ class Session:
         pipelining: use PIPELINING where the server offers it.
         window: how many dialogues may be unanswered before the next one is written.
         window_octets: how many octets may be.
+
+    Attributes:
+        chunking: what is known of BDAT on this connection.
+        messages: how many transactions were begun.
+        opened: how many dialogues may be unanswered now, where content goes by BDAT: see `slow_start`.
+        chunk_refused: the last chunk was refused, and no reply has shown yet that it was read all the same.
+        misread: it was not: the server took it for commands.
     """
+
+    untried: ClassVar = Chunking.UNKNOWN
+    """What is known of BDAT on a connection on which it was not tried."""
 
     def __init__(
         self, *, lmtp: bool = False, pipelining: bool = True, window: int = 100, window_octets: int = 1 << 20
@@ -42,6 +53,11 @@ class Session:
         self.overlap = True  # cleared for good where the server does not take a transaction behind another
         self.window = window
         self.window_octets = window_octets
+        self.chunking = self.untried
+        self.messages = 0
+        self.opened = window
+        self.chunk_refused = False
+        self.misread = False
         self.paused = False  # the transport cannot take more for now
         self.error: SMTPServerDisconnected | None = None
         self.closing: SMTPServerDisconnected | None = None  # the server has said 421, and may go on all the same
@@ -49,6 +65,7 @@ class Session:
         # What the I/O layer hooks in: there is output, or the session has ended; an exchange is done or pulling.
         self.on_output: Callable[[], None] = lambda: None
         self.notify: Callable[[Exchange], None] = lambda exchange: None
+        self.on_chunking: Callable[[], None] = lambda: None  # a probe has ended, or BDAT is not trusted any more
         self.trace: Callable[[str, bytes], None] | None = None
         self.watch: Watcher | None = None
         self.authenticated = False
@@ -187,6 +204,20 @@ class Session:
             for other in waiting:
                 self._throw(other, self._doom())
 
+    def distrust_chunking(self) -> None:
+        """Use BDAT no more: the server has not read a chunk that it refused."""
+        self.chunking = Chunking.NOT_SHOWN
+        self.on_chunking()
+
+    def slow_start(self) -> None:
+        """Let one message be unanswered until the server answers, then one more with each answer, up to the window.
+
+        Each message that was written whole is in doubt if the server falls silent, so what may be unanswered has to be
+        earned: at first, and again after a stall.
+        """
+        if self.chunking is Chunking.SHOWN:
+            self.opened = 1
+
     def redact(self, text: bytes) -> bytes:
         """The same without the secrets that were written."""
         return self._redaction.text(text)
@@ -291,7 +322,7 @@ class Session:
             not exchange.alone
             and self.overlap
             and self.pipelining
-            and len(self._owed) < self.window
+            and len(self._owed) < self.opened
             and self._unanswered < self.window_octets
         )
 
@@ -313,6 +344,11 @@ class Session:
             if isinstance(step, Pull):
                 exchange.pulling = True
                 self.notify(exchange)
+                return
+            if isinstance(step, ProbeFirst):
+                self._turn = None
+                self._queue.appendleft(exchange)
+                self._queue.appendleft(Exchange(probe(self, step.mail), None, alone=True, raw=False))
                 return
             try:
                 self._write(exchange, step)
@@ -337,6 +373,8 @@ class Session:
             state = after
             if event in OPENING:
                 self._serial += 1
+            elif event in UNPROVING and self.chunking is not Chunking.NOT_SHOWN:
+                self.chunking = self.untried
         self.state = state
         if data and self.watch is not None:
             self.watch.wrote(group)
@@ -344,7 +382,7 @@ class Session:
             self.trace(">", b"(not shown)" if group.secret else data)
         exchange.group = group
         exchange.waiting = group.wait
-        if data:
+        if data and not group.more:
             exchange.written = self._receiving
         group.serial = self._serial
         if group.owed:
@@ -387,12 +425,16 @@ class Session:
             end = min(start + exchange.owed, len(replies))
         group.replies += replies[start:end]
         exchange.owed -= end - start
+        if self.chunk_refused and self._has_misread(group):
+            return end
         reply = replies[end - 1]
         if exchange.owed and 300 <= reply.code <= 399 and not exchange.raw:
             self.fail(SMTPProtocolError(reply.code, asks_for_more(reply)))
             return end
         if not exchange.owed:
             self._owed.popleft()
+            if self.opened < self.window:
+                self.opened += 1
             if not self._owed and self.state in GO_CODES:
                 go = reply.code in GO_CODES[self.state]
                 self._apply(Event.GO if go else Event.NO)
@@ -416,6 +458,26 @@ class Session:
         elif self.state is State.CLOSED:
             self.close()
         return end
+
+    def _has_misread(self, group: Group) -> bool:
+        """Whether the reply to RSET behind a refused chunk shows that the server took the chunk for commands.
+
+        C: BDAT 80 LAST, and 80 octets that begin with a header field
+        S: 552 too much, or the refusal of a BDAT without recipients; the chunk is not read
+        C: RSET
+        S: 500 what is "Subject:"?
+
+        What it says from then on is no answer to what was written.
+        """
+        if group.events[:1] != (Event.rset,):
+            return False
+        self.chunk_refused = False
+        if group.replies[0].ok:
+            return False
+        self.misread = True
+        self.distrust_chunking()
+        self.fail(SMTPProtocolError(group.replies[0].code, b"the server took a chunk that it refused for commands"))
+        return True
 
     def _to_be_judged(self, replies: list[Reply]) -> bool:
         """Whether a dialogue that pulls content has a reply that it should look at now."""

@@ -38,7 +38,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "Event", "State", "diagram"]
+__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Event", "State", "diagram"]
 
 
 class State(enum.Enum):
@@ -153,6 +153,9 @@ HELD: Final = frozenset({State.DATA, State.CONTENT, State.AUTH, State.CHALLENGE,
 
 # Events that leave or may leave a transaction behind which the next one has to reset.
 OPENING: Final = frozenset({Event.mail, Event.rcpt, Event.data, Event.bdat, Event.bdat_last})
+
+# Behind them the server may be another one: what it does with a refused chunk has to be shown again.
+UNPROVING: Final = frozenset({Event.hello, Event.starttls, Event.auth})
 
 
 def diagram() -> str:

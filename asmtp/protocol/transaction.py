@@ -6,18 +6,22 @@ It takes the best shape that the server's extensions allow:
 the server offers        one message with n recipients is                       round trips
 =======================  =====================================================  ===================
 nothing                  MAIL, RCPT, ..., DATA, content, each awaited           n + 3
-CHUNKING alone           MAIL, RCPT, ..., BDAT LAST, each awaited               n + 2
 PIPELINING               ``MAIL RCPT... DATA`` in one write, content in one     2; 1 behind another
 PIPELINING + CHUNKING    ``MAIL RCPT... BDAT n LAST content`` in one write      1; several in flight
 =======================  =====================================================  ===================
 
-Content that is streamed (large, or not yet there) is not sent before its envelope is accepted.
+BDAT is used once the connection has shown that it reads and drops a refused chunk: see :mod:`asmtp.protocol.chunking`.
+Until then, and without PIPELINING, content goes by DATA.
+
+Content that is streamed (large, or not yet there) is not sent before its envelope is accepted.  Neither is content by
+BDAT whose first line is no header field: only such a line is answered by 5yz if the server takes a chunk for commands.
 
 LMTP (RFC 2033) is the same, with one reply after the content for each recipient accepted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from typing import Any, NoReturn
 
@@ -32,9 +36,10 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     said,
 )
+from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
+from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply, asks_for_more
 from asmtp.protocol.session import Session
@@ -43,6 +48,15 @@ from asmtp.protocol.state import Event
 __all__ = ["Body", "NotBegun", "Outcome", "Transaction", "manual_content"]
 
 _RSET = b"rset\r\n"
+
+# A header field (RFC 5322 §2.2) that no server takes for a command.
+_FIELD = re.compile(
+    rb"(?!(?:EHLO|HELO|LHLO|MAIL|RCPT|DATA|BDAT|RSET|NOOP|QUIT|HELP|VRFY|EXPN|AUTH|STARTTLS|XCLIENT|ETRN|TURN):)[!-9;-~]+:",
+    re.IGNORECASE,
+)
+
+_NOT_UNDERSTOOD = range(500, 505)
+"""Replies to BDAT that say of the command, not of the message, that it is not taken (RFC 5321 §4.2.2)."""
 
 
 class Body:
@@ -103,8 +117,8 @@ class Transaction:
     """
 
     __slots__ = (
-        "_apart", "_base", "_bdat", "_chunking", "_commands", "_content", "_each", "_ended", "_extensions", "_group",
-        "_prdr", "body", "envelope", "replies", "session",
+        "_apart", "_asked_apart", "_base", "_bdat", "_chunking", "_commands", "_content", "_each", "_ended",
+        "_extensions", "_group", "_prdr", "body", "envelope", "replies", "session",
     )  # fmt: skip
 
     def __init__(
@@ -115,7 +129,7 @@ class Transaction:
         self.body = body
         self.replies: list[Reply] = []
         self._chunking = chunking
-        self._apart = apart or body.data is None
+        self._asked_apart = apart or body.data is None
         self._base = 0  # the place of MAIL's reply
         self._ended = False  # the end of the content was written
         self._each = 0  # how many recipients have replies of their own
@@ -133,18 +147,28 @@ class Transaction:
         """Make what will be written.  While others have the turn there is time for it; when it comes there is none."""
         session = self.session
         self._extensions = extensions = session.extensions
-        self._bdat = self._chunking and "chunking" in extensions
+        self._bdat = self._offered and session.chunking is Chunking.SHOWN
         self._prdr = self.envelope.prdr and "prdr" in extensions and not session.lmtp
         self._commands = self.envelope.commands(
             extensions, self._parameters(extensions), esmtp=session.esmtp, secure=session.secure
         )
         self._content = self._encoded()
+        self._apart = self._asked_apart or (self._bdat and _FIELD.match(self._content) is None)
+
+    @property
+    def _offered(self) -> bool:
+        """Whether the server offers BDAT, and the caller lets it be used."""
+        return self._chunking and "chunking" in self._extensions
 
     def _encoded(self) -> bytes:
         body = self.body
         if self.envelope.binary:
-            if not self._bdat:
+            if not self._chunking:
                 raise SMTPNotSupportedError("BINARYMIME needs CHUNKING, which was turned off")
+            if self.session.chunking is Chunking.NOT_SHOWN:
+                raise SMTPNotSupportedError(
+                    "BINARYMIME needs CHUNKING, and the server did not show that it reads a chunk that it refuses"
+                )
             return body.data or b""
         return b"" if body.data is None else encode_content(body.data, stuff=not self._bdat, size=body.size)
 
@@ -153,6 +177,13 @@ class Transaction:
         session = self.session
         if session.extensions is not self._extensions:
             self._prepare()
+        if self._needs_probe():
+            yield ProbeFirst(self._commands[0])
+        session.messages += 1
+        if self._bdat is not (self._offered and session.chunking is Chunking.SHOWN) or self.envelope.binary:
+            self._prepare()
+            if self.envelope.binary and not self._bdat:
+                raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
         events: tuple[Event, ...] = (Event.mail, Event.rcpt)
         if not session.settled:
@@ -182,6 +213,13 @@ class Transaction:
             return self._verdict()
         except SMTPServerDisconnected as error:
             self._interrupted(error)
+
+    def _needs_probe(self) -> bool:
+        """Whether the probe of BDAT has to go in front: of a connection's second message, or of one in BINARYMIME."""
+        session = self.session
+        if session.chunking not in (Chunking.UNKNOWN, Chunking.INCONCLUSIVE) or not self._offered:
+            return False
+        return self.envelope.binary or (session.messages > 0 and session.pipelining)
 
     def _each_recipient(self) -> Generator[Group, Any, None]:
         """PRDR (draft-hall-prdr): behind 353 there is a reply for each recipient that was accepted, and a last one."""
@@ -278,7 +316,15 @@ class Transaction:
         """RFC 3030 §2: a chunk that was refused ends the transaction."""
         for reply in self.replies[first:end]:
             if not reply.ok:
+                self._check_understood(reply)
                 raise self._refusal(SMTPDataError(*reply))
+
+    def _check_understood(self, reply: Reply) -> None:
+        """Never a refusal: a server that does not take BDAT for a command takes the chunk for commands."""
+        if self._bdat and reply.code in _NOT_UNDERSTOOD:
+            self.session.distrust_chunking()
+            what = b"BDAT was offered, and not understood: " + reply.message
+            raise self._contradiction([reply], what, "not_sent")
 
     def _data(self) -> Generator[Any, Any, None]:
         """Content behind the reply to DATA."""
@@ -412,7 +458,12 @@ class Transaction:
         if not self._accepted():
             if any(reply.ok for reply in finals):
                 raise self._contradiction(finals, b"content accepted though its envelope was refused")
+            self.session.chunk_refused = self._bdat and _all_ok(self.replies[: self._base])
             self._check_envelope()
+        if not any(reply.ok for reply in finals):
+            self._check_understood(finals[0])
+            if self._bdat and not self._apart:
+                self.session.chunk_refused = True  # the next reply will tell whether it was read
         if self.session.lmtp:
             return self._lmtp_verdict(finals)
         if not finals[-1].ok:
@@ -453,6 +504,8 @@ class Transaction:
         """The connection ended.  What is known of the message?"""
         if self._group is not None and self._group.dropped:
             self._ended = False  # the last of it never left
+        if self.session.misread:
+            error.state = self.state  # its replies were not to its commands
         if error.state is None:
             end = self._base + 1 + len(self.envelope.recipients)
             envelope, content = self.replies[:end], self.replies[end:]

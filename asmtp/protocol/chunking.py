@@ -1,0 +1,201 @@
+"""Whether content may be written by BDAT on a connection: the probe, and what its replies show.
+
+RFC 3030 §2: a server that refuses a BDAT has to read the chunk all the same, and drop it.  Some do not: they answer
+502, 503 or 530, and take the octets of the content for commands.  A message whose recipients were refused would then
+be carried out.  So content is written by DATA, behind its 354, until the connection has shown that it reads and drops a
+refused chunk.
+
+The probe tries both states that a refusal leaves, without a recipient, so that nothing can be delivered::
+
+    BDAT 8 LAST         refused: there is no transaction
+    XASMTP              8 octets with their CRLF, and no command of any server
+    RSET                250
+    MAIL FROM:<...>     250
+    BDAT 8 LAST         refused: there is no recipient
+    XASMTP
+    RSET                250
+
+A server that reads the chunk gives one reply to each command.  One that does not gives one more, to XASMTP, in the
+place of RSET's.  Whatever comes, the first 2yz behind BDAT's own reply is RSET's: the session stays in step.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected
+from asmtp.protocol.exchange import Dialogue, Group
+from asmtp.protocol.reply import Reply, asks_for_more
+from asmtp.protocol.state import Event
+
+if TYPE_CHECKING:
+    from asmtp.protocol.session import Session
+
+__all__ = ["Chunking", "RelayChunking", "probe"]
+
+REFUSED: Final = b"BDAT 8 LAST\r\nXASMTP\r\n"
+"""A chunk that has to be refused, as there is no recipient."""
+
+REFUSALS = 4
+"""Replies in the place of RSET's before its 2yz: more of them, and the server is out of step."""
+
+ANSWERS = 6
+"""Replies of 250 that a server may give to the probe and HELP: more of them, and the server is out of step."""
+
+
+class Chunking(enum.Enum):
+    """What a connection has shown of refused chunks.
+
+    A probe leads from UNKNOWN to PROBING, and from there to the three states below it; from INCONCLUSIVE, another one
+    leads to SHOWN or NOT_SHOWN.  STARTTLS, AUTH, XCLIENT and EHLO lead back to UNKNOWN, but not from NOT_SHOWN, which
+    is known of the relay.
+    """
+
+    UNKNOWN = "not probed yet"
+    PROBING = "the probe is under way, or the connection ended within it"
+    INCONCLUSIVE = "probed, but MAIL was refused: once more"
+    SHOWN = "it reads and drops a refused chunk"
+    NOT_SHOWN = "it may read a refused chunk as commands, or has not shown that it does not"
+
+
+DOUBTED = 3600.0
+"""Seconds in which a relay is not probed, and is sent everything by DATA, after it has not shown what it has to."""
+
+
+class RelayChunking:
+    """What a relay has shown, over its connections."""
+
+    def __init__(self) -> None:
+        self._until = -math.inf
+
+    def heed(self, chunking: Chunking, now: float) -> None:
+        """Take over what one of its connections has shown.
+
+        Args:
+            now: the loop's time, in seconds.
+        """
+        if chunking in (Chunking.PROBING, Chunking.NOT_SHOWN):
+            self._until = now + DOUBTED
+
+    def is_doubted(self, now: float) -> bool:
+        """Tell whether content has to go by DATA."""
+        return now < self._until
+
+
+def probe(session: Session, mail: bytes) -> Dialogue:
+    """Find out whether the server reads and drops a refused chunk, and set `session.chunking`.
+
+    Args:
+        mail: the MAIL line of the message that the probe is written for.
+    """
+    before = session.chunking
+    session.chunking = Chunking.PROBING
+    commands = [(REFUSED, Event.bdat_last), (b"rset\r\n", Event.rset)]
+    stages = [commands, [(mail, Event.mail), *commands]]
+    if before is Chunking.INCONCLUSIVE:
+        del stages[0]  # what is shown need not be shown twice: some servers count their refusals
+    try:
+        if session.pipelining:
+            verdict = yield from _in_one_piece(session, stages)
+        else:
+            verdict = yield from _one_by_one(session, stages)
+    except SMTPServerDisconnected:  # a 421, a close or a time-out is an answer, too
+        session.on_chunking()
+        raise
+    if verdict is Chunking.INCONCLUSIVE and before is Chunking.INCONCLUSIVE:
+        verdict = Chunking.NOT_SHOWN
+    session.chunking = verdict
+    session.slow_start()
+    session.on_chunking()
+
+
+Stages = list[list[tuple[bytes, Event]]]
+
+
+def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chunking]:
+    """Write the whole probe at once (RFC 2920), and read its replies one by one."""
+    lines = [command for stage in stages for command in stage]
+    group = Group(b"".join([line for line, _ in lines]), tuple([event for _, event in lines]))
+    verdict = Chunking.SHOWN
+    replies = yield group
+    reply: Reply = replies[-1]
+    for number, stage in enumerate(stages):
+        if number:
+            reply = yield from _next(session)
+        if len(stage) == 3:
+            if not reply.ok:
+                verdict = _worse(verdict, Chunking.INCONCLUSIVE)
+            reply = yield from _next(session)
+        if reply.ok:
+            yield from _until_help(session)
+            return Chunking.NOT_SHOWN
+        refusals = 0
+        _check_in_step(session, reply)
+        while not (reply := (yield from _next(session))).ok:
+            refusals += 1
+            verdict = Chunking.NOT_SHOWN
+            if refusals > REFUSALS:
+                raise _out_of_step(session, reply, b"more replies than commands")
+    session.settle(group)
+    return verdict
+
+
+def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunking]:
+    """Write a command at a time.  A reply that the server gives to a chunk itself breaks the connection, as it must."""
+    verdict = Chunking.SHOWN
+    for stage in stages:
+        for line, event in stage:
+            group = Group(line, (event,))
+            replies = yield group
+            reply: Reply = replies[0]
+            _check_in_step(session, reply)
+            if event is Event.mail and not reply.ok:
+                verdict = _worse(verdict, Chunking.INCONCLUSIVE)
+            elif event is not Event.mail and reply.ok is (event is Event.bdat_last):
+                verdict = Chunking.NOT_SHOWN
+        if reply.ok:
+            session.settle(group)
+    return verdict
+
+
+def _next(session: Session) -> Generator[Group, Any, Reply]:
+    """Wait for one more reply."""
+    replies = yield Group(b"", ())
+    reply: Reply = replies[0]
+    _check_in_step(session, reply)
+    return reply
+
+
+def _check_in_step(session: Session, reply: Reply) -> None:
+    """Fail the session if the server asks for content, which is not what comes next."""
+    if 300 <= reply.code <= 399:
+        raise _out_of_step(session, reply, asks_for_more(reply))
+
+
+def _worse(verdict: Chunking, other: Chunking) -> Chunking:
+    return verdict if verdict is Chunking.NOT_SHOWN else other
+
+
+def _until_help(session: Session) -> Generator[Group, Any, None]:
+    """Get back in step with a server that said 2yz in the place of BDAT's reply.
+
+    That was BDAT's own, or RSET's, from an LMTP server that owes no reply if there is no recipient: it is not known how
+    many more replies there will be.  HELP is answered by 211, 214 or 5yz, never by 250, so that its reply is known.
+    """
+    group = Group(b"help\r\n", (Event.other,), more=True)
+    replies = yield group
+    reply: Reply = replies[0]
+    answers = 0
+    while reply.code == 250:
+        answers += 1
+        if answers > ANSWERS:
+            raise _out_of_step(session, reply, b"more replies than commands")
+        reply = yield from _next(session)
+
+
+def _out_of_step(session: Session, reply: Reply, what: bytes) -> SMTPServerDisconnected:
+    session.fail(SMTPProtocolError(reply.code, what))
+    return session.disconnected()
