@@ -198,7 +198,7 @@ class Lane(AsyncSMTP):
         await self.ehlo_or_helo_if_needed()
         session = self._session
         session.overlap = self.source.overlap
-        self._depth = SHALLOW
+        self._depth = session.window if self._flows else SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
         self.at_most(limits.get("MAILMAX"))
@@ -234,6 +234,13 @@ class Lane(AsyncSMTP):
             return 0
         room = max(0, self._depth - self.load + self.tidying)  # it may have been deeper when it was given what it has
         return room if self.limit is None else max(0, min(room, self.limit - self.begun))
+
+    @property
+    def _flows(self) -> bool:
+        """Whether a message does not wait for the one before it: by BDAT, behind one another."""
+        session = self._session
+        flowing = session.chunking is Chunking.SHOWN and session.pipelining and session.overlap
+        return flowing and self.chunking and "chunking" in session.extensions
 
     @property
     def at_probe(self) -> bool:
@@ -363,9 +370,8 @@ class Lane(AsyncSMTP):
         weight = min(1.0, 0.1 * answered)
         self.service += weight * (each - self.service)
         self.source.service = self.service
-        session = self._session
-        if session.chunking is Chunking.SHOWN and session.pipelining and session.overlap:
-            self._depth = session.window
+        if self._flows:
+            self._depth = self._session.window
         else:
             self._depth = max(SHALLOW, min(DEEP, round(AHEAD / max(self.service, 1e-6))))
 

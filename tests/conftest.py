@@ -35,15 +35,16 @@ MORE_THAT_BLOCKS = (
 )  # fmt: skip
 
 BEHIND_THE_PROBE = {
+    "test_cancellation", "test_client_pipelining", "test_client_requests", "test_client_sending", "test_client_sharing",
+    "test_content_borders", "test_faults_client", "test_lane", "test_lies", "test_misbehaving", "test_pool",
     "test_session", "test_session_cancel", "test_session_overlap", "test_session_random", "test_transaction",
-    "test_transaction_requests", "test_transaction_streamed", "test_client_pipelining", "test_client_requests",
-    "test_client_sharing", "test_cancellation", "test_content_borders", "test_lane", "test_lies", "test_misbehaving",
-    "test_pool", "test_faults_client", "test_transport_deadlines",
+    "test_transaction_requests", "test_transaction_streamed", "test_transport_deadlines",
 }  # fmt: skip
 """Modules about what follows once a connection has shown what it does with a refused chunk: see `bdat_at_once`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "by_default: without `bdat_at_once`, though the module has it")
     config.addinivalue_line("markers", "virtual_clock: run on a loop whose clock jumps to the next timer")
 
 
@@ -56,7 +57,8 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if isinstance(item, pytest.Function) and item.module.__name__.rpartition(".")[2] in BEHIND_THE_PROBE:
+        module = item.module.__name__ if isinstance(item, pytest.Function) else ""
+        if module.rpartition(".")[2] in BEHIND_THE_PROBE and "by_default" not in item.keywords:
             item.fixturenames.insert(0, "bdat_at_once")
         if pytest_asyncio.is_async_test(item):
             for name in ("nothing_blocks", "nothing_is_left"):
