@@ -21,12 +21,12 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     output = capsys.readouterr().out
     assert output.count("Three tasks, one connection") == 3
-    assert "BDAT 189 LAST" in output
+    assert "BDAT 187 LAST" in output
     assert "SMTPRecipientsRefused({'nobody@example.com': Reply(code=550, message=b'5.1.1 no such user')})" in output
     assert "demo@example.com -> carol@example.com: 'old', 20 octets" in output
-    # With BDAT three messages and the RSET behind the refusal; with DATA one turn more for each message.
+    # With CHUNKING two turns for the first message, by DATA, the probe, two messages, and the RSET behind the refusal.
     waits = re.findall(r"waited for the server (\d+) times", output)
-    assert waits == ["2", "4", "11"]
+    assert waits == ["6", "4", "11"]
     assert "refused: nobody@example.com: SMTPRecipientsRefused(" in output
     assert re.search(r"999 of 1000 sent in [\d.]+ s, [\d,]+/s", output)
     assert output.endswith("The server received 999.\n")

@@ -76,7 +76,7 @@ async def test_implicit_tls_and_login(implicit: Embedded, certificates: Certific
         assert await smtp.sendmail(SENDER, WHO, (b"x" * 70 + b"\r\n") * 14_000) == {}
     assert implicit.encrypted == [True, True]
     assert implicit.logins == [("CRAM-MD5", True)]
-    assert implicit.letters[1].content == (b"x" * 70 + b"\r\n") * 14_000 + b"\r\n"
+    assert implicit.letters[1].content == (b"x" * 70 + b"\r\n") * 14_000
 
 
 async def test_what_there_is_to_see_of_tls(starttls: Embedded, certificates: Certificates) -> None:
@@ -317,6 +317,7 @@ class Struck(BaseException):
     """What a signal's handler raises."""
 
 
+@pytest.mark.usefixtures("bdat_at_once")
 async def test_what_was_struck_as_tls_wrote_it_is_not_written_again(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

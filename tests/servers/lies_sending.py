@@ -279,9 +279,12 @@ def bdat(says: dict[str, object], contract: Contract, **options: object) -> Lie:
 BDAT = {
     "BDAT 421": bdat({"BDAT": says("421 bye")}, refused(NO_DATA, 421, "closed")),
     "BDAT 450": bdat({"BDAT": "450 later"}, refused(NO_DATA, 450)),
-    "BDAT 500": bdat({"BDAT": "500 5.5.2 what?"}, broken("not_sent", 500)),
-    "BDAT 502": bdat({"BDAT": "502 5.5.1 no such command"}, broken("not_sent", 502)),
-    "BDAT 503": bdat({"BDAT": "503 5.5.1 not now"}, broken("not_sent", 503)),
+    "BDAT 502, and the content is taken for commands": bdat(
+        {"BDAT unread": "502 5.5.1 no such command"}, broken("not_sent", 502)
+    ),
+    "BDAT 503, and the content is taken for commands": bdat(
+        {"BDAT unread": "503 5.5.1 not now"}, broken("not_sent", 503)
+    ),
     "BDAT 354": bdat({"BDAT": "354 go"}, broken("in_doubt", 354)),
     "BDAT 500, and the content is taken for commands": bdat(
         {"BDAT unread": "500 5.5.2 what?"}, broken("not_sent", 500)
