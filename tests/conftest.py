@@ -36,16 +36,15 @@ MORE_THAT_BLOCKS = (
 
 BEHIND_THE_PROBE = {
     "test_cancellation", "test_client_pipelining", "test_client_requests", "test_client_sending", "test_client_sharing",
-    "test_content_borders", "test_events", "test_faults_client", "test_lane", "test_lies", "test_mailer_retry", "test_misbehaving",
-    "test_pool",
-    "test_session", "test_session_cancel", "test_session_overlap", "test_session_random", "test_transaction",
+    "test_content_borders", "test_events", "test_faults_client", "test_lane", "test_lies", "test_mailer_retry",
+    "test_misbehaving", "test_pool", "test_session", "test_session_cancel", "test_session_overlap",
+    "test_session_random", "test_transaction",
     "test_transaction_requests", "test_transaction_streamed", "test_transport_deadlines",
 }  # fmt: skip
 """Modules about what follows once a connection has shown what it does with a refused chunk: see `bdat_at_once`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "by_default: without `bdat_at_once`, though the module has it")
     config.addinivalue_line("markers", "virtual_clock: run on a loop whose clock jumps to the next timer")
 
 
@@ -59,7 +58,7 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         module = item.module.__name__ if isinstance(item, pytest.Function) else ""
-        if module.rpartition(".")[2] in BEHIND_THE_PROBE and "by_default" not in item.keywords:
+        if module.rpartition(".")[2] in BEHIND_THE_PROBE:
             item.fixturenames.insert(0, "bdat_at_once")
         if pytest_asyncio.is_async_test(item):
             for name in ("nothing_blocks", "nothing_is_left"):

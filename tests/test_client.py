@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import pytest
@@ -101,9 +102,9 @@ async def test_the_default_ports(kind: type[AsyncSMTP], port: int, monkeypatch: 
 
     monkeypatch.setattr(transport_module, "resolve", resolver)
     with pytest.raises(OSError, match="no"):
-        await kind(ssl_context=object()).connect()  # type: ignore[arg-type]  # not looked at
+        await kind(ssl_context=ssl.create_default_context()).connect()
     with pytest.raises(OSError, match="no"):
-        await kind("mx.example:2525", ssl_context=object()).connect()  # type: ignore[arg-type]
+        await kind("mx.example:2525", ssl_context=ssl.create_default_context()).connect()
     assert asked == [("localhost", port), ("mx.example", 2525)]
 
 
@@ -218,6 +219,7 @@ async def test_the_name_of_this_machine_is_looked_up_once(monkeypatch: pytest.Mo
         assert relay.commands == ["ehlo [192.0.2.1]"]
 
 
+@pytest.mark.usefixtures("bdat_at_once")
 async def test_features_can_be_edited() -> None:
     """As smtplib's could: code in the wild does so."""
     async with relaying(Relay(SHAPES["both"])) as relay, client(relay) as smtp:
