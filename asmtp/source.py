@@ -98,8 +98,9 @@ class Source:
             told = own_copy(error)
             told.state = error.state or "not_sent"
             return told
-        # A certificate that does not fit, or a token that cannot be had: it will not be better in a second.
-        lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or is_no_tls(error)
+        # A certificate that does not fit, a port without TLS, no token to be had: it will not be better in a second.
+        wrong_port = self.relay.tls == "implicit" and is_no_tls(error)
+        lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or wrong_port
         why = str(error) or type(error).__name__
         told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
         told.__cause__ = error
