@@ -346,6 +346,9 @@ class Session:
                 self.notify(exchange)
                 return
             if isinstance(step, ProbeFirst):
+                # It steps back into the line, and the probe goes in front of it: an exchange of its own, which goes on
+                # if the message is cancelled, and begins when nothing is owed, as some servers lose what stands behind
+                # content that they have not answered.
                 self._turn = None
                 self._queue.appendleft(exchange)
                 self._queue.appendleft(Exchange(probe(self, step.mail), None, alone=True, raw=False))
@@ -442,6 +445,8 @@ class Session:
                 self._injected(b"\n".join([b"%d %s" % later for later in replies[end:]] + [self._reader.pending]))
                 return len(replies)
             if exchange.abandoned:
+                if group.events[-1:] == (Event.bdat_last,) and not reply.ok:
+                    self.chunk_refused = True  # as its dialogue would have found
                 self._finish(exchange)
             elif exchange.waiting:
                 self._resume(exchange, group.replies)

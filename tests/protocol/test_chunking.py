@@ -354,6 +354,19 @@ def test_a_refused_chunk_that_is_taken_for_commands_after_all(replies: list[str]
 
 
 @pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
+def test_a_refused_chunk_of_a_message_that_was_cancelled(replies: list[str]) -> None:
+    """Nobody judges its replies, but what is behind it must not be told as sent all the same."""
+    session = shown()
+    first, *others = [begin(session) for _ in range(3)]
+    assert written(session.output()) == 3
+    session.cancel(first)
+    say(session, *replies, *["500 what"] * 4, *["250 ok"] * 8)
+    assert session.closed
+    assert session.misread
+    assert [exchange.error.state for exchange in others] == ["in_doubt"] * 2
+
+
+@pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
 def test_a_refused_chunk_that_is_read(replies: list[str]) -> None:
     session = shown()
     first, second = begin(session), begin(session)
