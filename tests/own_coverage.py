@@ -19,14 +19,15 @@ ROOT = Path(__file__).parent.parent
 OWN = {
     "asmtp/__init__.py": ("tests.test_init", "tests.test_sync"),
     "asmtp/__main__.py": ("tests.test_cli",),
-    "asmtp/client.py": ("tests.test_client", "tests.test_cancellation", "tests.test_misbehaving"),
+    "asmtp/client.py": ("tests.test_client", "tests.test_cancellation", "tests.test_misbehaving", "tests.test_probing"),
     "asmtp/commands.py": ("tests.test_client",),
     "asmtp/delivery.py": ("tests.test_delivery", "tests.test_mailer_deadlines"),
-    "asmtp/lane.py": ("tests.test_lane", "tests.test_pool"),
+    "asmtp/lane.py": ("tests.test_lane", "tests.test_pool", "tests.test_probing"),
     "asmtp/mailer.py": ("tests.test_mailer",),
     "asmtp/outbox.py": ("tests.test_mailer", "tests.test_limits"),
     "asmtp/pool.py": (
         "tests.test_pool",
+        "tests.test_probing",
         "tests.test_limits",
         "tests.test_mailer_trouble",
         "tests.test_mailer_deadlines",
