@@ -24,7 +24,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
 )
-from asmtp.events import Watch, clock
+from asmtp.events import Watch, clock, show
 from asmtp.login import Logins
 from asmtp.options import (
     LMTP_PORT,
@@ -141,7 +141,7 @@ class AsyncSMTP(Commands):
             window=self._window,
             window_octets=self._window_octets,
         )
-        session.trace = self._trace
+        session.trace = self._shown(self._trace)
         session.watch = self._watch
         return session
 
@@ -163,12 +163,20 @@ class AsyncSMTP(Commands):
 
     @property
     def trace(self) -> Callable[[str, bytes], None] | None:
-        """Called with ``">"`` and what is written, and with ``"<"`` and each reply; credentials are not shown."""
+        """Called with ``">"`` and what is written, and with ``"<"`` and each reply; credentials are not shown.
+
+        What it raises is logged.
+        """
         return self._trace
 
     @trace.setter
     def trace(self, function: Callable[[str, bytes], None] | None) -> None:
-        self._trace = self._session.trace = function
+        self._trace = function
+        self._session.trace = self._shown(function)
+
+    def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
+        """Return what a session calls for `trace`: nothing may be raised in the middle of what the server said."""
+        return None if trace is None else functools.partial(show, "trace", trace)
 
     def __repr__(self) -> str:
         state = self._session.state.name.lower() if self._connection is not None else "not connected"

@@ -200,6 +200,19 @@ class DrivenSMTP(AsyncSMTP):
         look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         return list(without_loop(look_up))
 
+    def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
+        if trace is None:
+            return None
+
+        def shown(direction: str, data: bytes) -> None:
+            try:
+                trace(direction, data)
+            except BaseException as error:  # the caller's, as in smtplib; asyncio takes an OSError for the socket's
+                self.struck = error
+                raise
+
+        return shown
+
     def _welcome(self, greeting: Reply) -> bool:
         return greeting.code == 220
 

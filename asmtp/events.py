@@ -22,7 +22,7 @@ from asmtp.protocol.state import Event as Command
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Event", "Hook", "Watch", "clock", "handle_all", "kept_for", "unheard"]
+__all__ = ["Event", "Hook", "Watch", "clock", "handle_all", "kept_for", "show", "unheard"]
 
 clock = time.perf_counter
 """Seconds, for how long something took: an event loop's own time may be of whole milliseconds (uvloop)."""
@@ -48,6 +48,10 @@ def _handle(record: logging.LogRecord) -> None:
         _logging.busy = True
         try:
             type(logger).handle(logger, record)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a handler that lets it out, in the middle of what came from a server, perhaps
+            logging.Handler().handleError(record)
         finally:
             _logging.busy = False
 
@@ -70,6 +74,16 @@ def handle_all(records: list[logging.LogRecord]) -> None:
     """Have what was kept handled."""
     for record in records:
         _handle(record)
+
+
+def show(name: str, function: Callable[..., object], *args: Any) -> None:
+    """Call a function of the caller's that only watches: what it raises is logged, and does not stop the mail."""
+    try:
+        function(*args)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a CancelledError, say
+        logger.exception("%s raised", name)
 
 
 @contextlib.contextmanager
@@ -152,12 +166,7 @@ class Watch:
         """Something has happened."""
         if self._hook is None:
             return
-        try:
-            self._hook(Event(kind, self.number, self.server, seconds, fields))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # a CancelledError, say; whoever only watches shall not stop the mail
-            logger.exception("on_event raised")
+        show("on_event", self._hook, Event(kind, self.number, self.server, seconds, fields))
 
     # ---- for a session ----------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pytest
 
 from asmtp import __version__
 from asmtp.cli import main
+from asmtp.cli.demo import demo
 from asmtp.cli.server import Inbox
 
 
@@ -56,6 +57,34 @@ def test_demo_as_a_module() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("lines", [0, 5, 30])
+def test_a_demo_that_nobody_reads_to_its_end(lines: int) -> None:
+    """As `asmtp demo | head`: it ends at once, with 1, and without a word."""
+    command = [sys.executable, "-u", "-m", "asmtp", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        for _ in range(lines):
+            demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.wait(60) == 1
+        assert demo.stderr is not None
+        assert demo.stderr.read() == ""
+
+
+def test_a_demo_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its dialogue cannot print ends it, but not in the middle of the dialogue."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            if "C: mail" in text:
+                raise OSError(28, "No space left on device")
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="No space"):
+        demo()
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])

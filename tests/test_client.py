@@ -510,3 +510,32 @@ async def test_trace() -> None:
         (">", b"quit"), ("<", b"221 2.0.0 bye"),
     ]  # fmt: skip
     assert smtp.trace is not None
+
+
+@pytest.mark.parametrize("kind", [BrokenPipeError, asyncio.CancelledError])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_what_a_trace_raises(kind: type[BaseException], shape: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each time: it stops no mail, and whoever waits is told of the end, though the connection is reset."""
+
+    def trace(direction: str, octets: bytes) -> None:
+        raise kind(f"{direction} {octets!r}")
+
+    async with relaying(Relay(SHAPES[shape])) as relay:
+        smtp = client(relay)
+        smtp.trace = trace
+        await smtp.connect()
+        sending = (smtp.sendmail("a@x.example", ["b@y.example"], b"hi\r\n") for _ in range(3))
+        assert await asyncio.gather(*sending) == [{}, {}, {}]
+        assert smtp.trace is trace
+        await smtp.quit()
+        assert len(relay.letters) == 3
+    async with scripted([*HELLO, send("250 hi"), expect("noop"), send("250 o"), rst]) as server:
+        smtp = client(server)
+        smtp.trace = trace
+        await smtp.connect()
+        await smtp.ehlo()
+        await smtp.noop()
+        with pytest.raises(asmtp.SMTPServerDisconnected):
+            await smtp.noop()
+    assert "trace raised" in caplog.text
+    assert f"{kind.__name__}: < b'220 hi'" in caplog.text

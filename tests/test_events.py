@@ -180,6 +180,32 @@ async def test_a_hook_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     assert "LookupError: delivery" in caplog.text
 
 
+class Loose(logging.Handler):
+    """Lets out what it meets."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise self.error
+
+
+async def test_a_log_handler_that_raises(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stops no mail, and is shown as logging shows it."""
+    caplog.set_level(logging.DEBUG, "asmtp")
+    logger = logging.getLogger("asmtp")
+    monkeypatch.setattr(logger, "handlers", [Loose(LookupError("no disk"))])
+    async with relaying(Relay()) as relay, asmtp.AsyncSMTP("127.0.0.1", relay.port) as smtp:
+        assert await smtp.sendmail(SENDER, [WHO], b"hi\r\n") == {}
+    assert capsys.readouterr().err.count("LookupError: no disk") > 10
+    monkeypatch.setattr(logger, "handlers", [Loose(KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        logger.warning("it is the user who ends it")
+
+
 async def test_nothing_is_told_of_what_cannot_be_written() -> None:
     events: list[asmtp.Event] = []
     async with relaying(Relay()) as relay, asmtp.AsyncSMTP("127.0.0.1", relay.port, on_event=events.append) as smtp:

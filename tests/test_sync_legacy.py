@@ -190,6 +190,33 @@ def test_debuglevel_1(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize("shown", range(13))
+def test_debug_output_that_cannot_be_written(shown: int) -> None:
+    """Each line in turn: the caller gets what is raised, as from smtplib, and the object can be used again."""
+    lines = 0
+
+    class Shown(asmtp.SMTP):
+        def _print_debug(self, *args: Any) -> None:
+            nonlocal lines
+            lines += 1
+            if lines == shown + 1:
+                raise BrokenPipeError(lines)
+
+    with relay_at(Relay(("PIPELINING",))) as relay:
+        smtp = Shown(local_hostname="me.example")
+        smtp.set_debuglevel(1)
+        with pytest.raises(BrokenPipeError):
+            smtp.connect("127.0.0.1", relay.port)
+            smtp.sendmail(A, [B], "hi")
+            smtp.sendmail(A, [B], "hi")
+        if smtp.sock is None:
+            smtp.connect("127.0.0.1", relay.port)
+        relay.letters.clear()
+        assert smtp.sendmail(A, [B], "again") == {}
+        smtp.quit()
+        assert [letter.content for letter in relay.letters] == [b"again\r\n"]
+
+
 @BOTH
 def test_debuglevel_2_tells_the_time(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with relay_at() as relay, connected(module, relay) as smtp:

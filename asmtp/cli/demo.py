@@ -28,18 +28,26 @@ def letter(number: int, recipient: str) -> EmailMessage:
 
 
 class Dialogue:
-    """Prints what a client writes and reads, and counts the turns."""
+    """Prints what a client writes and reads, and counts the turns.
+
+    Attributes:
+        unheard: why it could not be printed, if that is so; nothing may be raised in the middle of a dialogue.
+    """
 
     def __init__(self) -> None:
         self.turns = 0
+        self.unheard: OSError | None = None
         self._last = ""
 
     def __call__(self, direction: str, data: bytes) -> None:
         if direction == ">" and self._last != ">":
             self.turns += 1
         self._last = direction
-        for line in _shown(data):
-            print(f"    {'C:' if direction == '>' else '     S:'} {line}")
+        try:
+            for line in _shown(data):
+                print(f"    {'C:' if direction == '>' else '     S:'} {line}")
+        except OSError as error:
+            self.unheard = error
 
 
 def _shown(data: bytes) -> list[str]:
@@ -68,6 +76,8 @@ async def several_at_once(inbox: Inbox) -> None:
             *(smtp.send_message(letter(n, who)) for n, who in enumerate(recipients, 1)), return_exceptions=True
         )
         smtp.trace = None
+        if dialogue.unheard is not None:
+            raise dialogue.unheard
         print(
             f"  {len(results)} messages; the client waited for the server {dialogue.turns} times.  Each task's result:"
         )

@@ -378,11 +378,11 @@ class Session:
                 self._serial += 1
             elif event in UNPROVING and self.chunking is not Chunking.NOT_SHOWN:
                 self.chunking = self.untried
-        self.state = state
         if data and self.watch is not None:
             self.watch.wrote(group)
         if data and self.trace is not None:
             self.trace(">", b"(not shown)" if group.secret else data)
+        self.state = state  # now: whoever watches may have raised, and then nothing is written
         exchange.group = group
         exchange.waiting = group.wait
         if data and not group.more:
