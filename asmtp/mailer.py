@@ -317,19 +317,21 @@ class AsyncMailer:
         """Connect to each relay, log in, and close: for the start of a program, to find a wrong setting early.
 
         Raises:
-            SMTPException, OSError, ssl.SSLError: as :meth:`asmtp.AsyncSMTP.connect` and `login` raise them; with
-                several relays the first that failed, when all were tried.
+            SMTPException: what a message would meet, with the OSError or SSLError as its `__cause__`; with several
+                relays the first that failed, when all were tried.
         """
         failed: list[Exception] = []
         for relay in self._relays:
             kind = LMTPLane if relay.lmtp else Lane
-            lane = kind(Source(relay), lambda part: None, lambda lane: None)
+            source = Source(relay)
+            lane = kind(source, lambda part: None, lambda lane: None)
             try:
                 await lane.open()
                 await lane.retire()
             except Exception as error:
-                error.add_note(f"relay: {relay.name}")
-                failed.append(error)
+                told = source.no_connection(error)
+                told.add_note(f"relay: {relay.name}")
+                failed.append(told)
             finally:
                 lane.close()
         if failed:

@@ -59,6 +59,7 @@ OWN = {
     "asmtp/cli/sources.py": ("tests.test_cli_sources",),
     "asmtp/cli/tally.py": ("tests.test_cli_bulk",),
     "asmtp/cli/watching.py": ("tests.test_cli_watching",),
+    "asmtp/cli/wording.py": ("tests.test_cli_wording",),
 }
 # Runs in a process of its own.
 ELSEWHERE = {"asmtp/__main__.py"}

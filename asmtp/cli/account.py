@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from asmtp.cli.wording import for_operators
 from asmtp.delivery import Delivery, state_of
 from asmtp.errors import (
     DeliveryState,
@@ -29,7 +30,9 @@ _WORDS: tuple[tuple[type, str], ...] = (
     (SMTPServerDisconnected, "no connection"),
     (SMTPNotSupportedError, "not supported by the server"),
     (SMTPStateError, "stopped before"),
-    (SMTPException, "refused"),
+    (SMTPRecipientsRefused, "refused"),
+    (SMTPResponseException, "refused"),
+    (SMTPException, "cannot be sent"),
     (OSError, "cannot be read"),
     (ValueError, "cannot be sent"),
     (object, "failed"),
@@ -160,7 +163,7 @@ def outcomes_of(delivery: Delivery, recipients: Sequence[str]) -> dict[str, Outc
 def _failure(state: DeliveryState, error: Exception | None) -> Outcome:
     if isinstance(error, SMTPResponseException) and error.smtp_code > 0:
         return Outcome(state, *_short(error.smtp_code, error.smtp_error))
-    return Outcome(state, None, f"{_what(error)}: {error}"[:_TEXT])
+    return Outcome(state, None, f"{_what(error)}: {for_operators(str(error))}"[:_TEXT])
 
 
 def _what(error: Exception | None) -> str:

@@ -16,6 +16,7 @@ from asmtp.cli.sending import AHEAD, Sending, left
 from asmtp.cli.sources import Sources
 from asmtp.cli.tally import LISTED, Tally, tell
 from asmtp.cli.watching import Watching
+from asmtp.cli.wording import for_operators
 from asmtp.mailer import AsyncMailer
 from asmtp.options import Timeouts
 from asmtp.policy import Rate, Retry
@@ -45,7 +46,7 @@ def _bulk(arguments: argparse.Namespace) -> int:
         journal = Journal.open(arguments.journal, read_only=arguments.dry_run) if arguments.journal else Journal()
     except (ValueError, TypeError, OSError, JournalError) as error:
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        tell(f"asmtp bulk: {what}", sys.stderr)
+        tell(f"asmtp bulk: {for_operators(what)}", sys.stderr)
         return 2
     tally = Tally()
     with contextlib.closing(journal):
