@@ -259,7 +259,7 @@ class Session:
         if self._reader.begun and self.error is None and self.closing is None and not self._awaits_reply():
             self._intruding = True
             if b"421"[: len(self._reader.pending)] != self._reader.pending[:3]:
-                self._intruded()
+                self._intruded(self._begun())
         self._receiving = 0
         if self._reader.error is not None:
             self.fail(self._reader.error)
@@ -479,10 +479,13 @@ class Session:
         self.chunk_refused = False
         if group.replies[0].ok:
             return False
-        self.misread = True
-        self.distrust_chunking()
+        self._note_misread()
         self.fail(SMTPProtocolError(group.replies[0].code, b"the server took a chunk that it refused for commands"))
         return True
+
+    def _note_misread(self) -> None:
+        self.misread = True
+        self.distrust_chunking()
 
     def _to_be_judged(self, replies: list[Reply]) -> bool:
         """Whether a dialogue that pulls content has a reply that it should look at now."""
@@ -515,12 +518,16 @@ class Session:
         if reply.code == 421:
             self._end(Event.END, SMTPServerDisconnected(f"server closed the connection: {said(*reply)}"))
         else:
-            shown = printable(self.redact(b"%d %s" % reply))
-            self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {shown}".encode()))
+            self._intruded(printable(self.redact(b"%d %s" % reply)))
 
-    def _intruded(self) -> None:
-        """A reply that nobody is owed has begun: the next command's would be taken for the rest of it."""
-        self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {self._begun()}".encode()))
+    def _intruded(self, shown: str) -> None:
+        """Break at a reply that nobody is owed: if it has only begun, the next command's would be taken for its rest.
+
+        Behind a refused chunk it shows as much as one in the place of RSET's.
+        """
+        if self.chunk_refused:
+            self._note_misread()
+        self.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {shown}".encode()))
 
     def _begun(self) -> str:
         """What has come of a reply that is not complete, fit to stand in an error."""

@@ -377,6 +377,33 @@ def test_a_refused_chunk_that_is_read(replies: list[str]) -> None:
     assert not session.chunk_refused
 
 
+@pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("garbage", [b"500 what\r\n", b"500-wh", b"5"], ids=["a reply", "half of one", "an octet"])
+def test_a_refused_chunk_that_is_taken_for_commands_with_nothing_behind_it(replies: list[str], garbage: bytes) -> None:
+    """One message at a time: its first line is answered though no command is owed a reply."""
+    session = shown()
+    exchange = begin(session)
+    told = []
+    session.on_chunking = lambda: told.append(session.chunking)
+    say(session, *replies)
+    assert exchange.error is not None
+    assert exchange.error.state == "refused"
+    session.receive_data(garbage)
+    assert session.closed
+    assert told == [Chunking.NOT_SHOWN]
+
+
+@pytest.mark.parametrize("goodbye", [b"421 idle\r\n", b"421-id", b""], ids=["421", "half of it", "eof"])
+def test_a_connection_that_ends_behind_a_refused_chunk_shows_nothing(goodbye: bytes) -> None:
+    session = shown()
+    begin(session)
+    say(session, *REFUSED["recipient"])
+    session.receive_data(goodbye)
+    session.receive_eof()
+    assert session.closed
+    assert session.chunking is Chunking.SHOWN
+
+
 def test_another_command_says_nothing_of_the_chunk() -> None:
     session = shown()
     begin(session)
