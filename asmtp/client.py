@@ -23,6 +23,7 @@ from asmtp.errors import (
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
+    one_line,
 )
 from asmtp.events import Watch, clock, show
 from asmtp.login import Logins
@@ -214,7 +215,7 @@ class AsyncSMTP(Commands):
                 if self._tls != "opportunistic" or self._sock_taken:
                     raise
                 await self.close()
-                logger.warning("certificate not verified, going on without: %s", error.verify_message)
+                logger.warning("certificate not verified, going on without: %s", one_line(error.verify_message))
             return await self._come_up(host, port, source_address, verified=False)
         except BaseException:
             self.close()

@@ -183,9 +183,18 @@ def said(code: Any, text: Any) -> str:
     return line if code == -1 else f"{code} {line}".rstrip()
 
 
-def one_line(text: Any) -> str:
-    """Return text of others as one line, printable, and short: a server may send anything."""
+def one_line(text: Any, limit: int | None = _TEXT) -> str:
+    """Return text from outside as one line, printable, and short: a server may send anything.
+
+    What such text may not have is escaped: control characters, line and paragraph separators, what turns the direction
+    of writing, lone surrogates.  All of it that goes into exceptions, logs and terminals passes through here.
+
+    Args:
+        text: bytes, a str, or what has a str: an exception.
+        limit: characters after which it is cut; None: it is not.
+    """
     words = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
-    line = words[: _TEXT + 1].replace("\n", " ")
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line[:_TEXT])
-    return f"{line}..." if len(words) > _TEXT else line
+    line = words[:limit].replace("\n", " ")
+    if not line.isprintable():
+        line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return line if limit is None or len(words) <= limit else f"{line}..."

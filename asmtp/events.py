@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from asmtp.errors import SMTPRecipientsRefused
+from asmtp.errors import SMTPRecipientsRefused, one_line
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.reply import Reply
@@ -98,6 +98,7 @@ def unheard() -> Iterator[None]:
 
 _numbers = itertools.count(1)
 _BDAT = re.compile(rb"(?:\A|(?<=\r\n))BDAT [0-9]+(?: LAST)?\r\n")
+_LOGGED = 4096  # octets of a reply
 _HEADER = 1 << 16  # octets in which a Message-ID is looked for
 _MESSAGE_ID = re.compile(
     rb"(?:\A|(?<=[\r\n]))message-id[ \t]*:(?:[ \t]|\r\n[ \t]|\n[ \t])*([^\s\0-\x1f\x7f]+)", re.IGNORECASE
@@ -182,7 +183,7 @@ class Watch:
         self.tell("replies", codes=tuple(reply.code for reply in replies))
         if self._log.isEnabledFor(logging.DEBUG):
             for code, text in replies:
-                self._log.debug("< %d %s", code, "(not shown)" if code == 334 else ascii(text)[2:-1])
+                self._log.debug("< %d %s", code, "(not shown)" if code == 334 else _shown(text))
 
     # ---- for a client -----------------------------------------------------------------------
 
@@ -234,12 +235,17 @@ class Watch:
         if outcome is not None:
             self._log.debug("sent to %d recipients (%d refused), in %.3f s", accepted, refused, seconds)
         else:
-            self._log.debug("%s, in %.3f s: %s", state, seconds, "withdrawn" if error is None else error)
+            self._log.debug("%s, in %.3f s: %s", state, seconds, "withdrawn" if error is None else one_line(error))
 
     def closed(self, reason: str) -> None:
         """The connection is gone."""
         self.tell("close", reason=reason)
-        self._log.debug("closed: %s", reason)
+        self._log.debug("closed: %s", one_line(reason))
+
+
+def _shown(reply: bytes) -> str:
+    """Return the text of a reply as ASCII, its lines' ends escaped, too: EHLO's has many."""
+    return ascii(reply[:_LOGGED])[2:-1] + ("..." if reply[_LOGGED:] else "")
 
 
 def _message_id(content: bytes) -> str | None:

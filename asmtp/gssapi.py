@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from asmtp.errors import one_line
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
 __all__ = ["gssapi", "ntlm"]
@@ -74,7 +75,7 @@ def _context(spnego: Any, name: str, credentials: Credentials, **options: Any) -
             **options,
         )
     except spnego.exceptions.SpnegoError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
 
 
 def _begin(spnego: Any, name: str, context: Any) -> bytes | None:
@@ -83,7 +84,7 @@ def _begin(spnego: Any, name: str, context: Any) -> bytes | None:
     except ImportError as error:  # pyspnego without gssapi
         raise ImportError(f"{name} needs the gssapi package: pip install 'asmtp[kerberos]'") from error
     except spnego.exceptions.SpnegoError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
     return token
 
 
@@ -93,4 +94,4 @@ def _step(name: str, function: Callable[[bytes], Any], challenge: bytes | None) 
     try:
         return function(challenge)
     except Exception as error:  # whatever a parser makes of what a server may send
-        raise unproven(f"{name}: the server's part of the login is wrong: {error}") from None
+        raise unproven(f"{name}: the server's part of the login is wrong: {one_line(error)}") from None

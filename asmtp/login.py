@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from asmtp import gssapi
-from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError
+from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError, one_line
 from asmtp.protocol import mechanisms
 from asmtp.protocol.command import gate
 from asmtp.protocol.extensions import Extensions
@@ -339,7 +339,7 @@ def _nothing(offered: Sequence[str], unprotected: Sequence[str]) -> str:
         )
     named = [name for name in offered if name in _BY_NAME_ONLY]
     also = f" ({' and '.join(named)} can be asked for with mechanisms=)" if named else ""
-    return f"{what} The server offers {' '.join(offered).encode('unicode_escape').decode()}{also}"
+    return f"{what} The server offers {one_line(' '.join(offered))}{also}"
 
 
 def _check_credentials(credentials: Credentials) -> None:

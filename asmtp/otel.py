@@ -16,6 +16,7 @@ from typing import Any
 
 from opentelemetry import metrics, trace
 
+from asmtp.errors import one_line
 from asmtp.events import Event
 
 __all__ = ["Telemetry"]
@@ -82,7 +83,7 @@ class Telemetry:
         told |= {f"smtp.{name}": value for name in ("message_id", "envid") if (value := event.fields.get(name))}
         if error is not None:
             told["error.type"] = type(error).__qualname__
-        self._span("smtp send", event, told, None if error is None else str(error))
+        self._span("smtp send", event, told, None if error is None else one_line(error))
 
     def _span(self, name: str, event: Event, attributes: dict[str, Any], error: str | None = None) -> None:
         end = time.time_ns()

@@ -6,7 +6,7 @@ import math
 import ssl
 
 from asmtp.delivery import own_copy
-from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.errors import SMTPException, SMTPServerDisconnected, one_line
 from asmtp.login import Logins
 from asmtp.policy import Rest, is_transient
 from asmtp.protocol.chunking import RelayChunking
@@ -26,6 +26,8 @@ SHRUNK = 60.0
 
 LEARNT = 600.0
 """Seconds in which no more recipients are given to a transaction, and messages to a connection, than a server took."""
+
+_WHY = 4000  # characters of what is told of a connection: a certificate may have many names
 
 CERTAIN = 10
 """Recipients that a server took before it said "452", which may mean other things too, without an enhanced code."""
@@ -101,7 +103,7 @@ class Source:
         # A certificate that does not fit, a port without TLS, no token to be had: it will not be better in a second.
         wrong_port = self.relay.tls == "implicit" and is_no_tls(error)
         lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or wrong_port
-        why = str(error) or type(error).__name__
+        why = one_line(error, _WHY) or type(error).__name__
         told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
         told.__cause__ = error
         told.state = "not_sent"

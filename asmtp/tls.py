@@ -222,6 +222,7 @@ def explain_no_tls(error: ssl.SSLError) -> None:
     )
 
 
+_NAME = 255  # characters of a host's name (RFC 1035 §2.3.4)
 UNKNOWN_ISSUER = {18, 19, 20, 21}  # OpenSSL's X509_V_ERR_: self-signed, and no issuer that is trusted
 EXPIRED, NOT_YET_VALID, OTHER_NAME, OTHER_ADDRESS = 10, 9, 62, 64
 
@@ -230,7 +231,9 @@ def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
     """Have the error say which name was wanted, which the certificate has, and what can be done."""
     wanted = handshake.hostname or "no name"
     certificate = _refused_certificate(handshake)
-    names = [one_line(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    names = [
+        one_line(name, _NAME) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")
+    ]
     offered = f"it is for {', '.join(names[:10])}{', ...' if names[10:] else ''}" if names else "it names no host"
     if not certificate:
         offered = "it is not known what it is for"
@@ -243,9 +246,9 @@ def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
             "ssl_context=ssl.create_default_context(cafile=...), or cafile= in a URL"
         )
     elif error.verify_code in (EXPIRED, NOT_YET_VALID):
-        valid = f"{certificate.get('notBefore')} to {certificate.get('notAfter')}"
+        valid = f"{one_line(certificate.get('notBefore'))} to {one_line(certificate.get('notAfter'))}"
         advice = f", valid from {valid}; the server needs another, or our clock is wrong"
-    why = str(error.verify_message).rstrip(".")
+    why = one_line(error.verify_message).rstrip(".")
     error.strerror = f"the server's certificate was not accepted for {wanted}: {why}; {offered}{advice}"
     error.args = (error.errno, error.strerror)  # what repr() shows, and what is left of it by pickling
 

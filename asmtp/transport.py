@@ -22,7 +22,7 @@ import aiohappyeyeballs
 import anyio
 
 from asmtp.aside import resolve
-from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
+from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
 from asmtp.options import Timeouts
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
 from asmtp.protocol.proxy import ProxyHeader
@@ -229,7 +229,7 @@ class Connection(asyncio.BufferedProtocol):
             for octets in _unread(self.transport):
                 self.session.receive_data(octets)
         if exc is not None and not self.session.closed and self.session.closing is None:
-            error = SMTPServerDisconnected(f"Connection unexpectedly closed: {exc}")
+            error = SMTPServerDisconnected(f"Connection unexpectedly closed: {one_line(exc)}")
             error.__cause__ = exc
             self.session.fail(error)
         self.session.receive_eof()
@@ -511,7 +511,7 @@ class Connection(asyncio.BufferedProtocol):
             if transport is None or self.session.closed:
                 raise ConnectionError("closed")
         except BaseException as error:
-            self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {error}"))
+            self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {one_line(error)}"))
             plain.abort()
             self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
             _raise_tls_error(error, self.timeouts.tls, context)
@@ -654,7 +654,7 @@ def _raise_tls_error(error: BaseException, limit: float | None, handshake: Hands
     if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
         told = SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
     elif isinstance(error, ConnectionError):
-        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {error}")
+        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {one_line(error)}")
     if handshake is not None and isinstance(error, OSError):
         handshake.failed(told)
     if told is error:

@@ -26,6 +26,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
     SMTPTimeoutError,
+    one_line,
 )
 from asmtp.policy import is_transient
 
@@ -205,3 +206,18 @@ def test_whether_it_may_fare_better_later(error: SMTPException, state: Any, tran
     assert error.transient is transient
     assert is_transient(error) is transient
     assert error.receipt is None
+
+
+@pytest.mark.parametrize("char", "\r\x00\x1b\x7f\x85\x9b\u2028\u2029\u202e\u2066\ufeff\ud800\udfff\xa0\xad")
+def test_what_is_not_printable_is_escaped(char: str) -> None:
+    told = one_line(f"a{char}b")
+    assert told == f"a{ascii(char)[1:-1]}b"
+    assert told.isprintable()
+
+
+def test_text_from_outside_is_short_unless_that_is_not_wanted() -> None:
+    assert one_line("x" * 100_000) == "x" * 500 + "..."
+    assert one_line(b"\xff" * 100_000, 10) == r"\xff\xff\x..."
+    assert one_line("x" * 1000, None) == "x" * 1000
+    assert one_line("x" * 500) == "x" * 500
+    assert one_line("a\nb") == "a b"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from asmtp.cli.account import Outcome, Standing
-from asmtp.errors import DeliveryState
+from asmtp.errors import DeliveryState, one_line
 
 __all__ = ["Tally", "shown", "tell"]
 
@@ -23,7 +23,7 @@ _STATES: tuple[DeliveryState, ...] = ("sent", "refused", "not_sent", "in_doubt")
 
 def shown(text: str) -> str:
     """Text with what is not printable escaped, but line feeds: servers and file names may hold anything."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "\n".join(one_line(line, None) for line in text.split("\n"))
 
 
 def tell(text: str, stream: TextIO) -> None:

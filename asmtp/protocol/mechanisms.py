@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from asmtp.errors import one_line
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
@@ -126,7 +127,7 @@ def scram(
     try:
         client = ScramClient([name], credentials.username, credentials.password, channel_binding=bound)
     except ScramException as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
     return _scram(client, ScramException, proved)
 
 
@@ -141,7 +142,7 @@ def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) ->
         client.set_server_first(first)
         final = client.get_client_final()
     except failure as error:
-        raise unproven(f"the server's part of the login is wrong: {error}") from None
+        raise unproven(f"the server's part of the login is wrong: {one_line(error)}") from None
     proved()
     challenge = yield final.encode()
     try:
@@ -150,7 +151,7 @@ def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) ->
             yield b""
         client.set_server_final(verifier)
     except failure as error:
-        raise unproven(f"the server has not proved that it knows the password: {error}") from None
+        raise unproven(f"the server has not proved that it knows the password: {one_line(error)}") from None
     yield b""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from asmtp.errors import SMTPProtocolError
+from asmtp.errors import SMTPProtocolError, said
 
 __all__ = ["MAX_LINE", "MAX_REPLY", "Reply", "ReplyReader", "asks_for_more", "printable"]
 
@@ -56,7 +56,8 @@ class Reply(NamedTuple):
         return self.message.decode("utf-8", "backslashreplace")
 
     def __str__(self) -> str:
-        return f"{self.code} {self.text}"
+        """The reply as one printable line of limited length."""
+        return said(*self)
 
 
 def printable(data: bytes, limit: int = 120) -> str:

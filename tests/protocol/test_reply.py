@@ -275,7 +275,8 @@ def test_ok(code: int, ok: bool) -> None:
 def test_text_for_people() -> None:
     assert Reply(250, "grüß Gott".encode()).text == "grüß Gott"
     assert Reply(250, b"gr\xfc\xdf").text == "gr\\xfc\\xdf"
-    assert str(Reply(550, b"no\nnever")) == "550 no\nnever"
+    assert Reply(550, b"no\nnever").text == "no\nnever"
+    assert str(Reply(550, b"no\nnever")) == "550 no never"
 
 
 def test_printable() -> None:
