@@ -15,6 +15,9 @@ The probe tries both states that a refusal leaves, without a recipient, so that 
     XASMTP
     RSET                250
 
+If a transaction may be open, as behind a refused DATA, RSET goes in front, and its reply is awaited: the recipients of
+that transaction must not get the chunk.
+
 A server that reads the chunk gives one reply to each command.  One that does not gives one more, to XASMTP, in the
 place of RSET's.  Whatever comes, the first 2yz behind BDAT's own reply is RSET's: the session stays in step.
 """
@@ -98,7 +101,9 @@ def probe(session: Session, mail: bytes) -> Dialogue:
     if before is Chunking.INCONCLUSIVE:
         del stages[0]  # what is shown need not be shown twice: some servers count their refusals
     try:
-        if session.pipelining:
+        if not (session.settled or (yield from session.reset()).ok):
+            verdict = Chunking.NOT_SHOWN  # a transaction may be open, with recipients who would get the chunk
+        elif session.pipelining:
             verdict = yield from _in_one_piece(session, stages)
         else:
             verdict = yield from _one_by_one(session, stages)

@@ -477,7 +477,7 @@ class Session:
         if group.events[:1] != (Event.rset,):
             return False
         self.chunk_refused = False
-        if group.replies[0].ok:
+        if group.replies[0].ok or group.replies[0].code == 421:  # it is closing, whatever it took
             return False
         self._note_misread()
         self.fail(SMTPProtocolError(group.replies[0].code, b"the server took a chunk that it refused for commands"))

@@ -10,7 +10,7 @@ __all__ = ["Entry", "Shadow", "Written"]
 
 # RFC 2920 §3.1: "can only appear as the last command in a group", and those that change what comes next.
 LAST = frozenset({"greeting", "ehlo", "lhlo", "data", "vrfy", "expn", "noop", "quit", "starttls", "auth", "response"})
-VERBS = LAST | {"mail", "rcpt", "rset", "bdat"}
+VERBS = LAST | {"mail", "rcpt", "rset", "bdat", "help"}
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Entry:
         count: octets of the chunk.
         complete: its end was written.
         early: a reply came before that, or began to.
+        until_ok: the RSET behind the probe's chunk: refusals before its 2yz are the chunk's.
     """
 
     verb: str
@@ -34,6 +35,7 @@ class Entry:
     last: bool = False
     complete: bool = True
     early: bool = False
+    until_ok: bool = False
     codes: list[int] = field(default_factory=list)
 
     @property
@@ -108,6 +110,7 @@ class Shadow:
         self.wrong = ""  # the replies are none
         self._use_pipelining = pipelining
         self._pipelining = False
+        self._adrift = False
         self._up = b""
         self._down = b""
         self._seen = 0
@@ -167,7 +170,9 @@ class Shadow:
             sender = line.partition("<")[2].partition(">")[0]
             entry.transaction = Written(sender, entry, before if (before.line, line[:4]) == ("rset", "mail") else None)
             self.transactions.append(entry.transaction)
-        elif verb in ("rcpt", "data", "bdat"):
+        elif verb == "bdat" and before.verb == "mail":
+            self.transactions.pop()  # the probe's second half is no message: see asmtp.protocol.chunking
+        elif verb in ("rcpt", "data") or (verb == "bdat" and before.verb in ("rcpt", "bdat")):
             entry.transaction = before.transaction
             if entry.transaction is not None and verb == "rcpt":
                 entry.transaction.rcpts.append(entry)
@@ -178,6 +183,7 @@ class Shadow:
             entry.complete = not entry.count
             if entry.transaction is not None:
                 entry.transaction.content.append(entry)
+        entry.until_ok = verb == "rset" and before.verb == "bdat" and before.transaction is None
         if not self._pipelining:
             self._check_sense(entry, before)
         if verb in ("ehlo", "lhlo"):
@@ -225,6 +231,11 @@ class Shadow:
             self.surplus = True
             return
         entry = self.entries[self._next]
+        if entry.verb == "bdat" and entry.transaction is None and code // 100 == 2:
+            self._adrift = True
+        if self._adrift:
+            self._drift(code)
+            return
         entry.codes.append(code)
         entry.early = entry.early or not entry.complete or entry.written >= self._begun
         if entry.verb == "data" and code == 354:
@@ -237,7 +248,17 @@ class Shadow:
             offers = [line.strip().upper() for line in message.split(b"\n")[1:]]
             self._pipelining = self._use_pipelining and b"PIPELINING" in offers
 
+    def _drift(self, code: int) -> None:
+        """The probe's chunk was taken, or not owed a reply: which is known from the reply to HELP only."""
+        if code == 250 or self.entries[-1].verb != "help":
+            return
+        for entry in self.entries[self._next :]:
+            entry.codes.append(code)
+        self._adrift = False
+
     def _answered(self, entry: Entry) -> bool:
+        if entry.until_ok:
+            return bool(entry.codes) and entry.codes[-1] // 100 == 2
         owed = 1
         if entry.last and entry.transaction is not None:
             accepted = sum(rcpt.ok for rcpt in entry.transaction.rcpts)

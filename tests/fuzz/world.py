@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected, SMTPStateError
-from asmtp.protocol.content import wire_size
+from asmtp.protocol.content import line_end, wire_size
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
@@ -187,7 +187,7 @@ class World:
         data = self.data
         number = len(self.sent)
         recipients = tuple(f"r{number}-{place}@x" for place in range(data.between(1, 3)))
-        content = b"" if streamed else b"%d" % number + data.blob(contents.TOKENS, 6)
+        content = b"" if streamed else b"%d" % number + data.pick([b":", b""]) + data.blob(contents.TOKENS, 6)
         body = Body(content, wire_size(content), eight_bit=not content.isascii())
         if streamed:
             body = Body(None, None, eight_bit=True)
@@ -197,16 +197,15 @@ class World:
         try:
             transaction = Transaction(self.session, envelope, body, chunking=chunking, apart=apart)
         except SMTPSenderRefused as error:
-            self._check_too_large(error, body)
+            self._check_too_large(error, content)
             return
         exchange = self.session.start(transaction.run(), "letter", alone=data.chance(8))
         self.sent.append(Sent(number, recipients, content, transaction, exchange, not streamed))
 
-    def _check_too_large(self, error: SMTPSenderRefused, body: Body) -> None:
+    def _check_too_large(self, error: SMTPSenderRefused, content: bytes) -> None:
         limit = self.session.extensions.size
         assert limit is not None, repr(error)
-        assert body.size is not None, repr(error)
-        assert body.size > limit, repr(error)
+        assert wire_size(content) + line_end(content) > limit, repr(error)
 
     def _act_on(self, what: str, sent: Sent) -> None:
         exchange = sent.exchange
@@ -238,7 +237,7 @@ class World:
         try:
             sent.transaction = Transaction(self.session, sent.transaction.envelope, body)
         except SMTPSenderRefused as error:
-            self._check_too_large(error, body)
+            self._check_too_large(error, sent.content)
             return
         self.others.append(("letter", sent.exchange))
         sent.exchange = self.session.start(sent.transaction.run(), "letter")

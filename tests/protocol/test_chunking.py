@@ -183,6 +183,8 @@ def test_mail_that_is_refused(again: bool) -> None:
     say(session, "550 not you", "503 no", "503 no")
     assert isinstance(exchange.error, asmtp.SMTPSenderRefused)
     begin(session, "c@x")
+    assert session.output() == b"rset\r\n"
+    say(session, "250 reset")
     assert session.output() == b"mail from:<c@x> size=22\r\nBDAT 8 LAST\r\nXASMTP\r\nrset\r\n"
     say(session, *(GOOD[2:] if again else refused[2:]))
     assert session.chunking is (Chunking.SHOWN if again else Chunking.NOT_SHOWN)
@@ -193,6 +195,25 @@ def test_mail_that_is_refused_and_a_chunk_that_is_read() -> None:
     second(session)
     say(session, "502 no", "500 what", "250 reset", "550 not you", "502 no", "500 what", "250 reset")
     assert session.chunking is Chunking.NOT_SHOWN
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_transaction_that_may_be_open_is_reset_before(taken: bool) -> None:
+    """Else its recipients get the chunk."""
+    session = opened()
+    begin(session)
+    say(session, "250 mail", "250 rcpt", "450 no content now")
+    session.output()
+    begin(session)
+    assert session.output() == b"rset\r\n"
+    say(session, "250 reset" if taken else "502 no")
+    if taken:
+        assert session.output() == PROBE
+        say(session, *GOOD)
+        assert session.chunking is Chunking.SHOWN
+    else:
+        assert session.chunking is Chunking.NOT_SHOWN
+        assert session.output().startswith(b"rset\r\nmail")
 
 
 @pytest.mark.parametrize("offers", ["PIPELINING", "CHUNKING", ""])
@@ -402,6 +423,19 @@ def test_a_connection_that_ends_behind_a_refused_chunk_shows_nothing(goodbye: by
     session.receive_eof()
     assert session.closed
     assert session.chunking is Chunking.SHOWN
+
+
+def test_421_in_the_place_of_rset() -> None:
+    """The server closes: what is behind was not looked at."""
+    session = shown()
+    first, second = begin(session), begin(session)
+    assert written(session.output()) == 2
+    say(session, *REFUSED["content"], "421 bye")
+    session.receive_eof()
+    assert not session.misread
+    assert isinstance(first.error, asmtp.SMTPDataError)
+    assert isinstance(second.error, asmtp.SMTPServerDisconnected)
+    assert second.error.state == "not_sent"
 
 
 def test_another_command_says_nothing_of_the_chunk() -> None:
