@@ -41,7 +41,8 @@ class Entry:
     @property
     def ok(self) -> bool:
         """Whether it was answered, with 2yz each time."""
-        return bool(self.codes) and all(code // 100 == 2 for code in self.codes)
+        codes = self.codes[-1:] if self.until_ok else self.codes
+        return bool(codes) and all(code // 100 == 2 for code in codes)
 
 
 @dataclass
@@ -258,7 +259,7 @@ class Shadow:
 
     def _answered(self, entry: Entry) -> bool:
         if entry.until_ok:
-            return bool(entry.codes) and entry.codes[-1] // 100 == 2
+            return entry.ok
         owed = 1
         if entry.last and entry.transaction is not None:
             accepted = sum(rcpt.ok for rcpt in entry.transaction.rcpts)
