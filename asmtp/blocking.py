@@ -45,16 +45,13 @@ BATCH = 64
 PATIENCE = 0.005
 """Seconds after which a batch is handed over, however small it is."""
 
-AT_EXIT = 30.0
-"""Seconds that a program which ends waits for what is in flight."""
-
 
 class Mailer:
     """Sends messages over a pool of connections, blocking; safe to share by any number of threads.
 
     The thread is started by the first call, so an object made before a fork works in the children.  As a context
     manager it waits for what is in flight on leaving, and closes its connections; at the end of the program it does
-    so by itself, and waits half a minute at most.
+    so by itself.  Either takes `close_timeout` at most.
 
     Args:
         relay, options: as for :class:`~asmtp.AsyncMailer`.
@@ -516,6 +513,6 @@ def _at_exit() -> None:
     """The program ends.  The threads are daemons, and go on until after this."""
     threads = [thread for thread in list(_threads) if thread.mine]
     for thread in threads:
-        thread.leave(AT_EXIT)
+        thread.leave()
     for thread in threads:
-        thread.end(AT_EXIT)
+        thread.end()

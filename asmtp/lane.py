@@ -125,6 +125,7 @@ class Lane(AsyncSMTP):
         source: where to.
         over: is called with each part that has come to an end here.
         lost: is called when the connection is gone.
+        rested: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
 
     Attributes:
         begun, answered, taken: how many messages.
@@ -142,7 +143,13 @@ class Lane(AsyncSMTP):
 
     left = 0.0  # seconds until it is open: see plan.plan()
 
-    def __init__(self, source: Source, over: Callable[[Part], None], lost: Callable[[Lane], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        over: Callable[[Part], None],
+        lost: Callable[[Lane], None],
+        rested: Callable[[Lane], None] = lambda lane: None,
+    ) -> None:
         relay = source.relay
         options: dict[str, Any] = {
             name: value
@@ -161,6 +168,7 @@ class Lane(AsyncSMTP):
         self.source = source
         self.over = over
         self._on_lost = lost
+        self._on_rested = rested
         self.begun = 0
         self.answered = 0
         self.taken = 0
@@ -181,6 +189,16 @@ class Lane(AsyncSMTP):
     def _made(self, connection: Connection) -> None:
         super()._made(connection)
         connection.on_lost = lambda: self._on_lost(self)
+
+    def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
+        super()._keep_chunking(session, loop)
+        heed = session.on_chunking
+
+        def probed() -> None:
+            heed()
+            loop.call_soon(self._on_rested, self)
+
+        session.on_chunking = probed
 
     @property
     def watch(self) -> Watch | None:
@@ -389,7 +407,7 @@ class Lane(AsyncSMTP):
     def orphaned(self) -> None:
         """The event loop was closed.  What is under way is ended, without the transport, which cannot do anything."""
         session = self._session
-        session.on_output = lambda: None
+        session.on_output = session.on_chunking = lambda: None
         session.notify = _tell_part
         session.fail(SMTPServerDisconnected("the event loop was closed"))
 

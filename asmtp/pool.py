@@ -316,7 +316,7 @@ class Pool:
 
     def _open(self, source: Source, now: float) -> None:
         kind = LMTPLane if source.relay.lmtp else Lane
-        lane = kind(source, self._finish, self._lost)
+        lane = kind(source, self._finish, self._lost, self._care)
         if self.max_messages is not None:
             lane.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
         task = self.loop.create_task(self._bring_up(lane))

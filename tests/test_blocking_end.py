@@ -452,10 +452,9 @@ def test_all_are_closed_at_exit() -> None:
                 mailer.send(b"hi", A, B)
 
 
-def test_a_server_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocking, "AT_EXIT", 0.01)
+def test_a_server_that_does_not_answer_does_not_hold_up_the_end() -> None:
     stop = Stop()
-    with mailing(stop, connections=1) as (_, mailer):
+    with mailing(stop, connections=1, close_timeout=0.01) as (_, mailer):
         sending = aside(lambda: mailer.send(b"hi", A, B))
         assert stop.reached.wait(10)
         blocking._at_exit()

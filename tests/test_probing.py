@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -101,6 +102,37 @@ async def test_a_mailer_probes_each_connection_once(lmtp: bool) -> None:
         assert {delivery.state for delivery in deliveries} == {"sent"}
         refused = relay.commands.count("BDAT 8 LAST")
         assert 0 < refused <= 2 * len(relay.connections)
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("options", [{"max_messages": 2, "idle": None}, {"idle": 0.06}], ids=["enough", "idle"])
+async def test_withdrawn_while_the_probe_is_under_way(options: dict[str, Any]) -> None:
+    """Nobody is told of a message's end when the probe is over, and the connection is seen to all the same."""
+    relay = Relay(SHAPES["both"], latency=0.1)
+    async with relaying(relay), mailer(relay, connections=1, max_age=None, **options) as posting:
+        await posting.send(LETTER, SENDER, WHO)
+        task = asyncio.create_task(posting.send(LETTER, SENDER, "gone@y.example"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert posting.stats.open == 1
+        await asyncio.sleep(5)
+        assert posting.stats.open == 0
+        assert relay.verbs[4:] == ["BDAT", "RSET", "MAIL", "BDAT", "RSET", "QUIT"]
+
+
+@pytest.mark.virtual_clock
+async def test_a_connection_serves_when_a_message_was_withdrawn_behind_its_probe() -> None:
+    relay = Relay(SHAPES["both"], latency=0.1)
+    async with relaying(relay), mailer(relay, connections=1) as posting:
+        await posting.send(LETTER, SENDER, WHO)
+        task = asyncio.create_task(posting.send(LETTER, SENDER, "gone@y.example"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        await posting.send(LETTER, SENDER, WHO)
+        assert relay.verbs[4:] == ["BDAT", "RSET", "MAIL", "BDAT", "RSET", "MAIL", "RCPT", "BDAT"]
+        assert len(relay.letters) == 2
 
 
 def test_the_facade() -> None:
