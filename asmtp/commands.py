@@ -19,10 +19,11 @@ from asmtp.errors import (
     SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
+    SMTPTimeoutError,
 )
 from asmtp.events import Watch, clock
 from asmtp.login import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, require_auth
-from asmtp.options import TLSMode, Token
+from asmtp.options import Timeouts, TLSMode, Token
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, options_text, spelt_out
 from asmtp.protocol.content import to_octets
@@ -49,6 +50,7 @@ class Commands(AuthObjects):
     lmtp = False
     command_encoding: str
     local_hostname: str | None
+    timeouts: Timeouts
     helo_resp: bytes | None
     ehlo_resp: bytes | None
     ssl_context: ssl.SSLContext | None
@@ -447,7 +449,26 @@ class Commands(AuthObjects):
             yield b""
 
     async def _get_token(self, source: Any, *, force: bool) -> str:
-        if inspect.iscoroutinefunction(source) or inspect.iscoroutinefunction(type(source).__call__):
+        """Ask for a token, in the time of a command.
+
+        Raises:
+            SMTPTimeoutError: none came.
+        """
+        limit = self.timeouts.command
+        if asyncio.current_task() is None:  # in a facade, which waits as long as a function does that blocks
+            if _is_async(source):
+                return await asyncio.get_running_loop().create_task(self._get_token(source, force=force))
+            return await self._ask_for_token(source, force)
+        try:
+            async with asyncio.timeout(limit) as patience:
+                return await self._ask_for_token(source, force)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise SMTPTimeoutError(f"timed out: no token within {limit:g} seconds") from error
+
+    async def _ask_for_token(self, source: Any, force: bool) -> str:
+        if _is_async(source):
             token = source(force)
         else:
             token = await self._call_out(source, force)
@@ -483,3 +504,8 @@ class Commands(AuthObjects):
         again = self._session.authenticated
         begin = functools.partial(self._conversation, mechanism, authobject, initial_response_ok, again=again)
         return await self._converse(await self._call_out(begin))
+
+
+def _is_async(function: Any) -> bool:
+    """Whether a call returns at once, with what is to be awaited."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

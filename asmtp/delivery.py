@@ -15,7 +15,7 @@ from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from asmtp.body import PIECE, WHOLE, check_content
-from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException
+from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, reason
 from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
@@ -121,7 +121,7 @@ def own_copy(error: SMTPException) -> SMTPException:
         told.__traceback__ = None
         told.__cause__ = error.__cause__  # which a copy does not have
     except Exception:  # a class of the caller's, with an __init__ of its own
-        told = SMTPException(str(error))
+        told = SMTPException(reason(error))
         told.__cause__ = error
     told.state = error.state
     return told

@@ -11,6 +11,7 @@ Each class here derives from the class of the same name in :mod:`smtplib` and fr
 
 from __future__ import annotations
 
+import contextlib
 import smtplib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,6 +182,14 @@ def said(code: Any, text: Any) -> str:
     """Return a reply as it stands in a sentence; without its code, where that is -1."""
     line = one_line(text)
     return line if code == -1 else f"{code} {line}".rstrip()
+
+
+def reason(error: object, limit: int | None = _TEXT) -> str:
+    """Return what an exception says as one line, else the name of its class: anybody's `__str__` may raise."""
+    words = ""
+    with contextlib.suppress(Exception):
+        words = one_line(error, limit)
+    return words or type(error).__name__
 
 
 def one_line(text: Any, limit: int | None = _TEXT) -> str:

@@ -381,6 +381,9 @@ class AsyncMailer:
         if given_up:
             logger.warning("closed before all was sent: gave up %d messages", given_up)
         self.abort()
+        forsaken = [run for run in list(self._runs) if run.forsake()]
+        if forsaken:
+            logger.warning("closed while an iterable given to send_all goes on, though it was cancelled")
 
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
@@ -406,7 +409,11 @@ class AsyncMailer:
                 await self.aclose()
         finally:
             self.abort()
-            await self._silence()
+            try:
+                async with asyncio.timeout(self._close_timeout):
+                    await self._silence()
+            except TimeoutError:
+                self.cut()
             if self._outbox is not None:
                 await self._outbox.pool.wait_closed()
 

@@ -18,7 +18,7 @@ from asmtp.errors import (
     SMTPSenderRefused,
     SMTPStateError,
     SMTPTimeoutError,
-    one_line,
+    reason,
 )
 from asmtp.lane import Part
 from asmtp.limits import Limit, limit_of
@@ -356,7 +356,7 @@ def _given_up(part: Part, error: BaseException | None) -> Exception:
         return error
     why = part.withdrawn
     if why is None:
-        why = SMTPException(f"given up: {one_line(error) or type(error).__name__}")
+        why = SMTPException(f"given up: {reason(error)}")
     told = own_copy(why)
     told.state = state_of(error) if error is not None else "not_sent"
     told.__cause__ = error

@@ -196,6 +196,9 @@ class Run:
         """There are no more messages, or none can be had."""
         if not task.cancelled():
             self.error = task.exception()
+            if isinstance(self.error, StopAsyncIteration):  # as a generator does: else it would be taken for the end
+                error, self.error = self.error, RuntimeError("the iterable raised StopAsyncIteration")
+                self.error.__cause__ = error
             self._cut = None  # all was taken, or there was no more to be had
         elif not self._halted:
             self.error = asyncio.CancelledError("the iterable was cancelled")
@@ -358,6 +361,12 @@ class Run:
         if self._flying:
             self._mailer.give_up(self)
         self.settled()
+
+    def forsake(self) -> bool:
+        """Wait no more for an iterable that goes on though it was cancelled; whether there is one."""
+        waited, self.pulling = self.pulling is not None, None
+        self.settled()
+        return waited
 
     def bereaved(self) -> None:
         """Where the loop that it was begun in is closed, nothing goes on."""

@@ -6,7 +6,7 @@ import math
 import ssl
 
 from asmtp.delivery import own_copy
-from asmtp.errors import SMTPException, SMTPServerDisconnected, one_line
+from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
 from asmtp.login import Logins
 from asmtp.policy import Rest, is_transient
 from asmtp.protocol.chunking import RelayChunking
@@ -103,7 +103,7 @@ class Source:
         # A certificate that does not fit, a port without TLS, no token to be had: it will not be better in a second.
         wrong_port = self.relay.tls == "implicit" and is_no_tls(error)
         lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or wrong_port
-        why = one_line(error, _WHY) or type(error).__name__
+        why = reason(error, _WHY)
         told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
         told.__cause__ = error
         told.state = "not_sent"

@@ -221,3 +221,13 @@ def test_text_from_outside_is_short_unless_that_is_not_wanted() -> None:
     assert one_line("x" * 1000, None) == "x" * 1000
     assert one_line("x" * 500) == "x" * 500
     assert one_line("a\nb") == "a b"
+
+
+def test_the_reason_of_an_exception_without_words() -> None:
+    class Wordless(Exception):
+        def __str__(self) -> str:
+            raise LookupError
+
+    assert errors.reason(OSError("net down")) == "net down"
+    assert errors.reason(KeyError()) == "KeyError"
+    assert errors.reason(Wordless()) == "Wordless"

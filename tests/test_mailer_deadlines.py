@@ -17,7 +17,7 @@ import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
 from asmtp.events import Watch
 
-from .mailing import agree, items, mailer
+from .mailing import agree, item, items, mailer
 from .servers.background import in_background
 from .servers.relay import SHAPES, Relay, relaying
 from .servers.script import listening
@@ -196,12 +196,29 @@ class Odd(BaseException):
     """Nobody expects it."""
 
 
+class Wordless(asmtp.SMTPException):
+    """It cannot be copied, and it has no words."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+
+class WordlessBase(BaseException):
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+
 RAISED = {
     "CancelledError": asyncio.CancelledError,
     "not to be copied": lambda: TokenError(400, "invalid_grant"),
     "KeyError": lambda: KeyError("access_token"),
     "OSError": lambda: OSError("net down"),
     "BaseException": Odd,
+    "no words": lambda: Wordless(400),
+    "no words, BaseException": WordlessBase,
 }
 
 
@@ -252,6 +269,115 @@ async def test_what_content_raises_ends_the_message(what: str) -> None:
         assert isinstance(made, Exception) or type(caught.value.__cause__) is type(made)
         await posting.send(*LETTER)
     assert [letter.content for letter in relay.letters] == [b"hello\r\n"]
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("how", ["left", "an exception", "aclose meanwhile"])
+@pytest.mark.parametrize("kind", ["deaf", "slow to end"])
+async def test_an_iterable_that_goes_on_is_not_waited_for(
+    how: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Leaving takes `close_timeout`, and a loop over it ends, too."""
+    release = asyncio.Event()
+
+    async def letters() -> AsyncIterator[Any]:
+        yield item(0)
+        try:
+            await release.wait()
+        finally:
+            while kind == "deaf" and not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+            await release.wait()
+
+    async def leave(posting: asmtp.AsyncMailer) -> None:
+        async with posting:
+            deliveries = posting.send_all(letters())
+            await anext(deliveries)
+            if how == "an exception":
+                raise KeyboardInterrupt
+            if how == "aclose meanwhile":
+                rest = asyncio.create_task(anext(deliveries))
+                await asyncio.sleep(0)
+                await posting.aclose()
+                with pytest.raises(asmtp.SMTPStateError, match="not all was taken"):
+                    await rest
+
+    async with relaying(Relay()) as relay:
+        begun = now()
+        try:
+            await leave(mailer(relay, close_timeout=3))
+        except KeyboardInterrupt:
+            assert how == "an exception"
+        assert 2.9 < now() - begun < 3.5
+        assert caplog.text.count("an iterable given to send_all goes on") == 1
+        assert len(relay.letters) == 1
+        release.set()
+        await asyncio.sleep(1)
+
+
+async def test_a_mistaken_iterable_does_not_look_like_an_end() -> None:
+    class Mistaken:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            raise StopAsyncIteration
+
+    async with relaying(Relay()) as relay, mailer(relay) as posting:
+        with pytest.raises(RuntimeError, match="the iterable raised StopAsyncIteration"):
+            [delivery async for delivery in posting.send_all(Mistaken())]
+
+
+@pytest.mark.virtual_clock
+async def test_a_token_that_does_not_come() -> None:
+    """It has the time of a command, as the login that it is for."""
+
+    async def wait(fresh: bool) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    relay = Relay(("PIPELINING", "AUTH XOAUTH2"))
+    login: Any = {"username": "kim", "tls": "none", "token": wait}
+    async with relaying(relay), mailer(relay, timeouts=30, retry=None, **login) as posting:
+        begun = now()
+        with pytest.raises(asmtp.SMTPTimeoutError, match="no token within 30 seconds") as caught:
+            await posting.send(*LETTER)
+        assert caught.value.state == "not_sent"
+        assert now() - begun < 65
+        begun = now()
+        smtp = asmtp.AsyncSMTP(relay.host, relay.port, timeout=7, **login)
+        with pytest.raises(asmtp.SMTPTimeoutError, match="no token within 7 seconds"):
+            await smtp.connect()
+        assert now() - begun < 8
+
+
+async def test_a_token_that_blocks_is_not_waited_for() -> None:
+    gate = threading.Event()
+
+    def token(fresh: bool) -> str:
+        gate.wait(30)
+        return "late"
+
+    async with relaying(Relay(("AUTH XOAUTH2",))) as relay:
+        limits = Timeouts(command=0.05)
+        smtp = asmtp.AsyncSMTP(relay.host, relay.port, timeout=limits, username="kim", tls="none", token=token)
+        try:
+            with pytest.raises(asmtp.SMTPTimeoutError, match="no token within 0.05 seconds"):
+                await smtp.connect()
+        finally:
+            gate.set()
+
+
+async def test_a_time_out_of_the_token_s_own_is_its_own() -> None:
+    async def token(fresh: bool) -> str:
+        raise TimeoutError("the issuer")
+
+    async with relaying(Relay(("AUTH XOAUTH2",))) as relay:
+        smtp = asmtp.AsyncSMTP(relay.host, relay.port, username="kim", tls="none", token=token)
+        with pytest.raises(TimeoutError, match="the issuer") as caught:
+            await smtp.connect()
+        assert not isinstance(caught.value, asmtp.SMTPException)
 
 
 @pytest.mark.parametrize("what", RAISED)

@@ -138,3 +138,17 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_wrong_options(facade: Callable[..., Any], options: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         facade(**options)
+
+
+def test_a_token_that_does_not_come() -> None:
+    """Where it is awaited, it has the time of a command."""
+
+    async def token(force: bool) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    with (
+        script_at(offering("XOAUTH2")) as server,
+        pytest.raises(asmtp.SMTPTimeoutError, match=r"no token within 0\.05 seconds"),
+    ):
+        log_in(server, token, timeout=asmtp.Timeouts(command=0.05))
