@@ -48,7 +48,7 @@ from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
-from asmtp.tls import Handshake, Sessions, default_context, unverified_context
+from asmtp.tls import Handshake, Sessions, default_context, tls_is_meant, unverified_context
 from asmtp.transport import Address, Connection, open_connection
 
 __all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
@@ -315,7 +315,13 @@ class AsyncSMTP(Commands):
         self._sock = None
         if context is not None:
             self._told_of_tls(connection, begun)
-        reply: Reply = await connection.finished(greeting)
+        try:
+            reply: Reply = await connection.finished(greeting)
+        except SMTPServerDisconnected as error:
+            told = error if context is not None else tls_is_meant(error, self._port)
+            if told is error:
+                raise
+            raise told from error
         if self._watch is not None:
             self._watch.connected(reply, clock() - begun)
         return reply

@@ -76,12 +76,18 @@ class SMTPNotSupportedError(SMTPException, smtplib.SMTPNotSupportedError):
 
 
 class SMTPServerDisconnected(SMTPException, smtplib.SMTPServerDisconnected):
-    """The connection is gone, or was never made."""
+    """The connection is gone, or was never made.
+
+    Attributes:
+        lasting: another try would meet the same, as the port is the wrong one.
+    """
+
+    lasting = False
 
     @property
     def transient(self) -> bool:
         """Whether the server cannot have the message, and it may be sent again."""
-        return self.state == "not_sent"
+        return self.state == "not_sent" and not self.lasting
 
 
 class SMTPTimeoutError(SMTPServerDisconnected, TimeoutError):

@@ -8,11 +8,11 @@ import ssl
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
-from asmtp.errors import one_line
+from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
 
 __all__ = [
     "Handshake", "Sessions", "check_context", "context_from_files", "default_context", "explain", "explain_no_tls",
-    "is_no_tls", "unverified_context", "verifying_context",
+    "is_no_tls", "tls_is_meant", "unverified_context", "verifying_context",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -220,6 +220,32 @@ def explain_no_tls(error: ssl.SSLError) -> None:
         f"the server does not speak TLS here ({error.reason}): a port that begins without, as 25 and 587 do, is for "
         'smtp+starttls:// or tls="required"; smtps:// and tls="implicit" are for ports such as 465'
     )
+
+
+WITH_TLS = {465}
+WITHOUT_TLS = {25, 587, 2003}
+"""Ports of which it is known how they begin."""
+
+
+def tls_is_meant(error: SMTPServerDisconnected, port: int) -> SMTPServerDisconnected:
+    """Return what to tell where no greeting came without TLS, and the port may be one that begins with it.
+
+    A server there waits for us to begin, as we do for its greeting.
+
+    Args:
+        error: what there was instead.
+        port: the server's.
+    """
+    silent = isinstance(error, SMTPTimeoutError)
+    certain = error.lasting or port in WITH_TLS
+    if not certain and (not silent or port in WITHOUT_TLS):
+        return error
+    which = f"port {port} begins with TLS:" if certain else f"if port {port} begins with TLS, as 465 does,"
+    told = (SMTPTimeoutError if silent else SMTPServerDisconnected)(
+        f'{error}; {which} smtps://, SMTP_SSL or tls="implicit" is meant'
+    )
+    told.lasting = certain
+    return told
 
 
 _NAME = 255  # characters of a host's name (RFC 1035 §2.3.4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import math
 import os
@@ -763,9 +764,48 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
         # The source address decides the family: only the server's addresses of that family can be reached.
         local = await resolver(*source_address) if source_address[0] else _any_source(infos, source_address[1])
     delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
-    return await aiohappyeyeballs.start_connection(
-        cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=loop
-    )
+    attempts: Any = _Attempts(loop)
+    try:
+        return await aiohappyeyeballs.start_connection(
+            cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=attempts
+        )
+    except OSError as error:
+        if error.errno is not None or not attempts.failures:
+            raise
+        raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
+
+
+class _Attempts:
+    """The event loop, as aiohappyeyeballs uses it; it keeps why addresses could not be reached.
+
+    Attributes:
+        failures: the errno of each.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.failures: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        try:
+            await self._loop.sock_connect(sock, address)
+        except OSError as error:
+            self.failures.append(error.errno or 0)
+            raise
+
+    @property
+    def telling(self) -> int:
+        """The errno that says most: a server that refuses is there, and a family without a way to it says nothing."""
+        return max(reversed(self.failures), key=lambda number: (number == errno.ECONNREFUSED, number not in _NO_WAY))
+
+
+_NO_WAY = {
+    0, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL,
+}  # fmt: skip
+"""Where no packet could even be sent."""
 
 
 def _any_source(infos: list[tuple[Any, ...]], port: int) -> list[tuple[Any, ...]]:

@@ -126,6 +126,19 @@ def test_nobody_listens(module: Any) -> None:
 
 
 @BOTH
+def test_nobody_listens_and_another_family_has_no_way(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # and does not listen
+        found = [(socket.AF_INET6, "fe80::1"), (socket.AF_INET, "127.0.0.1")]  # the first without a zone
+        port = sock.getsockname()[1]
+        infos = [(family, socket.SOCK_STREAM, 6, "", (address, port)) for family, address in found]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: infos)
+        with pytest.raises(ConnectionRefusedError) as caught:
+            module.SMTP("mx.example", port)
+        assert told(caught.value) == (ConnectionRefusedError, {})
+
+
+@BOTH
 @pytest.mark.parametrize("code", [421, 554])
 def test_a_greeting_that_is_no_welcome(module: Any, code: int) -> None:
     with script_at(*[[send(f"{code} go away"), nothing_more]] * 2) as server:

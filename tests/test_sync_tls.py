@@ -22,7 +22,7 @@ from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
 from .servers.background import in_background
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
 from .servers.relay import Relay
-from .servers.script import expect, fin, nothing_more, send
+from .servers.script import expect, fin, nothing_more, send, silence
 
 A, B = "a@b.example", "b@b.example"
 
@@ -132,6 +132,15 @@ def test_no_tls_at_the_other_end(module: Any, certificates: Certificates) -> Non
     with relay_at() as relay, pytest.raises(ssl.SSLError):
         module.SMTP_SSL("127.0.0.1", relay.port, context=certificates.trusting, local_hostname="me")
     assert relay.commands == []
+
+
+def test_tls_at_the_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with script_at([silence]) as server:
+        monkeypatch.setattr(asmtp.tls, "WITH_TLS", {server.port})
+        with pytest.raises(
+            asmtp.SMTPTimeoutError, match=r"the greeting .*; port \d+ begins with TLS: smtps://, SMTP_SSL"
+        ):
+            asmtp.SMTP(server.host, server.port, "me.example", timeout=0.05)
 
 
 old_arguments = pytest.mark.parametrize(

@@ -15,11 +15,13 @@ import pytest
 
 import asmtp
 from asmtp.tls import (
+    WITHOUT_TLS,
     Handshake,
     Sessions,
     context_from_files,
     default_context,
     explain,
+    tls_is_meant,
     unverified_context,
     verifying_context,
 )
@@ -27,6 +29,7 @@ from asmtp.tls import (
 from .conftest import Certificates
 from .servers.choosy import choosy
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
+from .servers.script import fin, read_all, scripted, send
 
 V1_2, V1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -456,3 +459,54 @@ def test_no_subject_alternative_name() -> None:
     error.verify_code, error.verify_message = 20, "no issuer"
     explain(error, handshake)
     assert "no issuer; it names no host, issued by someone; if" in str(error)
+
+
+# ---- no TLS, where the server waits for it ------------------------------------------------------
+
+ALERTS = {
+    "at once": [send(b"\x15\x03\x01\x00\x02\x02\x46"), read_all],
+    "with a line end in it": [send(b"\x15\x03\x01\x00\x02\x02\x0a"), fin],
+}
+LETTER = (b"hi", "a@x.example", ["b@y.example"])
+
+
+@pytest.mark.parametrize("script", ALERTS.values(), ids=ALERTS)
+async def test_an_alert_in_the_place_of_the_greeting(script: Any) -> None:
+    async with scripted(script, script) as server:
+        with pytest.raises(asmtp.SMTPServerDisconnected, match=r"an alert of TLS .*begins with TLS: smtps://"):
+            await asmtp.AsyncSMTP(server.host, server.port).connect()
+        async with asmtp.AsyncMailer(f"smtp://{server.host}:{server.port}") as posting:
+            with pytest.raises(asmtp.SMTPServerDisconnected, match="begins with TLS: smtps://") as caught:
+                await posting.send(*LETTER)
+        assert caught.value.state == "not_sent"
+        assert not caught.value.transient
+    assert len(server.peers) == 2
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("certain", [True, False], ids=["465", "another"])
+async def test_silence_in_the_place_of_the_greeting(certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted(*[[read_all]] * (1 if certain else 3)) as server:
+        monkeypatch.setattr(asmtp.tls, "WITH_TLS", {server.port if certain else 465})
+        words = r"the greeting within 5 seconds; " + (r"port \d+ begins" if certain else r"if port \d+ begins")
+        url = f"smtp://{server.host}:{server.port}?timeout=5"
+        async with asmtp.AsyncMailer(url, connections=1) as posting:
+            with pytest.raises(asmtp.SMTPTimeoutError, match=words) as caught:
+                await posting.send(*LETTER)
+        assert caught.value.state == "not_sent"
+        assert caught.value.transient is not certain
+    assert len(server.peers) == (1 if certain else 3)
+
+
+@pytest.mark.parametrize("script", [[fin], [send("what"), read_all]], ids=["closed", "no reply"])
+async def test_what_is_no_sign_of_tls(script: Any) -> None:
+    async with scripted(script) as server:
+        with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
+            await asmtp.AsyncSMTP(server.host, server.port).connect()
+    assert "smtps" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", sorted(WITHOUT_TLS))
+def test_ports_without_tls(port: int) -> None:
+    error = asmtp.SMTPTimeoutError("silent")
+    assert tls_is_meant(error, port) is error

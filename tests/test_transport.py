@@ -170,6 +170,39 @@ async def test_all_addresses_are_dead(dead_port: int, monkeypatch: pytest.Monkey
         await AsyncSMTP("mx.example").connect()
 
 
+NO_WAY = ("fe80::1", 25)  # without a zone, the system knows no way
+
+
+@pytest.mark.parametrize("first", ["refused", "no way"])
+async def test_a_refusal_says_more_than_a_family_without_a_way(
+    first: str, dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [("127.0.0.2", dead_port), NO_WAY]
+    monkeypatch.setattr(transport_module, "resolve", addresses(*(pairs if first == "refused" else pairs[::-1])))
+    with pytest.raises(ConnectionRefusedError, match="Multiple exceptions") as caught:
+        await AsyncSMTP("mx.example").connect()
+    assert caught.value.errno == errno.ECONNREFUSED
+    async with asmtp.AsyncMailer("smtp://mx.example", retry=None) as posting:
+        with pytest.raises(SMTPServerDisconnected, match="no connection to mx.example") as told:
+            await posting.send(b"hi", "a@x.example", ["b@y.example"])
+    assert isinstance(told.value.__cause__, ConnectionRefusedError)
+    assert told.value.state == "not_sent"
+
+
+@pytest.mark.parametrize(
+    ("met", "telling"),
+    [
+        ([errno.ENETUNREACH, errno.ETIMEDOUT, errno.EHOSTUNREACH], errno.ETIMEDOUT),
+        ([errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES], errno.ECONNREFUSED),
+        ([errno.ENETUNREACH, errno.EHOSTUNREACH], errno.EHOSTUNREACH),  # the last, as in socket.create_connection
+    ],
+)
+def test_which_of_several_errors_is_told(met: list[int], telling: int) -> None:
+    attempts = transport_module._Attempts(None)  # type: ignore[arg-type]
+    attempts.failures += met
+    assert attempts.telling == telling
+
+
 async def test_an_unknown_name() -> None:
     with pytest.raises(socket.gaierror):
         await AsyncSMTP("nowhere.invalid").connect()

@@ -21,6 +21,9 @@ from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, UNPROVING
 
 __all__ = ["Session"]
 
+_ALERT = b"\x15\x03"
+"""What a server says that waits for TLS, and is tired of it (RFC 8446 §5.1)."""
+
 
 class Session:
     """One connection's protocol state.  The transport feeds it; dialogues are started on it.
@@ -238,6 +241,11 @@ class Session:
             return
         if self._plaintext_over():
             self._injected(data)
+            return
+        if self.state is State.GREETING and data.startswith(_ALERT):
+            alert = SMTPProtocolError(-1, b"an alert of TLS in the place of the greeting")
+            alert.lasting = True
+            self.fail(alert)
             return
         replies = self._reader.feed(data)
         self._delivery += 1
