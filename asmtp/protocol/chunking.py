@@ -20,6 +20,15 @@ that transaction must not get the chunk.
 
 A server that reads the chunk gives one reply to each command.  One that does not gives one more, to XASMTP, in the
 place of RSET's.  Whatever comes, the first 2yz behind BDAT's own reply is RSET's: the session stays in step.
+
+But where RSET itself is refused, its 2yz never comes.  Two questions tell such a server from one that does not read,
+and no reply is waited for that is not owed.  One that refuses every RSET has MAIL's 250 taken for RSET's, so that MAIL
+seems to be refused; then there is a NOOP, and the next reply tells::
+
+    refuses RSET      BDAT 503, RSET 502, MAIL 250, BDAT 503, RSET 502                  NOOP 250
+    does not read     BDAT 503, XASMTP 502, RSET 250, MAIL 550, BDAT 503, and on its way: XASMTP 502, RSET 250
+
+Else, behind a refusal in the place of the last RSET's reply, there is HELP, whose reply is never 250, as RSET's is.
 """
 
 from __future__ import annotations
@@ -42,8 +51,8 @@ __all__ = ["Chunking", "RelayChunking", "probe"]
 REFUSED: Final = b"BDAT 8 LAST\r\nXASMTP\r\n"
 """A chunk that has to be refused, as there is no recipient."""
 
-REFUSALS = 4
-"""Replies in the place of RSET's before its 2yz: more of them, and the server is out of step."""
+HELP = (211, 214)
+"""Replies to HELP where there is any."""
 
 ANSWERS = 6
 """Replies of 250 that a server may give to the probe and HELP: more of them, and the server is out of step."""
@@ -130,20 +139,18 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
     for number, stage in enumerate(stages):
         if number:
             reply = yield from _next(session)
+        doubtful = False
         if len(stage) == 3:
+            doubtful = not reply.ok and verdict is Chunking.NOT_SHOWN
             if not reply.ok:
                 verdict = _worse(verdict, Chunking.INCONCLUSIVE)
             reply = yield from _next(session)
         if reply.ok:
             yield from _until_help(session)
             return Chunking.NOT_SHOWN
-        refusals = 0
         _check_in_step(session, reply)
-        while not (reply := (yield from _next(session))).ok:
-            refusals += 1
+        if (yield from _is_misread(session, doubtful=doubtful, last=stage is stages[-1])):
             verdict = Chunking.NOT_SHOWN
-            if refusals > REFUSALS:
-                raise _out_of_step(session, reply, b"more replies than commands")
     session.settle(group)
     return verdict
 
@@ -166,9 +173,34 @@ def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunk
     return verdict
 
 
-def _next(session: Session) -> Generator[Group, Any, Reply]:
-    """Wait for one more reply."""
-    replies = yield Group(b"", ())
+def _is_misread(session: Session, *, doubtful: bool, last: bool) -> Generator[Group, Any, bool]:
+    """Read the replies behind BDAT's up to RSET's, and tell whether there is one to the chunk itself.
+
+    Args:
+        doubtful: it may be that all replies are in, as RSET is refused.
+        last: no other command was written behind.
+    """
+    reply = yield from _next(session, b"noop\r\n" if doubtful else b"")
+    if reply.ok:
+        if doubtful:
+            raise _out_of_step(session, reply, b"RSET was refused")
+        return False
+    asks = last and not doubtful
+    reply = yield from _next(session, b"help\r\n" if asks else b"")
+    if not reply.ok or (asks and reply.code in HELP):
+        raise _out_of_step(session, reply, b"RSET was refused, or more replies than commands")
+    if last:
+        yield from _next(session)  # to what was asked
+    return True
+
+
+def _next(session: Session, line: bytes = b"") -> Generator[Group, Any, Reply]:
+    """Wait for one more reply.
+
+    Args:
+        line: a command to write before, whose own reply need not be the next.
+    """
+    replies = yield Group(line, (Event.other,) if line else (), more=True)
     reply: Reply = replies[0]
     _check_in_step(session, reply)
     return reply

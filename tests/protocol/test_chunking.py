@@ -89,6 +89,7 @@ NOT_SHOWN = {
         "502 no",
         "500 what",
         "250 reset",
+        "214 help",
     ],
     "it is read as a command, both times": [
         "502 no",
@@ -98,6 +99,7 @@ NOT_SHOWN = {
         "502 no",
         "500 what",
         "250 reset",
+        "214 help",
     ],
     "it asks to log in": [
         "530 log in",
@@ -107,6 +109,7 @@ NOT_SHOWN = {
         "530 log in",
         "530 log in",
         "250 reset",
+        "250 noop",
     ],
     "BDAT is taken": ["250 took", "250 reset", "250 mail", "250 took", "250 reset", "214 help"],
     "BDAT is owed no reply": ["250 reset", "250 mail", "250 reset", "502 no help"],
@@ -122,16 +125,17 @@ def test_a_server_that_does_not(replies: list[str], at_once: bool) -> None:
     exchange = second(session)
     told = []
     session.on_chunking = lambda: told.append(session.chunking)
-    if at_once and "help" not in replies[-1]:
+    asked = next((verb for verb in ("help", "noop") if verb in replies[-1]), None)
+    if at_once and asked is None:
         session.receive_data("".join(f"{reply}\r\n" for reply in replies).encode())
     elif at_once:
         session.receive_data("".join(f"{reply}\r\n" for reply in replies[:-1]).encode())
-        assert session.output() == b"help\r\n"
+        assert session.output() == f"{asked}\r\n".encode()
         say(session, replies[-1])
     else:
         say(session, *replies)
     assert told == [Chunking.NOT_SHOWN]
-    envelope = session.output().removeprefix(b"help\r\n")
+    envelope = session.output().removeprefix(b"help\r\n").removeprefix(b"noop\r\n")
     assert envelope.endswith(BY_DATA)
     say(session, *["250 reset"] * envelope.count(b"rset"), "250 mail", "250 rcpt", "354 go", "250 taken")
     assert exchange.error is None
@@ -144,7 +148,13 @@ ENDS: dict[str, list[str]] = {
     "421 to RSET": ["503 no", "421 bye"],
     "354 to BDAT": ["354 go"],
     "354 to MAIL": ["503 no", "250 reset", "354 go"],
-    "refusals without end": ["503 no"] * (chunking.REFUSALS + 2),
+    "refusals without end": ["503 no"] * 3,
+    "RSET is refused": ["503 no", "502 rset", "250 mail", "503 no", "502 rset", "250 noop"],
+    "RSET and NOOP are refused": ["503 no", "502 rset", "250 mail", "503 no", "502 rset", "502 noop", "502 what"],
+    "RSET and MAIL are refused": ["503 no", "502 rset", "550 mail"],
+    "RSET is refused behind MAIL": [*GOOD[:-1], "502 rset", "214 help"],
+    "RSET is refused behind MAIL, and HELP": [*GOOD[:-1], "502 rset", "502 help"],
+    "RSET is refused, and what is read as a command": ["503 no", "502 what", "502 rset"],
     "250 without end": ["250 yes"] * (chunking.ANSWERS + 2),
 }
 
@@ -193,8 +203,11 @@ def test_mail_that_is_refused(again: bool) -> None:
 def test_mail_that_is_refused_and_a_chunk_that_is_read() -> None:
     session = opened()
     second(session)
-    say(session, "502 no", "500 what", "250 reset", "550 not you", "502 no", "500 what", "250 reset")
+    say(session, "502 no", "500 what", "250 reset", "550 not you", "502 no")
+    assert session.output() == b"noop\r\n"
+    say(session, "500 what", "250 reset", "250 noop")
     assert session.chunking is Chunking.NOT_SHOWN
+    assert not session.closed
 
 
 @pytest.mark.parametrize("taken", [True, False])
@@ -284,7 +297,9 @@ def test_binarymime_waits_for_the_probe() -> None:
 def test_binarymime_is_not_sent_to_a_server_that_does_not_read(replies: list[str]) -> None:
     session = opened("PIPELINING\nCHUNKING\nBINARYMIME")
     exchange = begin(session, content=b"Subject: hi\r\n\r\n\0\n", binary=True)
-    say(session, *replies, "550 not you", "502 no", "250 reset")
+    say(session, *replies, "550 not you", *replies)
+    if "500 what" in replies:
+        say(session, "250 noop")
     assert isinstance(exchange.error, asmtp.SMTPNotSupportedError)
     if "500 what" in replies:
         again = Transaction  # a later one does not even begin
