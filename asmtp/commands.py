@@ -374,6 +374,7 @@ class Commands(AuthObjects):
             service="lmtp" if self.lmtp else "smtp",
             offered=tuple(self.esmtp_features.auth),
             tls=self._live().tls,
+            limit=self._live().timeouts.command,
         )
 
     def _choices(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Choice]:
@@ -438,6 +439,9 @@ class Commands(AuthObjects):
             code = error.smtp_code
             if code == UNPROVEN:
                 self.close()
+            raise
+        except SMTPTimeoutError:
+            self.close()
             raise
         finally:
             if self._watch is not None:

@@ -35,6 +35,7 @@ from asmtp.errors import (
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
+    SMTPTimeoutError,
 )
 from asmtp.events import handle_all, kept_for, unheard
 from asmtp.login import Attempts, Mechanisms, check_mechanisms
@@ -513,7 +514,7 @@ class SMTP(AuthObjects):
                 conversation.go_on()
         except BaseException as error:
             unproven = isinstance(error, SMTPAuthenticationError) and error.smtp_code == UNPROVEN
-            if unproven or self._client.in_exchange:
+            if unproven or isinstance(error, SMTPTimeoutError) or self._client.in_exchange:
                 self._client.abort()
                 self._release()
             raise

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import ssl
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import asmtp
+from asmtp.protocol import mechanisms
 from asmtp.protocol.sasl import UNPROVEN
 
 from .conftest import Certificates
@@ -123,6 +126,48 @@ async def test_a_wrong_password_is_tried_once(name: str, certificates: Certifica
             await smtp.connect()
     assert caught.value.smtp_code == 535
     assert server.logins == [(name, False)]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute goes by while the proof is computed."""
+    monkeypatch.setattr(mechanisms, "time", SimpleNamespace(monotonic=itertools.count(0, 60).__next__))
+
+
+LATE = "response took longer than 50 seconds to compute"
+
+
+@pytest.mark.usefixtures("slow")
+async def test_computing_counts_against_the_deadline() -> None:
+    server = Scram("SCRAM-SHA-256", "PLAIN")
+    async with embedded(server):
+        smtp = client(server, tls="none", timeout=50)
+        with pytest.raises(asmtp.SMTPTimeoutError, match=LATE):
+            await smtp.connect()
+        assert not smtp.is_connected
+        options: Any = {"tls": "none", "retry": None, "timeouts": 50}
+        async with asmtp.AsyncMailer(f"smtp://{USER}:{PASSWORD}@127.0.0.1:{server.port}", **options) as mailer:
+            with pytest.raises(asmtp.SMTPTimeoutError, match=LATE) as caught:
+                await mailer.send(b"hi", "a@b.example", "c@d.example")
+        assert caught.value.state == "not_sent"
+    assert server.logins == [("SCRAM-SHA-256", False)] * 2  # cancelled, without a proof
+
+
+@pytest.mark.usefixtures("slow")
+def test_computing_counts_against_the_facades_deadline() -> None:
+    server = Scram("SCRAM-SHA-256", "PLAIN")
+    with in_background(embedded(server)), connected(asmtp, server, timeout=50) as smtp:
+        with pytest.raises(asmtp.SMTPTimeoutError, match=LATE):
+            smtp.login(USER, PASSWORD)
+        assert smtp.sock is None
+    assert server.logins == [("SCRAM-SHA-256", False)]
+
+
+@pytest.mark.usefixtures("slow")
+async def test_computing_without_a_limit() -> None:
+    server = Scram("SCRAM-SHA-256")
+    async with embedded(server), client(server, tls="none", timeout=None):
+        assert server.logins == [("SCRAM-SHA-256", True)]
 
 
 @pytest.mark.parametrize("lie", LIES)

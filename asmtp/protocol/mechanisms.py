@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
-from asmtp.errors import one_line
+from asmtp.errors import SMTPTimeoutError, one_line
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
@@ -112,6 +113,7 @@ def scram(
     Raises:
         ValueError: this machine's OpenSSL forbids the hash (FIPS); or user name or password cannot be prepared
             (RFC 4013), or the certificate is of a kind that has no tls-server-end-point (RFC 5929 §4.1).
+        SMTPTimeoutError: by the generator: the response took longer than `credentials.limit`.
     """
     from scramp import ScramClient, ScramException  # few connections need it, and it takes long to import
 
@@ -128,10 +130,10 @@ def scram(
         client = ScramClient([name], credentials.username, credentials.password, channel_binding=bound)
     except ScramException as error:
         raise ValueError(f"{name}: {one_line(error)}") from None
-    return _scram(client, ScramException, proved)
+    return _scram(client, ScramException, proved, credentials.limit)
 
 
-def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) -> Mechanism:
+def _scram(client: Any, failure: type[Exception], proved: Callable[[], None], limit: float | None) -> Mechanism:
     challenge = yield client.get_client_first().encode()
     try:
         first = _text(challenge)
@@ -139,8 +141,11 @@ def _scram(client: Any, failure: type[Exception], proved: Callable[[], None]) ->
             yield b""
         if _is_too_many(first):
             raise unproven(f"the server's part of the login is wrong: more than {MAX_ITERATIONS} iterations")
+        begun = time.monotonic()
         client.set_server_first(first)
         final = client.get_client_final()
+        if limit is not None and time.monotonic() - begun > limit:
+            raise SMTPTimeoutError(f"timed out: the login's response took longer than {limit:g} seconds to compute")
     except failure as error:
         raise unproven(f"the server's part of the login is wrong: {one_line(error)}") from None
     proved()

@@ -47,6 +47,7 @@ class Credentials:
         service: the service's name for GSSAPI (RFC 4954 §4, RFC 2033): "smtp" or "lmtp".
         offered: the mechanisms that the server offers.
         tls: the connection's :class:`ssl.SSLObject`, for channel binding; None without TLS.
+        limit: seconds that a response may take to compute; None: as long as it takes.
     """
 
     username: str = ""
@@ -57,6 +58,7 @@ class Credentials:
     service: str = "smtp"
     offered: tuple[str, ...] = ()
     tls: Any = field(default=None, repr=False, compare=False)
+    limit: float | None = field(default=None, repr=False, compare=False)
 
 
 def unproven(why: str) -> SMTPAuthenticationError:

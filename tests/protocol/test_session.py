@@ -40,6 +40,16 @@ def test_lock_step_servers_get_one_at_a_time() -> None:
     assert result.settled
 
 
+@pytest.mark.parametrize("octets", [b"\x15\x03\x03\x00\x02\x02\x46", b"\x15\x03\x01\x00\x02\x02\x0a"])
+def test_an_alert_of_tls_in_the_place_of_the_greeting(octets: bytes) -> None:
+    session = Session()
+    exchange = session.start(greeting())
+    session.receive_data(octets)
+    assert isinstance(exchange.error, SMTPProtocolError)
+    assert exchange.error.lasting
+    assert str(exchange.error) == "an alert of TLS in the place of the greeting"
+
+
 @shapes
 def test_replies_are_bounded_for_each_message(shape: str) -> None:
     """What a server says to a thousand recipients is not kept whole, nor taken from the next message's share."""
