@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Callable, Generator
 from typing import Any
 
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.sasl import Conversation, Mechanism, encoded, from_authobject
 
 __all__ = ["AuthObjects"]
@@ -44,7 +45,7 @@ class AuthObjects:
 
         def counted(*challenge: bytes) -> str | bytes | None:
             self._auth_challenge_count += len(challenge)
-            response: str | bytes | None = authobject(*challenge)
+            response: str | bytes | None = hidden(authobject(*challenge))
             if not challenge and response is not None:
                 self._auth_challenge_count = 1
             return response

@@ -31,6 +31,7 @@ from asmtp.delivery import Delivery, Receipt, Shipment
 from asmtp.errors import SMTPStateError
 from asmtp.mailer import AsyncMailer, MailerOptions, Statistics, check_limit
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
 from asmtp.run import Run
 from asmtp.url import Relay
@@ -63,6 +64,9 @@ class Mailer:
     def __init__(
         self, relay: str | Relay | Sequence[str | Relay] | None = None, **options: Unpack[MailerOptions]
     ) -> None:
+        if isinstance(relay, str | list | tuple):
+            relay = hidden(relay)
+        hide(options)
         self._relay = relay
         self._options = options
         self._mailer = AsyncMailer(relay, **options)

@@ -42,6 +42,7 @@ from asmtp.protocol.chunking import Chunking, RelayChunking
 from asmtp.protocol.command import gate, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.hidden import hide
 from asmtp.protocol.message import compose, weight
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.proxy import ProxyHeader
@@ -94,6 +95,7 @@ class AsyncSMTP(Commands):
         source_address: tuple[str, int] | None = None,
         **options: Unpack[Options],
     ) -> None:
+        hide(options)
         self._host = host
         self._port = port
         self.local_hostname = local_hostname if local_hostname is None else gate(local_hostname, "local_hostname")

@@ -29,6 +29,7 @@ from asmtp.protocol.command import command, options_text, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.parameters import xclient
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
@@ -357,7 +358,7 @@ class Commands(AuthObjects):
             await self._log_in(self._credentials(user, token=token))
         except SMTPAuthenticationError as error:
             rejected = 500 <= error.smtp_code <= 599
-            fresh = await self._get_token(self._token, force=True) if rejected else token
+            fresh = hidden(await self._get_token(self._token, force=True)) if rejected else token
             if fresh == token:  # accounts are locked over less
                 raise
             await self._log_in(self._credentials(user, token=fresh))

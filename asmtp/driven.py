@@ -18,6 +18,7 @@ from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.login import Choice, Mechanisms
 from asmtp.protocol import dialogue
 from asmtp.protocol.exchange import Exchange, Group
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD
@@ -280,7 +281,7 @@ class DrivenSMTP(AsyncSMTP):
 
     async def respond(self, line: bytes) -> Reply:
         """One line of a SASL exchange, and its reply; not shown in traces."""
-        what = dialogue.raw_write(self._session, line + b"\r\n", secret=True)
+        what = dialogue.raw_write(self._session, hidden(line + b"\r\n"), secret=True)
         replies: list[Reply] = await self._run(what, raw=True)
         return replies[0]
 

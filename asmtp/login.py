@@ -7,6 +7,7 @@ import contextlib
 import copy
 import functools
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -107,7 +108,9 @@ class Choice:
         """
         if not self._scram:
             return self._factory(self._credentials)
-        return mechanisms.scram(self.name, self._credentials, binding=self.binding, proved=self._prove)
+        return mechanisms.scram(
+            self.name, self._credentials, binding=self.binding, proved=self._prove, clock=time.monotonic
+        )
 
     def _prove(self) -> None:
         self.proved = True

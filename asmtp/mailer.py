@@ -26,6 +26,7 @@ from asmtp.outbox import Outbox
 from asmtp.policy import Pace, Rate, Retry
 from asmtp.pool import Pool
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.run import Deliveries, Run, resolve
@@ -146,6 +147,9 @@ class AsyncMailer:
         close_timeout: float | None = 20,
         **options: Unpack[RelayOptions],
     ) -> None:
+        if isinstance(relay, str | list | tuple):
+            relay = hidden(relay)
+        hide(options)
         for name, number in (("connections", connections), ("window", window), ("max_messages", max_messages)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name} must be a whole number, at least 1, not {number!r}")

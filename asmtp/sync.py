@@ -50,6 +50,7 @@ from asmtp.options import (
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.hidden import hide
 from asmtp.protocol.message import compose
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
@@ -138,6 +139,7 @@ class SMTP(AuthObjects):
         source_address: tuple[str, int] | None = None,
         **options: Unpack[Options],
     ) -> None:
+        hide(options)
         self._lock = threading.RLock()  # held by who calls
         self._driver: int | None = None  # the thread in which a call is in mid-exchange
         self._host = host
@@ -521,7 +523,6 @@ class SMTP(AuthObjects):
         self._client.authenticated = True
         return conversation.reply
 
-    @_one_call
     def login(
         self,
         user: str,
@@ -538,6 +539,12 @@ class SMTP(AuthObjects):
             SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.
             SMTPAuthenticationError: the credentials were refused.
         """
+        # Not by the decorator, in whose frame the password would have no name that error reporters know.
+        with self._entry():
+            self._check_entered()
+            return self._log_in(user, password, initial_response_ok, mechanisms)
+
+    def _log_in(self, user: str, password: str, initial_response_ok: bool, mechanisms: Mechanisms | None) -> Reply:
         if mechanisms is not None:
             check_mechanisms(mechanisms)
         self.ehlo_or_helo_if_needed()
@@ -694,6 +701,7 @@ class SMTP_SSL(SMTP):
         self.keyfile = keyfile
         self.certfile = certfile
         context = context_from_files(keyfile, certfile, context)
+        hide(options)
         if context is not None:
             options["ssl_context"] = context
         # By its name, as in smtplib: mix-ins between the two have other arguments.
@@ -731,6 +739,7 @@ class LMTP(SMTP):
         timeout: Any = _DEFAULT_TIMEOUT,
         **options: Unpack[Options],
     ) -> None:
+        hide(options)
         # smtplib's default keeps "host:port" from being understood; ours does not.
         port = 0 if port == LMTP_PORT else port
         super().__init__(

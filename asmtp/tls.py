@@ -8,7 +8,7 @@ import ssl
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
-from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError, one_line
 
 __all__ = [
     "Handshake", "Sessions", "check_context", "context_from_files", "default_context", "explain", "explain_no_tls",
@@ -241,9 +241,12 @@ def tls_is_meant(error: SMTPServerDisconnected, port: int) -> SMTPServerDisconne
     if not certain and (not silent or port in WITHOUT_TLS):
         return error
     which = f"port {port} begins with TLS:" if certain else f"if port {port} begins with TLS, as 465 does,"
-    told = (SMTPTimeoutError if silent else SMTPServerDisconnected)(
-        f'{error}; {which} smtps://, SMTP_SSL or tls="implicit" is meant'
-    )
+    words = f'{error}; {which} smtps://, SMTP_SSL or tls="implicit" is meant'
+    told: SMTPServerDisconnected
+    if isinstance(error, SMTPProtocolError):
+        told = SMTPProtocolError(error.smtp_code, words.encode())
+    else:
+        told = (SMTPTimeoutError if silent else SMTPServerDisconnected)(words)
     told.lasting = certain
     return told
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from asmtp.errors import one_line
 from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.hidden import hidden
 
 __all__ = ["check_proxy", "proxy_name", "through"]
 
@@ -25,7 +26,14 @@ def check_proxy(url: str) -> None:
         TypeError, ValueError: it is no such URL.
         ImportError: the extra "proxy" is not installed.
     """
-    _parsed(url)
+    wrong: Exception
+    try:
+        _parsed(url)
+        return
+    except (TypeError, ValueError, ImportError) as error:
+        wrong = error
+    wrong.__context__ = None
+    raise wrong.with_traceback(None)  # without the frames that hold it
 
 
 def proxy_name(url: str) -> str:
@@ -50,6 +58,7 @@ async def through(url: str, host: str, port: int, source_address: tuple[str, int
     from python_socks import ProxyError
     from python_socks.async_.asyncio import Proxy
 
+    url = hidden(url)
     kind, proxy_host, proxy_port, username, password = _parsed(url)
     careful: Any = _Careful(asyncio.get_running_loop())
     proxy = Proxy(kind, proxy_host, proxy_port, username, password, rdns=True, loop=careful)
@@ -80,7 +89,7 @@ def _parsed(url: str) -> tuple[Any, str, int, str | None, str | None]:
     encoding = "latin-1" if kind is ProxyType.HTTP else "ascii"
     if not all(_fits(text, encoding) for text in (username, password) if text):
         raise ValueError(f"proxy: user name or password has characters that are not {encoding}")
-    return kind, host, port, username or None, password or None
+    return kind, host, port, username or None, hidden(password or None)
 
 
 def _fits(text: str, encoding: str) -> bool:

@@ -22,6 +22,7 @@ from asmtp.login import Mechanisms, check_mechanisms
 from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, Timeouts, TLSMode, Token, check
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.tls import verifying_context
 from asmtp.tunnel import check_proxy, proxy_name
@@ -114,6 +115,8 @@ class Relay:
             gate(self.username, "username", secret=True)
         if not isinstance(self.password, str | None):
             raise TypeError(f"password must be str, not {type(self.password).__name__}")
+        for name in ("password", "proxy"):
+            object.__setattr__(self, name, hidden(getattr(self, name)))
         if self.server_hostname is not None:
             object.__setattr__(self, "server_hostname", _host(self.server_hostname, "server_hostname"))
         if self.local_hostname is not None:
@@ -152,7 +155,18 @@ class Relay:
             TypeError: it is not a str.
         """
         if isinstance(url, str):
-            url = url.strip()  # out of a file, or of an environment variable
+            url = hidden(url.strip())  # out of a file, or of an environment variable
+        wrong: Exception
+        try:
+            return cls._read(url)
+        except (ValueError, TypeError, ImportError) as error:
+            wrong = error
+        # Without the frames that hold pieces of it: error reporters show what is in them.
+        wrong.__context__ = None
+        raise wrong.with_traceback(None)
+
+    @classmethod
+    def _read(cls, url: str) -> Relay:
         gate(url, "URL", secret=True)
         if _NO_URL.search(url):
             raise ValueError("URL: whitespace and lone surrogates must be percent-encoded")
@@ -209,7 +223,7 @@ class Relay:
         Raises:
             ValueError: it is not set, or one is wrong.
         """
-        text = os.environ.get(ENVIRONMENT, "")
+        text = hidden(os.environ.get(ENVIRONMENT, ""))
         if not text.strip():
             raise ValueError(f"{ENVIRONMENT} is not set: no relay to send through")
         return cls.several(text, ENVIRONMENT)
@@ -224,7 +238,8 @@ class Relay:
         Raises:
             ValueError: there is none, or one is wrong.
         """
-        urls = text.split()
+        text = hidden(text)
+        urls = hidden(text.split())
         if not urls:
             raise ValueError(f"{where}: no URL is in it")
         relays = []

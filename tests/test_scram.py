@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.protocol import mechanisms
+from asmtp import login
 from asmtp.protocol.sasl import UNPROVEN
 
 from .conftest import Certificates
@@ -131,7 +131,7 @@ async def test_a_wrong_password_is_tried_once(name: str, certificates: Certifica
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute goes by while the proof is computed."""
-    monkeypatch.setattr(mechanisms, "time", SimpleNamespace(monotonic=itertools.count(0, 60).__next__))
+    monkeypatch.setattr(login, "time", SimpleNamespace(monotonic=itertools.count(0, 60).__next__))
 
 
 LATE = "response took longer than 50 seconds to compute"

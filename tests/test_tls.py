@@ -473,7 +473,7 @@ LETTER = (b"hi", "a@x.example", ["b@y.example"])
 @pytest.mark.parametrize("script", ALERTS.values(), ids=ALERTS)
 async def test_an_alert_in_the_place_of_the_greeting(script: Any) -> None:
     async with scripted(script, script) as server:
-        with pytest.raises(asmtp.SMTPServerDisconnected, match=r"an alert of TLS .*begins with TLS: smtps://"):
+        with pytest.raises(asmtp.SMTPProtocolError, match=r"an alert of TLS .*begins with TLS: smtps://"):
             await asmtp.AsyncSMTP(server.host, server.port).connect()
         async with asmtp.AsyncMailer(f"smtp://{server.host}:{server.port}") as posting:
             with pytest.raises(asmtp.SMTPServerDisconnected, match="begins with TLS: smtps://") as caught:
@@ -504,6 +504,13 @@ async def test_what_is_no_sign_of_tls(script: Any) -> None:
         with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
             await asmtp.AsyncSMTP(server.host, server.port).connect()
     assert "smtps" not in str(caught.value)
+
+
+async def test_a_port_of_tls_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted([fin]) as server:
+        monkeypatch.setattr(asmtp.tls, "WITH_TLS", {server.port})
+        with pytest.raises(asmtp.SMTPServerDisconnected, match=r"closed; port \d+ begins with TLS: smtps://"):
+            await asmtp.AsyncSMTP(server.host, server.port).connect()
 
 
 @pytest.mark.parametrize("port", sorted(WITHOUT_TLS))

@@ -10,6 +10,7 @@ from asmtp.protocol.command import command, gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply, printable
 from asmtp.protocol.sasl import Conversation
 from asmtp.protocol.session import Session
@@ -143,7 +144,7 @@ def authentication(session: Session, conversation: Conversation) -> Dialogue:
     event = Event.auth
     conversation.redact = session.redact
     while (line := conversation.line) is not None:
-        replies = yield Group(line + b"\r\n", (event,), secret=True)
+        replies = yield Group(hidden(line + b"\r\n"), (event,), secret=True)
         event = Event.response
         conversation.reply = replies[0]
         if conversation.slow and replies[0].code == 334:
@@ -173,7 +174,7 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False, command: b
     else:
         if not data.endswith(b"\n"):
             raise ValueError("s: a command line without its end: it would have no reply")
-        lines = data.split(b"\n")[:-1]
+        lines = [hidden(line) for line in data.split(b"\n")[:-1]]
         events = tuple(verb_event(line, session.state) for line in lines)
         secret = secret or session.state is State.CHALLENGE or Event.auth in events
         group = Group(data, events, len(lines), secret=secret)

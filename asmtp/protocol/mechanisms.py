@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
 from asmtp.errors import SMTPTimeoutError, one_line
 from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
 __all__ = ["channel_bindings", "cram_md5", "external", "login", "oauthbearer", "plain", "scram", "xoauth2"]
@@ -50,7 +50,7 @@ def cram_md5(credentials: Credentials) -> Mechanism:
 
 def _cram_md5(credentials: Credentials) -> Mechanism:
     challenge = yield None
-    digest = hmac.new(credentials.password.encode(), challenge, "md5").hexdigest()
+    digest = hidden(hmac.new(credentials.password.encode(), challenge, "md5").hexdigest())
     yield f"{credentials.username} {digest}".encode()
 
 
@@ -102,6 +102,7 @@ def scram(
     *,
     binding: str | None = None,
     proved: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> Mechanism:
     """SCRAM (RFC 5802, RFC 7677), by the library scramp.  It computes for a good part of a second.
 
@@ -109,6 +110,7 @@ def scram(
         name: ``"SCRAM-SHA-256"``, or with ``-PLUS``.
         binding: the type of channel binding, for the -PLUS forms.
         proved: is called before the first octets that depend on the password.
+        clock: gives the time, in seconds.
 
     Raises:
         ValueError: this machine's OpenSSL forbids the hash (FIPS); or user name or password cannot be prepared
@@ -130,10 +132,19 @@ def scram(
         client = ScramClient([name], credentials.username, credentials.password, channel_binding=bound)
     except ScramException as error:
         raise ValueError(f"{name}: {one_line(error)}") from None
-    return _scram(client, ScramException, proved, credentials.limit)
+
+    def in_time(begun: float) -> None:
+        if credentials.limit is not None and clock() - begun > credentials.limit:
+            limit = f"{credentials.limit:g} seconds"
+            raise SMTPTimeoutError(f"timed out: the login's response took longer than {limit} to compute")
+        proved()
+
+    return _scram(client, ScramException, clock, in_time)
 
 
-def _scram(client: Any, failure: type[Exception], proved: Callable[[], None], limit: float | None) -> Mechanism:
+def _scram(
+    client: Any, failure: type[Exception], clock: Callable[[], float], computed: Callable[[float], None]
+) -> Mechanism:
     challenge = yield client.get_client_first().encode()
     try:
         first = _text(challenge)
@@ -141,14 +152,12 @@ def _scram(client: Any, failure: type[Exception], proved: Callable[[], None], li
             yield b""
         if _is_too_many(first):
             raise unproven(f"the server's part of the login is wrong: more than {MAX_ITERATIONS} iterations")
-        begun = time.monotonic()
+        begun = clock()
         client.set_server_first(first)
-        final = client.get_client_final()
-        if limit is not None and time.monotonic() - begun > limit:
-            raise SMTPTimeoutError(f"timed out: the login's response took longer than {limit:g} seconds to compute")
+        final = hidden(client.get_client_final())
     except failure as error:
         raise unproven(f"the server's part of the login is wrong: {one_line(error)}") from None
-    proved()
+    computed(begun)
     challenge = yield final.encode()
     try:
         verifier = _text(challenge)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from asmtp.errors import SMTPAuthenticationError, SMTPException
+from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply
 
 __all__ = ["UNPROVEN", "Conversation", "Credentials", "Mechanism", "encoded", "from_authobject", "unproven"]
@@ -68,13 +69,13 @@ def unproven(why: str) -> SMTPAuthenticationError:
 
 def from_authobject(authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Mechanism:
     """A mechanism from smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
-    response = authobject() if initial_response_ok else None
+    response = hidden(authobject() if initial_response_ok else None)
     while True:
         octets = response if response is None or isinstance(response, bytes) else encoded(response)
         challenge = yield octets
         if challenge is None:
             return
-        response = authobject(challenge)
+        response = hidden(authobject(challenge))
 
 
 def encoded(response: Any) -> bytes:
@@ -85,7 +86,7 @@ def encoded(response: Any) -> bytes:
     """
     wrong: Exception = TypeError(f"authobject: user, password or response must be str, not {type(response).__name__}")
     try:
-        if hasattr(response, "encode") and isinstance(octets := response.encode(), bytes):
+        if hasattr(response, "encode") and isinstance(octets := hidden(response.encode()), bytes):
             return octets
     except UnicodeEncodeError:  # which holds all of it
         wrong = ValueError("authobject: user, password or response is not characters (a lone surrogate)")
@@ -151,14 +152,14 @@ class Conversation:
         """Each line; `reply` is looked at in between."""
         verb = b"AUTH " + self.name.encode()
         try:
-            response = next(self._mechanism)
+            response = hidden(next(self._mechanism))
         except StopIteration:
             raise ValueError(f"mechanism: {self.name}: the generator yields nothing") from None
         line = verb
         held = response is not None
         if response is not None and self._initial_response_ok:
             # RFC 4954 §4: an empty initial response is sent as "="; one that makes the line too long is not sent.
-            whole = verb + b" " + (_base64(response) or b"=")
+            whole = hidden(verb + b" " + (_base64(response) or b"="))
             if len(whole) + 2 <= MAX_COMMAND:
                 line, held = whole, False
         overlooked = line is not verb and self.name in _ONE_RESPONSE
@@ -196,7 +197,7 @@ class Conversation:
         text = self.reply.message
         # A prompt does not matter: some servers do not even encode it.
         self._challenge = text if self.name in ("LOGIN", "PLAIN") else base64.b64decode(text, validate=True)
-        return self._mechanism.send(self._challenge)
+        return hidden(self._mechanism.send(self._challenge))
 
     def _cancel(self) -> Generator[bytes, None, None]:
         """RFC 4954 §4: "*" cancels."""
@@ -231,7 +232,7 @@ class Conversation:
 
 
 def _base64(response: bytes) -> bytes:
-    return base64.b64encode(response)
+    return hidden(base64.b64encode(response))
 
 
 def _token_error(challenge: bytes) -> bytes:

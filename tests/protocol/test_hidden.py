@@ -1,0 +1,208 @@
+"""What is made of passwords does not show itself, in whatever frame it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+from base64 import b64encode
+from typing import Any, cast
+
+import pytest
+
+import asmtp
+from asmtp.protocol.hidden import hidden, hide
+
+from ..servers.background import in_background
+from ..servers.embedded import embedded
+from ..servers.scram import Scram
+from ..servers.script import listening
+
+USER, PASSWORD = "kim", "pa55-hunter"
+SECRETS = [
+    secret
+    for text in (PASSWORD, f"\0{USER}\0{PASSWORD}", f"user={USER}\1auth=Bearer {PASSWORD}\1\1")
+    for secret in (text, repr(text)[1:-1], b64encode(text.encode()).decode()[:-4])
+]
+LETTER = (b"hi", "a@x.example", ["b@y.example"])
+
+
+def test_hidden_values_are_what_they_hide() -> None:
+    text, octets = hidden("secret"), hidden(b"secret")
+    assert (text, octets) == ("secret", b"secret")
+    assert f"{text}" == "secret"
+    assert b"%b" % octets == b"secret"
+    assert repr(text) == repr(octets) == str(octets) == f"{octets}" == "(not shown)"
+    assert repr(hidden(["secret", 1])) == "[(not shown), 1]"
+    assert repr(hidden(("secret", b"octets"))) == "((not shown), b'octets')"
+    assert hidden(None) is None
+    again = pickle.loads(pickle.dumps(text))
+    assert (again, repr(again)) == ("secret", "(not shown)")
+
+
+def test_options_that_are_hidden() -> None:
+    options = {"password": "secret", "window": 3}
+    hide(options)
+    assert options == {"password": "secret", "window": 3}
+    assert "secret" not in repr(options)
+
+
+def check(error: BaseException | None) -> int:
+    """Nothing that is secret stands in a frame of ours, in the error or in what led to it.
+
+    Returns:
+        How many frames of ours there are.
+    """
+    frames = 0
+    while error is not None:
+        shown = error.__traceback__
+        while shown is not None:
+            if shown.tb_frame.f_globals["__name__"].partition(".")[0] == "asmtp":
+                frames += 1
+                for name, value in list(shown.tb_frame.f_locals.items()):
+                    if name not in ("user", "password", "token"):
+                        where = f"{shown.tb_frame.f_code.co_qualname}: {name}"
+                        assert not [secret for secret in SECRETS if secret in _shown(value)], where
+            shown = shown.tb_next
+        assert not any(secret in repr(error) + str(error) for secret in SECRETS)
+        error = error.__cause__ or error.__context__
+    return frames
+
+
+def _shown(value: Any) -> str:
+    """As reporters show it."""
+    return " ".join(map(repr, value)) + repr(value) if isinstance(value, list | tuple) else repr(value)
+
+
+NAMES = ("PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER")
+
+
+class Refusing(asyncio.Protocol):
+    """Asks as a mechanism has it, and says no; or it closes instead."""
+
+    ASKS = {"LOGIN": ["334 VXNlcg==", "334 UGFzcw=="], "CRAM-MD5": ["334 PDFAeD4="]}
+
+    def __init__(self, name: str, *, closes: bool = False) -> None:
+        self._replies = ["220 hi", f"250-me\r\n250 AUTH {name}", *self.ASKS.get(name, []), "" if closes else "535 no"]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.data_received(b"")
+
+    def data_received(self, data: bytes) -> None:
+        reply = self._replies.pop(0) if self._replies else "221 bye"
+        if reply:
+            self._transport.write(f"{reply}\r\n".encode())
+        else:
+            self._transport.close()
+
+
+def refusing(name: str, *, closes: bool = False) -> contextlib.AbstractAsyncContextManager[tuple[str, int]]:
+    return listening(lambda: Refusing(name, closes=closes))
+
+
+def credentials(name: str) -> dict[str, Any]:
+    secret: dict[str, Any] = {"token": lambda force: PASSWORD} if "AUTH" in name else {"password": PASSWORD}
+    return {"username": USER, "tls": "none", "mechanisms": [name], **secret}
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["refused", "cut off"])
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_login_of_async_smtp_that_fails(name: str, closes: bool) -> None:
+    async with refusing(name, closes=closes) as where:
+        smtp = asmtp.AsyncSMTP(*where, "me.example", **credentials(name))
+        with pytest.raises((asmtp.SMTPAuthenticationError, asmtp.SMTPServerDisconnected)) as caught:
+            await smtp.connect()
+    assert check(caught.value) > 4
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["refused", "cut off"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_login_of_the_facade_that_fails(name: str, closes: bool) -> None:
+    with (
+        in_background(refusing(name, closes=closes)) as where,
+        pytest.raises((asmtp.SMTPAuthenticationError, asmtp.SMTPServerDisconnected)) as caught,
+    ):
+        asmtp.SMTP(*where, "me.example", **credentials(name))
+    assert check(caught.value) > 4
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["refused", "cut off"])
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_login_by_hand_that_fails(name: str, closes: bool) -> None:
+    with (
+        in_background(refusing(name, closes=closes)) as where,
+        contextlib.closing(asmtp.SMTP(*where, "me.example")) as smtp,
+        pytest.raises((asmtp.SMTPAuthenticationError, asmtp.SMTPServerDisconnected)) as caught,
+    ):
+        smtp.login(USER, PASSWORD, mechanisms=[name])
+    assert check(caught.value) > 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_refused_login_of_a_mailer(name: str) -> None:
+    async with (
+        refusing(name) as where,
+        asmtp.AsyncMailer(asmtp.Relay(*where), local_hostname="me.example", **credentials(name)) as posting,
+    ):
+        with pytest.raises(asmtp.SMTPAuthenticationError) as caught:
+            await posting.send(*LETTER)
+    assert check(caught.value) >= 1
+
+
+async def test_scram() -> None:
+    server = Scram("SCRAM-SHA-256")
+    async with embedded(server):
+        options: Any = {"username": USER, "password": PASSWORD, "tls": "none"}
+        with pytest.raises(asmtp.SMTPAuthenticationError) as caught:
+            await asmtp.AsyncSMTP("127.0.0.1", server.port, "me.example", **options).connect()
+        assert check(caught.value) > 4
+
+
+WRONG = {
+    "port": f"smtp://{USER}:{PASSWORD}@mx.example:99999",
+    "host": f"smtp://{PASSWORD}:x",
+    "path": f"smtp://{USER}@mx.example/{PASSWORD}",
+    "bracket": f"smtp://{USER}:[{PASSWORD}@mx.example",
+    "percent": f"smtp://{USER}:%{PASSWORD}@mx.example",
+    "option": f"smtp://{USER}:{PASSWORD}@mx.example?windows=1",
+    "value": f"smtp://{USER}:{PASSWORD}@mx.example?window={PASSWORD}",
+    "proxy": f"smtp://mx.example?proxy=socks5://{USER}:{PASSWORD}",
+    "proxy port": f"smtp://mx.example?proxy=socks5://{USER}:{PASSWORD}%40proxy:x",
+    "scheme": f"smpt://{USER}:{PASSWORD}@mx.example",
+}
+
+
+@pytest.mark.parametrize("kind", [asmtp.AsyncMailer, asmtp.Mailer, asmtp.Relay.from_url])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("url", WRONG.values(), ids=WRONG)
+def test_a_wrong_url(url: str, several: bool, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == asmtp.Relay.from_url and several:
+        monkeypatch.setenv("ASMTP_URL", f"{url} {url}")
+        kind, url = (lambda _: asmtp.Relay.from_environment()), ""
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        kind([url] if several else url)
+    assert check(caught.value) >= 1
+
+
+def _proxy() -> str:
+    return f"socks5://{USER}:{PASSWORD}@127.0.0.1"
+
+
+@pytest.mark.parametrize("kind", [asmtp.AsyncSMTP, asmtp.SMTP, asmtp.SMTP_SSL, asmtp.LMTP])
+def test_wrong_options(kind: Any) -> None:
+    for wrong in ({"window": 0}, {"tls": "yes"}, {"proxy": _proxy() + ":x"}, {"token": 3}, {"bogus": 1}):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            kind(**{"username": USER, "password": PASSWORD, "proxy": _proxy() + ":1", **wrong})
+        assert check(caught.value) >= 1
+    for wrong in ({"window": 0}, {"tls": "yes"}, {"proxy": _proxy() + ":x"}):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            asmtp.Mailer("smtp://mx.example", **{"username": USER, "password": PASSWORD, **wrong})  # type: ignore[arg-type]
+        assert check(caught.value) >= 1
+
+
+async def test_a_proxy_that_cannot_be_had() -> None:
+    smtp = asmtp.AsyncSMTP("mx.example", proxy=_proxy() + ":1")
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # whatever the system says
+        await smtp.connect()
+    assert check(caught.value) > 4
