@@ -269,6 +269,22 @@ async def test_an_authobject_that_fails_cancels_the_exchange() -> None:
         await smtp.close()
 
 
+async def test_a_response_that_is_too_late_ends_the_connection() -> None:
+    def answer(challenge: bytes | None = None) -> str | None:
+        if challenge is not None:
+            raise asmtp.SMTPTimeoutError("too late")
+        return None
+
+    async with scripted(offering("X-ASK", expect("AUTH X-ASK"), send("334 "), expect("*"), send("501 ok"))) as server:
+        smtp = client(server)
+        await smtp.connect()
+        await smtp.ehlo()
+        with pytest.raises(asmtp.SMTPTimeoutError, match="too late"):
+            await smtp.auth("X-ASK", answer)
+        assert not smtp.is_connected
+        await smtp.close()
+
+
 @pytest.mark.parametrize(
     ("user", "password", "kind"),
     [(5, "x", TypeError), ("x", None, TypeError), ("x", "nul\0", ValueError), ("x\r\n", "y", ValueError)],
