@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asmtp.errors import said
 from asmtp.protocol.reply import MAX_LINE, MAX_REPLY, Reply, ReplyReader
 
 from .data import FuzzedData
@@ -107,7 +108,8 @@ def status(data: FuzzedData) -> None:
     assert one.enhanced == expected, f"{one.enhanced!r}, not {expected!r}: {message!r}"
     assert one.ok == (code // 100 == 2)
     one.text.encode()
-    assert str(one) == f"{code} {one.text}"
+    assert str(one) == said(code, message)
+    assert str(one).isprintable()
     if message.isascii():
         assert one.text.encode() == message
 

@@ -165,7 +165,12 @@ def describe(exchange: Exchange) -> str:
             + _pairs(exchange.result.accepted)
             + (" but not " + _pairs(exchange.result.refused) if exchange.result.refused else "")
         )
-    return str(exchange.result)
+    return _whole(exchange.result) if isinstance(exchange.result, Reply) else str(exchange.result)
+
+
+def _whole(reply: Reply) -> str:
+    """A reply with all of its lines."""
+    return f"{reply.code} {reply.text}"
 
 
 def describe_error(error: BaseException) -> str:
@@ -174,13 +179,13 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, SMTPRecipientsRefused):
         text = _pairs(error.recipients)
     elif isinstance(error, SMTPResponseException):
-        text = str(Reply(error.smtp_code, error.smtp_error))
+        text = _whole(Reply(error.smtp_code, error.smtp_error))
     state = f" [{error.state}]" if isinstance(error, SMTPException) and error.state else ""
     return f"{type(error).__name__} {text}{state}"
 
 
 def _pairs(replies: dict[str, Any]) -> str:
-    return "{" + ", ".join(f"{who}: {Reply(*reply)}" for who, reply in replies.items()) + "}"
+    return "{" + ", ".join(f"{who}: {_whole(Reply(*reply))}" for who, reply in replies.items()) + "}"
 
 
 def parse(text: str) -> list[Step]:
