@@ -13,13 +13,15 @@ import contextlib
 import contextvars
 import copy
 import functools
+import logging
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -29,6 +31,7 @@ from asmtp.aside import ending
 from asmtp.body import Content
 from asmtp.delivery import Delivery, Receipt, Shipment
 from asmtp.errors import SMTPStateError
+from asmtp.events import handle_all, is_handling, kept_for
 from asmtp.mailer import AsyncMailer, MailerOptions, Statistics, check_limit
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
@@ -42,6 +45,9 @@ T = TypeVar("T")
 
 BATCH = 64
 """Messages handed to the loop's thread at a time: to hand over one costs more than to send it."""
+
+KEPT = 10_000
+"""Log records that are kept for who calls next."""
 
 PATIENCE = 0.005
 """Seconds after which a batch is handed over, however small it is."""
@@ -234,7 +240,7 @@ class Mailer:
                 # It may have begun all the same, and closes what it was given.
                 self._mailer = AsyncMailer(self._relay, **self._options)
                 raise
-            weakref.finalize(self, thread.leave).atexit = False
+            weakref.finalize(self, thread.forsake).atexit = False
             return thread
 
 
@@ -318,6 +324,8 @@ class _Thread:
         self._leaving = asyncio.Event()
         self._patience: float | EllipsisType | None = ...  # seconds for what is in flight then
         self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
+        self._log = _Log()
+        self._forsaken = False
         self._ready: Future[None] = Future()
         self._gone = threading.Event()
         # A daemon, so that a program that forgets to close it ends; what is to be said at the end, `_at_exit` says.
@@ -348,11 +356,13 @@ class _Thread:
         self.check()
         call: Future[T] = Future()
         try:
-            with self._lock:
-                if self.over:
-                    raise SMTPStateError("the mailer was closed")
-                self._calls[call] = None
-                self.soon(self.begin, call, functools.partial(function, *args, **kwargs))
+            with self._log.heard_until(call) as wait:
+                with self._lock:
+                    if self.over:
+                        raise SMTPStateError("the mailer was closed")
+                    self._calls[call] = None
+                    self.soon(self.begin, call, functools.partial(function, *args, **kwargs))
+                wait()
             return call.result()
         except BaseException:
             if not call.done():
@@ -372,6 +382,11 @@ class _Thread:
         """Let it end when nothing is in flight any more, or in so many seconds; by default the mailer's own."""
         self.soon(self._leave, timeout)
 
+    def forsake(self) -> None:
+        """The same, where nobody will wait for it."""
+        self._forsaken = True
+        self.leave()
+
     def end(self, timeout: float | EllipsisType | None = ...) -> None:
         """Let it end, and wait for it; who is interrupted does not wait for what is in flight."""
         self.leave(timeout)
@@ -386,6 +401,7 @@ class _Thread:
         """Wait for its end."""
         self._gone.wait()  # a join that is interrupted takes the thread for one that has ended (Python 3.11)
         self._thread.join()
+        self._log.hear()
 
     # ---- in the thread ----------------------------------------------------------------------
 
@@ -404,6 +420,7 @@ class _Thread:
 
     def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
         del self._calls[call]
+        self._log.done(call)
         if task.cancelled():  # nobody waits for it any more, or nothing goes on here
             call.set_exception(_ended())
         elif (error := task.exception()) is not None:
@@ -418,7 +435,8 @@ class _Thread:
 
     def _live(self) -> None:
         try:
-            anyio.run(self._serve)
+            with kept_for(self._log.keep):
+                anyio.run(self._serve)
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(error)
@@ -429,9 +447,12 @@ class _Thread:
             with self._lock:
                 self.over = True
             for call in list(self._calls):  # something was raised that ends loops
+                self._log.done(call)
                 call.set_exception(_ended())
             _threads.discard(self)
             self._gone.set()
+            if self._forsaken:
+                self._log.hear()
 
     async def _serve(self) -> None:
         _threads.add(self)
@@ -467,7 +488,15 @@ class _Here(_Thread):
         with self._lock:
             if self.over:
                 raise SMTPStateError("the mailer was closed")
-            return self._runner.run(function(*args, **kwargs))
+            return self._run(function(*args, **kwargs))
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        records: list[logging.LogRecord] = []
+        try:
+            with kept_for(records.append):  # a handler that mails would run the loop within itself
+                return self._runner.run(coroutine)
+        finally:
+            handle_all(records)
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call in the loop, when it runs next."""
@@ -482,13 +511,80 @@ class _Here(_Thread):
         """Let it end."""
         with self._lock:
             if not self.over:
-                self._runner.run(self.mailer.aclose(timeout))
+                self._run(self.mailer.aclose(timeout))
                 self.over = True
                 self._runner.close()
                 _threads.discard(self)
 
+    def forsake(self) -> None:
+        """The same."""
+
     def join(self) -> None:
         """There is nothing to wait for."""
+
+
+class _Log:
+    """What the loop's thread logs, which those handle who wait for it: they may hold the lock of a handler.
+
+    What a handler mails through the same mailer is not logged, nor what comes of it, until somebody else calls.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[logging.LogRecord] = deque(maxlen=KEPT)  # where nobody waits
+        self._waiting: dict[Future[Any], SimpleQueue[logging.LogRecord | None]] = {}
+        self._lock = threading.RLock()  # for the others; a signal handler may call again
+        self._mailing = 0  # calls of handlers
+        self._muted = False
+
+    @contextlib.contextmanager
+    def heard_until(self, call: Future[Any]) -> Iterator[Callable[[], None]]:
+        """Have a function that returns when the call is done, and handles meanwhile what is logged."""
+        queue: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+        call.add_done_callback(lambda call: queue.put(None))
+        mailing = is_handling()
+        with self._lock:
+            self._mailing += mailing
+            self._muted = mailing
+            if not mailing:
+                self._waiting[call] = queue
+
+        def wait() -> None:
+            self.hear()
+            while (record := queue.get()) is not None:
+                handle_all([record])
+
+        try:
+            yield wait
+        finally:
+            self.done(call)
+            with self._lock:
+                self._mailing -= mailing
+            with contextlib.suppress(Empty):  # of who was interrupted
+                while True:
+                    if (record := queue.get_nowait()) is not None:
+                        self._kept.append(record)
+
+    def hear(self) -> None:
+        """Handle what was logged when nobody waited."""
+        with contextlib.suppress(IndexError):  # others do the same
+            while not is_handling():
+                handle_all([self._kept.popleft()])
+
+    def keep(self, record: logging.LogRecord) -> None:
+        """Give a record to one of those who wait.  In the loop's thread, as `done`."""
+        if self._muted or self._mailing:
+            return
+        with self._lock:
+            queue = next(iter(self._waiting.values()), None)
+            if queue is not None:
+                queue.put(record)
+            else:
+                self._kept.append(record)
+
+    def done(self, call: Future[Any]) -> None:
+        """A call is done, or nobody waits for it any more: it is given nothing more."""
+        with self._lock:
+            self._waiting.pop(call, None)
 
 
 def _ended() -> SMTPStateError:

@@ -9,7 +9,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -22,7 +22,7 @@ from asmtp.protocol.state import Event as Command
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Event", "Hook", "Watch", "clock", "handle_all", "kept_for", "show", "unheard"]
+__all__ = ["Event", "Hook", "Watch", "clock", "handle_all", "is_handling", "kept_for", "show", "unheard"]
 
 clock = time.perf_counter
 """Seconds, for how long something took: an event loop's own time may be of whole milliseconds (uvloop)."""
@@ -33,8 +33,8 @@ logger = logging.getLogger("asmtp")
 class _Logging(threading.local):
     """What this thread is logging just now."""
 
-    busy = False
-    kept: list[logging.LogRecord] | None = None
+    busy: object = None  # the record; or True, where nothing is to be heard
+    keep: Callable[[logging.LogRecord], object] | None = None
 
 
 _logging = _Logging()
@@ -42,35 +42,48 @@ _logging = _Logging()
 
 def _handle(record: logging.LogRecord) -> None:
     """Have a record handled, unless this thread is having one handled: a handler that mails would call itself."""
-    if _logging.kept is not None:
-        _logging.kept.append(record)
+    if _logging.keep is not None:
+        _logging.keep(record)
     elif not _logging.busy:
-        _logging.busy = True
+        _logging.busy = record
         try:
-            type(logger).handle(logger, record)
+            type(logger).handle(logging.getLogger(record.name), record)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # a handler that lets it out, in the middle of what came from a server, perhaps
             logging.Handler().handleError(record)
         finally:
-            _logging.busy = False
+            _logging.busy = None
+
+
+def _is_heard(record: logging.LogRecord) -> bool:
+    """Whether asyncio's record is to be handled now; as a filter."""
+    if _logging.keep is not None:
+        _logging.keep(record)
+        return False
+    return not _logging.busy or _logging.busy is record
 
 
 logger.handle = _handle  # type: ignore[method-assign]
-logging.getLogger("asyncio").addFilter(lambda record: not _logging.busy)
+logging.getLogger("asyncio").addFilter(_is_heard)
 
 
 @contextlib.contextmanager
-def kept_for(records: list[logging.LogRecord]) -> Iterator[None]:
-    """Where what this thread logs is kept: who waits for it may hold a handler's lock, and handles it afterwards."""
-    _logging.kept = records
+def kept_for(keep: Callable[[logging.LogRecord], object]) -> Iterator[None]:
+    """Where `keep` gets what this thread logs: who waits for the thread may hold a handler's lock, and handles it."""
+    before, _logging.keep = _logging.keep, keep
     try:
         yield
     finally:
-        _logging.kept = None
+        _logging.keep = before
 
 
-def handle_all(records: list[logging.LogRecord]) -> None:
+def is_handling() -> bool:
+    """Whether this thread is having a record of asmtp's handled: what it does now, a log handler does."""
+    return bool(_logging.busy)
+
+
+def handle_all(records: Iterable[logging.LogRecord]) -> None:
     """Have what was kept handled."""
     for record in records:
         _handle(record)

@@ -642,7 +642,7 @@ def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
     def helper() -> None:
         if future.set_running_or_notify_cancel():
             try:
-                with kept_for(records):
+                with kept_for(records.append):
                     result = function()
                 future.set_result(result)
             except BaseException as error:  # carried over to the caller
