@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asmtp import Rate, Relay, SMTPNotSupportedError, Timeouts
+from asmtp import Rate, Relay, SMTPNotSupportedError, SMTPTimeoutError, Timeouts
 from asmtp.cli.account import outcomes_of
 from asmtp.cli.wording import WORDS, for_operators
 from asmtp.delivery import Delivery
@@ -17,7 +17,7 @@ from asmtp.mailer import AsyncMailer
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import Credentials
-from asmtp.tls import Handshake, explain, explain_no_tls
+from asmtp.tls import Handshake, explain, explain_no_tls, tls_is_meant
 
 ASMTP = Path(__file__).parent.parent / "asmtp"
 
@@ -40,6 +40,10 @@ def no_tls() -> None:
     raise error
 
 
+def silence() -> None:
+    raise tls_is_meant(SMTPTimeoutError("timed out"), 465)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
@@ -54,6 +58,7 @@ def no_tls() -> None:
         (lambda: certificate(20), "trust the issuer with cafile= in the URL"),
         (lambda: certificate(62), "have such a name, or server_hostname=, in the URL"),
         (no_tls, "is for smtp+starttls://; smtps:// is for ports such as 465"),
+        (silence, "begins with TLS: smtps:// is meant"),
         (lambda: AsyncMailer("smtp://me@h"), "the URL has one of user name and password"),
         (lambda: AsyncMailer("smtp://me:pw@h?mechanisms=XOAUTH2"), "the URL's mechanisms need a token"),
         (lambda: Timeouts.of(-1), "--timeout must be a number of seconds above 0, not -1"),
@@ -63,7 +68,7 @@ def no_tls() -> None:
     ],
 )
 def test_options_are_those_of_the_url(call: Callable[[], object], told: str) -> None:
-    with pytest.raises((ValueError, ssl.SSLError, SMTPNotSupportedError)) as caught:
+    with pytest.raises((ValueError, ssl.SSLError, SMTPNotSupportedError, SMTPTimeoutError)) as caught:
         call()
     before, after = str(caught.value), for_operators(str(caught.value))
     assert told in after

@@ -171,7 +171,7 @@ async def test_silence() -> None:
     async with listening(Silent) as (host, port):
         relay = asmtp.Relay(host, port)
         bulk = "no answer in time: timed out: no answer to the greeting within 300 seconds"
-        check(await told_by_all(relay), relay, asmtp.SMTPTimeoutError, None, bulk)
+        check(await told_by_all(relay), relay, asmtp.SMTPTimeoutError, asmtp.SMTPTimeoutError, bulk)
 
 
 def test_the_blocking_mailer() -> None:

@@ -19,6 +19,7 @@ WORDS: tuple[tuple[str, str], ...] = (
         'smtp+starttls:// or tls="required"; smtps:// and tls="implicit" are for ports such as 465',
         "smtp+starttls://; smtps:// is for ports such as 465",
     ),
+    ('smtps://, SMTP_SSL or tls="implicit" is meant', "smtps:// is meant"),
     ("with window=1 there are none", "with window=1 in the URL there are none"),
     ("username and password go together", "the URL has one of user name and password, and they go together"),
     ("mechanisms: a token is needed for them", "the URL's mechanisms need a token, which asmtp bulk has no option for"),
