@@ -29,6 +29,10 @@ seems to be refused; then there is a NOOP, and the next reply tells::
     does not read     BDAT 503, XASMTP 502, RSET 250, MAIL 550, BDAT 503, and on its way: XASMTP 502, RSET 250
 
 Else, behind a refusal in the place of the last RSET's reply, there is HELP, whose reply is never 250, as RSET's is.
+
+The message behind a probe that was passed begins with one more RSET, for Dovecot's submission service (2.3 and 2.4): it
+does not pass on one that came in one piece with its MAIL, and refuses the next MAIL ("nested MAIL command") or ends on
+an assertion.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ class Transaction:
         session = self.session
         if session.extensions is not self._extensions:
             self._prepare()
-        if self._needs_probe():
+        probed = self._needs_probe()
+        if probed:
             yield ProbeFirst(self._commands[0])
         session.messages += 1
         if self._bdat is not (self._offered and session.chunking is Chunking.SHOWN) or self.envelope.binary:
@@ -186,7 +187,7 @@ class Transaction:
                 raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
         events: tuple[Event, ...] = (Event.mail, Event.rcpt)
-        if not session.settled:
+        if not session.settled or (probed and session.chunking is Chunking.SHOWN):
             commands = [_RSET, *commands]
             events = (Event.rset, Event.mail, Event.rcpt)
             self._base = 1

@@ -89,6 +89,24 @@ def exim498() -> Iterator[MailServer]:
 
 
 @pytest.fixture(scope="session")
+def postfix_strict() -> Iterator[MailServer]:
+    """A Postfix with its own limits on errors."""
+    yield from serve("postfix_strict")
+
+
+@pytest.fixture(scope="session")
+def exim_strict() -> Iterator[MailServer]:
+    """An Exim with its own limits on errors."""
+    yield from serve("exim_strict")
+
+
+@pytest.fixture(scope="session")
+def go() -> Iterator[MailServer]:
+    """A server of go-smtp, which does not read a chunk that it refuses."""
+    yield from serve("go")
+
+
+@pytest.fixture(scope="session")
 def cyrus() -> Iterator[MailServer]:
     """A Cyrus that speaks LMTP; one of its ports wants AUTH, and does channel binding."""
     yield from serve("cyrus")

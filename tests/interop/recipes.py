@@ -57,6 +57,7 @@ class Recipe:
     command: str
     suite: str = ""  # of Debian, where it is not the machine's own
     npm: str = ""  # a package of Node.js, installed in /usr/lib/npm
+    go: str = ""  # a program under conf/, built with the Go among the packages to be /usr/bin/server
 
 
 # One root folder for whatever Postfix and Dovecot do. usr-is-merged stands in for usrmerge, which would bring
@@ -96,6 +97,8 @@ chmod 644 etc/krb5.keytab srv/krb5/{USERNAME}.keytab
 serve /usr/sbin/krb5kdc -n
 """
 
+EXIM = "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4"
+
 OAUTH = f"""
 mkdir -p etc/dovecot/keys/default/HS256
 echo {base64.b64encode(JWT_KEY).decode()} >etc/dovecot/keys/default/HS256/default
@@ -118,7 +121,7 @@ RECIPES = {
         "exim4-daemon-heavy usr-is-merged",
         ("plain", "submission", "tls", "auth", "haproxy"),
         {"exim.conf": "exim4/exim4.conf"},
-        "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
+        EXIM,
         "/usr/sbin/exim4 -bdf",
     ),
     "dovecot": Recipe(
@@ -189,9 +192,39 @@ RECIPES = {
         "exim4-daemon-heavy usr-is-merged",
         ("plain", "submission", "tls", "auth", "haproxy"),
         {"exim.conf": "exim4/exim4.conf"},
-        "mkdir var/spool/exim4 && chown 5003:5003 var/spool/exim4",
+        EXIM,
         "/usr/sbin/exim4 -bdf",
         "trixie",
+    ),
+    # Postfix and Exim with the limits on errors that they have by default.
+    "postfix_strict": Recipe(
+        MAIL,
+        ("plain", "submission", "tls", "xclient", "haproxy"),
+        {
+            "postfix-main.cf": "postfix/main.cf",
+            "postfix-master.cf": "postfix/master.cf",
+            "postfix-mailboxes": "postfix/mailboxes",
+            "postfix-sasl.conf": "postfix/sasl/smtpd.conf",
+        },
+        POSTFIX + "sed -i '/^smtpd_.*_limit = /d; /^smtpd_error_sleep_time/d' etc/postfix/main.cf",
+        "/usr/lib/postfix/sbin/master -d",
+    ),
+    "exim_strict": Recipe(
+        "exim4-daemon-heavy usr-is-merged",
+        ("plain", "submission", "tls", "auth", "haproxy"),
+        {"exim.conf": "exim4/exim4.conf"},
+        EXIM + "; sed -i '/^smtp_max_/d; /^smtp_accept_max_/d' etc/exim4/exim4.conf",
+        "/usr/sbin/exim4 -bdf",
+    ),
+    # What does not read a chunk that it refuses.
+    "go": Recipe(
+        "golang-github-emersion-go-smtp-dev golang-github-emersion-go-sasl-dev golang-go usr-is-merged dash",
+        ("plain",),
+        {"go-smtp-arguments": "go-smtp-arguments"},
+        "",
+        "/bin/sh -c '. /etc/go-smtp-arguments; exec /usr/bin/server 127.0.0.1:$PORT $DOMAIN'",
+        "trixie",
+        go="go-smtp.go",
     ),
     # Another LMTP, with AUTH on one of its ports, and mailboxes that `MailServer.messages` does not find.
     "cyrus": Recipe(

@@ -5,8 +5,8 @@
 
 The packages conflict with each other and with the machine's own mail system, so they are never installed:
 apt resolves their dependencies against an empty system and downloads them, and each server gets a root folder
-with everything it needs, libc included; one of them is a package of npm. A running server sees that folder
-read-only; what it writes goes to a temporary folder and to tmpfs mounts that vanish with it.
+with everything it needs, libc included; one of them is a package of npm, and one is built with Go. A running server
+sees that folder read-only; what it writes goes to a temporary folder and to tmpfs mounts that vanish with it.
 
 Needs Linux, root, and the apt of Debian 12 or of another release with Dovecot 2.3; a recipe may name a release
 of its own. Installing uses the standard library only (and pip, where there is no npm); running needs trustme.
@@ -45,6 +45,7 @@ else:  # run as a script
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CONF = Path(__file__).parent / "conf"
 PROXY_HEADER = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 25\r\n"  # Postfix does not know UNKNOWN
 DOMAIN, USERNAME, PASSWORD = recipes.DOMAIN, recipes.USERNAME, recipes.PASSWORD
 MAX_SIZE, UTF8_LOCAL = recipes.MAX_SIZE, recipes.UTF8_LOCAL
@@ -170,7 +171,8 @@ def cache_folder() -> Path:
 def root_folder(name: str) -> Path:
     """A server's root; another list of packages means another folder, so nothing running loses its files."""
     recipe = recipes.RECIPES[name]
-    digest = hashlib.sha256((recipe.packages + recipe.suite + recipe.npm).encode()).hexdigest()
+    program = (CONF / recipe.go).read_text("utf-8") if recipe.go else ""
+    digest = hashlib.sha256((recipe.packages + recipe.suite + recipe.npm + program).encode()).hexdigest()
     return cache_folder() / f"{recipe.packages.split()[0]}-{digest[:8]}"
 
 
@@ -214,6 +216,8 @@ def install(name: str) -> None:
                 unpack(deb, partial)
             if package := recipes.RECIPES[name].npm:
                 install_npm(package, partial / "usr/lib/npm", Path(folder))
+            if program := recipes.RECIPES[name].go:
+                build_go(CONF / program, partial)
             partial.rename(root)
 
 
@@ -276,6 +280,34 @@ def install_npm(package: str, target: Path, folder: Path) -> None:
         raise RuntimeError(f"npm install {package}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
+BUILD = """
+set -e
+cd "$1"
+mount --rbind /dev dev
+mount --rbind /proc proc
+mount -t tmpfs tmpfs tmp
+exec chroot . /usr/bin/go build -o /usr/bin/server /usr/src/server.go
+"""
+# GOPATH, not modules: the packages' sources are all there is.
+GO = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": "/tmp", "HOME": "/tmp", "CGO_ENABLED": "0"}
+
+
+def build_go(program: Path, root: Path) -> None:
+    """Build a program with the Go that was unpacked, and leave no more of that than the program."""
+    (root / "usr/src").mkdir(exist_ok=True)
+    shutil.copy(program, root / "usr/src/server.go")
+    command = ["unshare", "--mount", "sh", "-c", BUILD, "build", str(root)]
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **GO}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"go build {program.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    for folder in (root / "usr/lib", root / "usr/share"):
+        for toolchain in folder.glob("go-*"):
+            shutil.rmtree(toolchain)
+
+
 # Running
 
 
@@ -323,7 +355,7 @@ def write_files(server: MailServer, token: str) -> None:
     for name in ("DOMAIN", "REALM", "UTF8_LOCAL", "MAX_SIZE", "VMAIL"):
         values[name] = str(getattr(recipes, name))
     for template, target in recipes.RECIPES[server.name].files.items():
-        text = (Path(__file__).parent / "conf" / template).read_text("utf-8")
+        text = (CONF / template).read_text("utf-8")
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
         (etc / target).parent.mkdir(parents=True, exist_ok=True)

@@ -67,8 +67,10 @@ def test_a_server_that_reads_what_it_refuses() -> None:
     exchange = second(session)
     say(session, *GOOD)
     assert session.chunking is Chunking.SHOWN
-    assert session.output().endswith(b"BDAT 22 LAST\r\n" + LETTER)
-    say(session, "250 mail", "250 rcpt", "250 taken")
+    behind = session.output()
+    assert behind.startswith(b"rset\r\nmail from:")  # Dovecot does not pass on a RSET that comes with its MAIL
+    assert behind.endswith(b"BDAT 22 LAST\r\n" + LETTER)
+    say(session, "250 reset", "250 mail", "250 rcpt", "250 taken")
     assert exchange.error is None
     assert exchange.result.reply.message == b"taken"
 
@@ -480,7 +482,7 @@ def test_slow_start() -> None:
     first = ["250 mail", "250 rcpt", "250 taken"]
     later = ["250 reset", *first]
     assert written(session.output()) == 1
-    say(session, *first)
+    say(session, *later)
     assert written(session.output()) == 2
     say(session, *first, *later)
     assert written(session.output()) == 4
