@@ -59,11 +59,16 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         return Body(None, size, eight_bit=not is_ascii, head=head), _slices(content)
     if isinstance(content, os.PathLike):
         file = await _opened(content, offload)
-        return Body(None, _size(file), eight_bit=True), _Reading(file, offload, close=True)
+        try:
+            size = await offload(_size, file)
+        except BaseException:  # cancelled
+            file.close()
+            raise
+        return Body(None, size, eight_bit=True), _Reading(file, offload, close=True)
     if hasattr(content, "__aiter__"):
         return Body(None, None, eight_bit=True), _checked(content)
     if hasattr(content, "read") and not hasattr(content, "encoding"):
-        return Body(None, _size(content), eight_bit=True), _Reading(content, offload, close=False)
+        return Body(None, await offload(_size, content), eight_bit=True), _Reading(content, offload, close=False)
     raise _not_content(content)
 
 
@@ -124,10 +129,15 @@ def _octets(view: memoryview) -> memoryview | bytes:
 
 
 def _size(file: IO[bytes]) -> int | None:
+    """Octets that a file has from where it stands, with the line end that it gets if it has none at its end."""
     raw = getattr(file, "raw", file)
     if isinstance(raw, io.FileIO):  # a GzipFile has a descriptor too: that of something else
         with contextlib.suppress(OSError):  # a pipe, say
-            return max(0, os.fstat(raw.fileno()).st_size - file.tell()) or None
+            whole = os.fstat(raw.fileno()).st_size
+            left = whole - file.tell()
+            if left > 0:
+                last = os.pread(raw.fileno(), 1, whole - 1) if hasattr(os, "pread") else b""  # Windows has none
+                return left + line_end(last)
     return None
 
 

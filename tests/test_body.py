@@ -89,15 +89,21 @@ async def test_a_path_is_opened_and_read_elsewhere_and_closed(tmp_path: Path) ->
     path = tmp_path / "message"
     path.write_bytes(b"x" * (PIECE + 5))
     body, pieces = await collected(path)
-    assert (body.data, body.size, body.eight_bit) == (None, PIECE + 5, True)
+    assert (body.data, body.size, body.eight_bit) == (None, PIECE + 5 + 2, True)  # with a line end
     assert list(map(len, pieces)) == [PIECE, 5]
-    assert len(calls) == 4  # to open it, and three reads
+    assert len(calls) == 5  # to open and to measure it, and three reads
 
 
-async def test_a_file_is_closed_if_the_caller_goes_when_it_is_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("calls", [1, 2], ids=["opened", "measured"])
+async def test_a_file_is_closed_if_the_caller_goes_when_it_is_open(calls: int, tmp_path: Path) -> None:
+    left = [None] * calls
+
     async def interrupted(function: Callable[..., Any], *args: Any) -> Any:
-        await asyncio.to_thread(function, *args)
-        raise asyncio.CancelledError
+        result = await asyncio.to_thread(function, *args)
+        left.pop()
+        if not left:
+            raise asyncio.CancelledError
+        return result
 
     (tmp_path / "message").write_bytes(b"hi")
     with pytest.raises(asyncio.CancelledError):
@@ -121,8 +127,15 @@ async def test_a_file_is_measured_from_where_it_stands(tmp_path: Path) -> None:
     with path.open("rb") as file:
         file.seek(4)
         body, pieces = await collected(file)
-        assert (body.size, pieces) == (6, [b"456789"])
+        assert (body.size, pieces) == (8, [b"456789"])  # with the line end that it gets
         assert not file.closed
+
+
+@pytest.mark.parametrize(("content", "size"), [(b"hi\r\n", 4), (b"hi\n", 3), (b"hi", 4), (b"", None)])
+async def test_the_line_end_that_a_file_gets_counts(content: bytes, size: int | None, tmp_path: Path) -> None:
+    (tmp_path / "message").write_bytes(content)
+    body, _ = await collected(tmp_path / "message")
+    assert body.size == size
 
 
 async def test_files_whose_size_is_not_known() -> None:
