@@ -36,6 +36,9 @@ known that the server does not have the message.
 SILENT, SLOWER = 1.0, 10.0
 """A connection that has been silent for so many seconds, and so many times as long as a message took, may hang."""
 
+FEW = 10
+"""Messages on a connection for which the probe of BDAT is not worth its round trip."""
+
 AHEAD = 0.02
 SHALLOW, DEEP = 4, 16
 """Messages given to a connection where they go one by one: what it does in 20 ms, and so many at least and at most.
@@ -219,8 +222,19 @@ class Lane(AsyncSMTP):
         self._depth = session.window if self._flows else SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
-        self.at_most(limits.get("MAILMAX"))
+        self._heed_most_messages(limits.get("MAILMAX"))
         self.at_most(self.source.most_messages(asyncio.get_running_loop().time()))
+
+    def _heed_most_messages(self, announced: int | None) -> None:
+        """Heed MAILMAX (RFC 9422 §3): the probe has a MAIL, too, and is not worth its while for a few messages."""
+        if announced is None:
+            return
+        session = self._session
+        probes = session.chunking is Chunking.UNKNOWN and "chunking" in session.extensions and self.chunking
+        if probes and announced <= FEW:
+            session.chunking = Chunking.NOT_SHOWN
+            probes = False
+        self.at_most(announced - probes)
 
     def at_most(self, messages: int | None) -> None:
         """It takes no more messages than so many, if that is known."""

@@ -37,7 +37,8 @@ MORE_THAT_BLOCKS = (
 BEHIND_THE_PROBE = {
     "test_cancellation", "test_client_pipelining", "test_client_requests", "test_client_sending", "test_client_sharing",
     "test_content_borders", "test_events", "test_faults_client", "test_lane", "test_lies", "test_mailer_retry",
-    "test_misbehaving", "test_pool", "test_session", "test_session_cancel", "test_session_overlap",
+    "test_misbehaving", "test_pool", "test_run_scale", "test_run_servers",
+    "test_session", "test_session_cancel", "test_session_overlap",
     "test_session_random", "test_transaction",
     "test_transaction_requests", "test_transaction_streamed", "test_transport_deadlines",
 }  # fmt: skip

@@ -135,6 +135,25 @@ async def test_a_connection_serves_when_a_message_was_withdrawn_behind_its_probe
         assert len(relay.letters) == 2
 
 
+@pytest.mark.parametrize("most", [1, 2, 10, 11, 20])
+async def test_the_probe_counts_where_the_server_tells_how_many_it_takes(most: int) -> None:
+    """MAILMAX (RFC 9422 §3) is about transactions, and the probe begins one."""
+    begun = 0
+
+    def answer(verb: str, line: str) -> str | None:
+        nonlocal begun
+        begun = 0 if verb == "EHLO" else begun + (verb == "MAIL")
+        return "421 4.7.0 too many" if verb == "MAIL" and begun > most else None
+
+    relay = Relay((*SHAPES["both"], f"LIMITS MAILMAX={most}"), answer=answer)
+    async with relaying(relay), mailer(relay, connections=1, retry=None) as posting:
+        deliveries = [delivery async for delivery in posting.send_all(items(3 * most))]
+        assert {delivery.state for delivery in deliveries} == {"sent"}
+        assert {delivery.receipt.attempts for delivery in deliveries if delivery.receipt} == {1}
+        assert ("BDAT" in relay.verbs) is (most > 10)
+        assert begun <= most
+
+
 def test_the_facade() -> None:
     with relay_at(Relay(SHAPES["both"])) as relay, asmtp.SMTP(relay.host, relay.port, "me.example") as smtp:
         for _ in range(3):
