@@ -99,7 +99,8 @@ class Sending:
                 if self._closing is not None:
                     await self._closing
             finally:
-                await outgoing.aclose()
+                with contextlib.suppress(RuntimeError):  # it waits for a thread, and nobody waits for it any more
+                    await outgoing.aclose()
                 self._withdraw()
                 self._over = True
                 self._noted.set()
