@@ -223,8 +223,8 @@ def explain_no_tls(error: ssl.SSLError) -> None:
 
 
 WITH_TLS = {465}
-WITHOUT_TLS = {25, 587, 2003}
-"""Ports of which it is known how they begin."""
+WITHOUT_TLS = {0, 25, 587, 2003}
+"""Ports of which it is known how they begin; 0 is a Unix socket's."""
 
 
 def tls_is_meant(error: SMTPServerDisconnected, port: int) -> SMTPServerDisconnected:

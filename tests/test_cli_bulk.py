@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import functools
 import json
 import os
 import signal
@@ -854,8 +855,11 @@ class Signalling(Inbox):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals(folder: Path, path: str, number: signal.Signals) -> None:
+def test_signals(folder: Path, path: str, number: signal.Signals, request: pytest.FixtureRequest) -> None:
     fill(folder, 300)
+    # The tests may run under nohup, and what is ignored here is ignored there.
+    request.addfinalizer(functools.partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     with serving(Signalling("PIPELINING", "CHUNKING")) as inbox:
         assert isinstance(inbox, Signalling)
         inbox.signal = number
