@@ -50,7 +50,7 @@ OWN = {
     "asmtp/run.py": ("tests.test_run", "tests.test_blocking", "tests.test_mailer_deadlines"),
     "asmtp/cli/__init__.py": ("tests.test_cli",),
     "asmtp/cli/demo.py": ("tests.test_cli",),
-    "asmtp/cli/server.py": ("tests.test_cli", "tests.test_sync", "tests.test_examples"),
+    "asmtp/cli/server.py": ("tests.test_cli_server",),
     "asmtp/cli/account.py": ("tests.test_cli_journal", "tests.test_cli_bulk"),
     "asmtp/cli/bulk.py": ("tests.test_cli_bulk",),
     "asmtp/cli/journal.py": ("tests.test_cli_journal",),

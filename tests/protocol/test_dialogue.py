@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from asmtp.errors import SMTPProtocolError
-from asmtp.protocol.dialogue import greeting, hello, raw_reply, raw_write, single, verb_event
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError
+from asmtp.protocol.dialogue import because_of, greeting, hello, raw_reply, raw_write, single, verb_event
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
@@ -378,3 +378,17 @@ def test_manual_content_to_two_by_lmtp(first: str, second: str, told: str, clean
     result = play(text, {"it": CONTENT_TO_TWO}, unsettled(lmtp=True))
     assert result["it"] == told
     assert result.settled is clean
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SMTPServerDisconnected("gone"), "gone; to EHLO it had said 521 .*no mail here"),
+        (SMTPTimeoutError("late"), "late"),
+        (SMTPProtocolError(-1, b"what"), "what"),
+    ],
+)
+def test_a_server_that_closes_where_helo_is_said_for_ehlo(error: SMTPServerDisconnected, told: str) -> None:
+    """Why it closes, it has said to EHLO."""
+    with pytest.raises(type(error), match=told), because_of(Reply(521, b"no mail here")):
+        raise error
