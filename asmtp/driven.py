@@ -109,6 +109,7 @@ def without_loop(function: Callable[..., T], *args: Any) -> T:
 class _AuditedSession(Session):
     """Tells audit hooks what is written, as smtplib does; a hook that raises keeps it from being written."""
 
+    declares_line_end = False  # as smtplib has it, and CPython's tests want it
     audit: Callable[[str, bytes], None]
 
     def _write(self, exchange: Exchange, group: Group) -> None:

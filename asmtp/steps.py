@@ -19,7 +19,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
 )
 from asmtp.protocol.command import options_text
-from asmtp.protocol.content import encode_content, line_end, to_octets, wire_size
+from asmtp.protocol.content import encode_content, to_octets, wire_size
 from asmtp.protocol.envelope import path
 from asmtp.protocol.message import flatten
 from asmtp.protocol.reply import Reply
@@ -68,7 +68,7 @@ class Steps:
         octets = self._octets(msg)
         options = [*mail_options] if smtp.does_esmtp else []
         if smtp.does_esmtp and smtp.has_extn("size"):
-            options.insert(0, f"size={wire_size(octets) + line_end(octets)}")
+            options.insert(0, f"size={wire_size(octets)}")
         unsure = "not_sent"
         try:
             reply = self._say("mail", "FROM:", sender, options)

@@ -333,6 +333,7 @@ async def test_a_server_that_says_421_and_goes_on(shape: tuple[str, ...], verb: 
         assert states["sent"] == 20 or (retry is None and states == {"sent": 19, "refused": 1})
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # uvloop has arguments for a factory that asyncio's does not know
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12")
 async def test_a_relay_that_fails_at_once_where_tasks_are_eager(tmp_path: Path) -> None:
     """A Unix socket that is not there takes no pass of the loop to say so."""

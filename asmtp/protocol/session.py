@@ -45,6 +45,9 @@ class Session:
     untried: ClassVar = Chunking.UNKNOWN
     """What is known of BDAT on a connection on which it was not tried."""
 
+    declares_line_end: ClassVar = True
+    """SIZE counts the line end that is added to content which has none at its end (RFC 1870 §5)."""
+
     def __init__(
         self, *, lmtp: bool = False, pipelining: bool = True, window: int = 100, window_octets: int = 1 << 20
     ) -> None:

@@ -235,15 +235,19 @@ class Transaction:
         body = self.body
         text = ""
         size = body.size
+        added = 0
         if body.data is not None and size is not None:
-            size = len(body.data) if self.envelope.binary else size + line_end(body.data)
+            size = len(body.data) if self.envelope.binary else size
+            added = 0 if self.envelope.binary else line_end(body.data)
         if size is not None and "size" in extensions:
+            declared = size + added if self.session.declares_line_end else size
+            size += added
             limit = extensions.size
             if limit is not None and size > limit:
                 # RFC 1870 §6.1: what the server would say to it.
                 why = f"5.3.4 message of {size} octets is over the server's limit of {limit}"
                 raise self._refusal(SMTPSenderRefused(552, why.encode(), self.envelope.sender))
-            text = f" size={size}"
+            text = f" size={declared}"
         if body.eight_bit and "8bitmime" in extensions and not self.envelope.binary:
             text += " BODY=8BITMIME"
         if self._prdr:

@@ -9,6 +9,7 @@ import pytest
 
 from asmtp.errors import SMTPNotSupportedError, SMTPSenderRefused
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, Transaction
 
@@ -202,3 +203,14 @@ def test_the_size_of_binary_content() -> None:
     session.extensions["size"] = "5"
     with pytest.raises(SMTPSenderRefused, match=f"message of {len(RAW)} octets"):
         Transaction(session, Envelope("a@x", "b@x", binary=True), Body(RAW, 1, eight_bit=True))
+
+
+@pytest.mark.parametrize(("counted", "size"), [(True, 6), (False, 4)])
+def test_whether_size_counts_the_line_end_that_is_added(counted: bool, size: int) -> None:
+    """smtplib's does not, and CPython's tests want that of the facade."""
+    session = opened("both")()
+    session.declares_line_end = counted  # type: ignore[misc]
+    session.extensions = Extensions.parse(b"me\nPIPELINING\nSIZE")
+    body = Body(b"hell", 4, eight_bit=False)
+    session.start(Transaction(session, Envelope("a@x", ["b@x"]), body).run())
+    assert session.output().startswith(b"mail from:<a@x> size=%d\r\n" % size)
