@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the suite on the other supported Pythons that are found, at the same time; says which.  Interop tests run on the
+# Runs the suite on the other supported Pythons that are found, at the same time; says which.  Interop tests and long ones run on the
 # main one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ for version in 3.12 3.13; do
     venv=.venv-$version
     "$python" -m venv "$venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -e '.[test]'
-    "$venv/bin/python" -m pytest -q -n auto -m "not interop" -o cache_dir="$venv/cache" >"$venv/output" 2>&1 &
+    "$venv/bin/python" -m pytest -q -n auto -m "not interop and not long" -o cache_dir="$venv/cache" >"$venv/output" 2>&1 &
     running[$version]=$!
 done
 
