@@ -270,6 +270,10 @@ class Scripted:
         assert not check or not self._scripts, f"{len(self._scripts)} connections were not made"
 
 
+BACKLOG = 1000
+"""Connections that wait to be accepted: with fewer the kernel drops them, and tries again by its own clock."""
+
+
 @contextlib.asynccontextmanager
 async def listening(
     factory: Callable[[], asyncio.BaseProtocol],
@@ -288,10 +292,12 @@ async def listening(
     if send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     sock.bind(path or (host or ("::1" if family == socket.AF_INET6 else "127.0.0.1"), 0))
-    sock.listen(100)
+    sock.listen(BACKLOG)
     address = sock.getsockname()
     loop = asyncio.get_running_loop()
-    server = await (loop.create_unix_server if path else loop.create_server)(factory, sock=sock, ssl=tls)
+    server = await (loop.create_unix_server if path else loop.create_server)(
+        factory, sock=sock, ssl=tls, backlog=BACKLOG
+    )
     try:
         yield address
     finally:
