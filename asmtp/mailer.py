@@ -171,6 +171,7 @@ class AsyncMailer:
         self._outbox: Outbox | None = None  # once it is used
         self._closing = False
         self._runs: set[Run] = set()
+        self._forsaken: asyncio.Future[None] | None = None  # for who waits for iterables that are left
         self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
         self._counts = dict.fromkeys(("sent", "refused", "not_sent", "in_doubt"), 0)
         self._retried = 0  # in event loops that are no more
@@ -387,6 +388,8 @@ class AsyncMailer:
         self.abort()
         forsaken = [run for run in list(self._runs) if run.forsake()]
         if forsaken:
+            if self._forsaken is not None:
+                resolve(self._forsaken, None)
             logger.warning("closed while an iterable given to send_all goes on, though it was cancelled")
 
     def abort(self) -> None:
@@ -519,7 +522,10 @@ class AsyncMailer:
             if outbox is not None and outbox.in_flight:
                 await outbox.quiet()
             elif left:
-                await asyncio.wait([task for task in left if task is not None])
+                if self._forsaken is None or self._forsaken.done():
+                    self._forsaken = asyncio.get_running_loop().create_future()
+                tasks = [task for task in left if task is not None]
+                await asyncio.wait([*tasks, self._forsaken], return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.sleep(0)  # for who sees to their end
             else:
                 break
