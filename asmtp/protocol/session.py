@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, said
 from asmtp.protocol.chunking import Chunking, probe
-from asmtp.protocol.exchange import Dialogue, Exchange, Group, ProbeFirst, Pull, Watcher
+from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase, ProbeFirst, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, printable
@@ -331,6 +331,7 @@ class Session:
             return True
         return (
             not exchange.alone
+            and not self.chunk_refused  # the next reply tells whether it was read: until then nothing more is risked
             and self.overlap
             and self.pipelining
             and len(self._owed) < self.opened
@@ -447,7 +448,7 @@ class Session:
             return end
         if not exchange.owed:
             self._owed.popleft()
-            if self.opened < self.window:
+            if self.opened < self.window and group.final is Phase.FINAL:
                 self.opened += 1
             if not self._owed and self.state in GO_CODES:
                 go = reply.code in GO_CODES[self.state]

@@ -442,6 +442,17 @@ def test_a_connection_that_ends_behind_a_refused_chunk_shows_nothing(goodbye: by
     assert session.chunking is Chunking.SHOWN
 
 
+def test_behind_a_refused_chunk_nothing_is_written_until_it_is_known_to_be_read() -> None:
+    session = shown(2)
+    for _ in range(4):
+        begin(session)
+    assert written(session.output()) == 2
+    say(session, *REFUSED["content"])
+    assert session.output() == b""
+    say(session, "250 reset")
+    assert written(session.output()) == 2
+
+
 def test_421_in_the_place_of_rset() -> None:
     """The server closes: what is behind was not looked at."""
     session = shown()
