@@ -171,7 +171,6 @@ class AsyncMailer:
         self._outbox: Outbox | None = None  # once it is used
         self._closing = False
         self._runs: set[Run] = set()
-        self._forsaken: asyncio.Future[None] | None = None  # for who waits for iterables that are left
         self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
         self._counts = dict.fromkeys(("sent", "refused", "not_sent", "in_doubt"), 0)
         self._retried = 0  # in event loops that are no more
@@ -386,11 +385,8 @@ class AsyncMailer:
         if given_up:
             logger.warning("closed before all was sent: gave up %d messages", given_up)
         self.abort()
-        forsaken = [run for run in list(self._runs) if run.forsake()]
-        if forsaken:
-            if self._forsaken is not None:
-                resolve(self._forsaken, None)
-            logger.warning("closed while an iterable given to send_all goes on, though it was cancelled")
+        for run in list(self._runs):
+            run.forsake()
 
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
@@ -430,7 +426,13 @@ class AsyncMailer:
         """The account of a `send_all`."""
         connections = self._connections
         run = Run(
-            self, connections * self._window, connections * OCTETS, 2 * connections, in_order=in_order, timeout=timeout
+            self,
+            connections * self._window,
+            connections * OCTETS,
+            2 * connections,
+            in_order=in_order,
+            timeout=timeout,
+            patience=self._close_timeout,
         )
         self._runs.add(run)
         return run
@@ -518,15 +520,11 @@ class AsyncMailer:
         here = asyncio.current_task()
         outbox = self._at_home()
         while True:
-            left = [run.pulling for run in self._runs if run.stopped and run.pulling not in (None, here)]
+            left = [run for run in self._runs if run.stopped and run.pulling not in (None, here)]
             if outbox is not None and outbox.in_flight:
                 await outbox.quiet()
             elif left:
-                if self._forsaken is None or self._forsaken.done():
-                    self._forsaken = asyncio.get_running_loop().create_future()
-                tasks = [task for task in left if task is not None]
-                await asyncio.wait([*tasks, self._forsaken], return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.sleep(0)  # for who sees to their end
+                await left[0].change()
             else:
                 break
 

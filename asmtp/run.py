@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -16,6 +17,8 @@ from asmtp.errors import SMTPStateError
 __all__ = ["Carrier", "Deliveries", "Run", "resolve"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("asmtp")
 
 SLICE = 0.001
 """Seconds after which an iterable that is asked in the loop lets others have their turn."""
@@ -59,6 +62,7 @@ class Run:
         least: see `octets`.
         in_order: tell of them in their order.
         timeout: seconds for the whole of a message, or None.
+        patience: seconds in which an iterable that was cancelled has to end; then it is not waited for; None: no limit.
 
     Attributes:
         ready: what can be told.
@@ -76,6 +80,7 @@ class Run:
         *,
         in_order: bool,
         timeout: float | None = None,
+        patience: float | None = None,
     ) -> None:
         self._mailer = mailer
         self._limit = limit
@@ -83,6 +88,8 @@ class Run:
         self._least = least
         self._in_order = in_order
         self._timeout = timeout
+        self._patience = patience
+        self._impatience: asyncio.TimerHandle | None = None  # at the end of it
         self._due: deque[tuple[float, Shipment]] = deque()  # when their time is up
         self.ready: deque[Delivery] = deque()
         self.stopped = False
@@ -202,6 +209,8 @@ class Run:
             self._cut = None  # all was taken, or there was no more to be had
         elif not self._halted:
             self.error = asyncio.CancelledError("the iterable was cancelled")
+        if self._impatience is not None:
+            self._impatience.cancel()
         self.pulling = None
         self.stopped = True
         self.settled()
@@ -331,10 +340,10 @@ class Run:
     async def news(self) -> None:
         """Until there is something to tell, or all is over."""
         if not self.ready and not self.over:
-            await self._change()
+            await self.change()
 
-    async def _change(self) -> None:
-        """Until `settled` finds something new.  Several may wait."""
+    async def change(self) -> None:
+        """Wait until `settled` finds something new.  Several may wait."""
         if self._news is None or self._news.done():
             self._news = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._news)
@@ -357,16 +366,19 @@ class Run:
         elif self.pulling is not None and not self._halted:  # once: it may have to clean up
             self._halted = True
             self.pulling.cancel()
+            if self._patience is not None:
+                self._impatience = self.pulling.get_loop().call_later(self._patience, self.forsake)
         self.stopped = True
         if self._flying:
             self._mailer.give_up(self)
         self.settled()
 
-    def forsake(self) -> bool:
-        """Wait no more for an iterable that goes on though it was cancelled; whether there is one."""
-        waited, self.pulling = self.pulling is not None, None
-        self.settled()
-        return waited
+    def forsake(self) -> None:
+        """Wait no more for an iterable that goes on though it was cancelled."""
+        if self.pulling is not None:
+            self.pulling = None
+            logger.warning("an iterable given to send_all goes on, though it was cancelled: it is not waited for")
+            self.settled()
 
     def bereaved(self) -> None:
         """Where the loop that it was begun in is closed, nothing goes on."""
@@ -407,7 +419,7 @@ class Run:
         self.bereaved()
         self.stop()
         while not self.over:
-            await self._change()
+            await self.change()
         self._cut = None
         if isinstance(self.error, SMTPStateError):
             self.error = None

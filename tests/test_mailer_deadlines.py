@@ -272,7 +272,7 @@ async def test_what_content_raises_ends_the_message(what: str) -> None:
 
 
 @pytest.mark.virtual_clock
-@pytest.mark.parametrize("how", ["left", "an exception", "aclose meanwhile"])
+@pytest.mark.parametrize("how", ["left", "an exception", "aclose meanwhile", "drain", "aclose of the loop"])
 @pytest.mark.parametrize("kind", ["deaf", "slow to end"])
 async def test_an_iterable_that_goes_on_is_not_waited_for(
     how: str, kind: str, caplog: pytest.LogCaptureFixture
@@ -302,6 +302,11 @@ async def test_an_iterable_that_goes_on_is_not_waited_for(
                 await posting.aclose()
                 with pytest.raises(asmtp.SMTPStateError, match="not all was taken"):
                     await rest
+            if how == "aclose of the loop":
+                assert await deliveries.aclose() == []
+            if how == "drain":
+                del deliveries
+                assert await posting.drain() == []
 
     async with relaying(Relay()) as relay:
         begun = now()
