@@ -17,7 +17,7 @@ def spelt_out(value: Any) -> Any:
 
     The former only say that they are str, the latter only have its methods; regular expressions take neither.
     """
-    if issubclass(type(value), str):
+    if type(value) is str or issubclass(type(value), str):
         return value
     if isinstance(value, str) or (hasattr(value, "encode") and hasattr(value, "partition")):
         return str(value)

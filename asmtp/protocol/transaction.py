@@ -117,8 +117,8 @@ class Transaction:
     """
 
     __slots__ = (
-        "_apart", "_asked_apart", "_base", "_bdat", "_chunking", "_commands", "_content", "_each", "_ended",
-        "_extensions", "_group", "_prdr", "body", "envelope", "replies", "session",
+        "_apart", "_asked_apart", "_base", "_bdat", "_binary", "_chunking", "_commands", "_content", "_each", "_ended",
+        "_extensions", "_group", "_offered", "_prdr", "body", "envelope", "replies", "session",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +128,7 @@ class Transaction:
         self.envelope = envelope
         self.body = body
         self.replies: list[Reply] = []
+        self._binary = envelope.binary
         self._chunking = chunking
         self._asked_apart = apart or body.data is None
         self._base = 0  # the place of MAIL's reply
@@ -147,6 +148,7 @@ class Transaction:
         """Make what will be written.  While others have the turn there is time for it; when it comes there is none."""
         session = self.session
         self._extensions = extensions = session.extensions
+        self._offered = self._chunking and "chunking" in extensions
         self._bdat = self._offered and session.chunking is Chunking.SHOWN
         self._prdr = self.envelope.prdr and "prdr" in extensions and not session.lmtp
         self._commands = self.envelope.commands(
@@ -155,14 +157,9 @@ class Transaction:
         self._content = self._encoded()
         self._apart = self._asked_apart or (self._bdat and _FIELD.match(self._content) is None)
 
-    @property
-    def _offered(self) -> bool:
-        """Whether the server offers BDAT, and the caller lets it be used."""
-        return self._chunking and "chunking" in self._extensions
-
     def _encoded(self) -> bytes:
         body = self.body
-        if self.envelope.binary:
+        if self._binary:
             if not self._chunking:
                 raise SMTPNotSupportedError("BINARYMIME needs CHUNKING, which was turned off")
             if self.session.chunking is Chunking.NOT_SHOWN:
@@ -177,13 +174,13 @@ class Transaction:
         session = self.session
         if session.extensions is not self._extensions:
             self._prepare()
-        probed = self._needs_probe()
+        probed = session.chunking is not Chunking.SHOWN and self._needs_probe()
         if probed:
             yield ProbeFirst(self._commands[0])
         session.messages += 1
-        if self._bdat is not (self._offered and session.chunking is Chunking.SHOWN) or self.envelope.binary:
+        if self._bdat is not (self._offered and session.chunking is Chunking.SHOWN) or self._binary:
             self._prepare()
-            if self.envelope.binary and not self._bdat:
+            if self._binary and not self._bdat:
                 raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
         events: tuple[Event, ...] = (Event.mail, Event.rcpt)
@@ -220,7 +217,7 @@ class Transaction:
         session = self.session
         if session.chunking not in (Chunking.UNKNOWN, Chunking.INCONCLUSIVE) or not self._offered:
             return False
-        return self.envelope.binary or (session.messages > 0 and session.pipelining)
+        return self._binary or (session.messages > 0 and session.pipelining)
 
     def _each_recipient(self) -> Generator[Group, Any, None]:
         """PRDR (draft-hall-prdr): behind 353 there is a reply for each recipient that was accepted, and a last one."""
@@ -237,8 +234,8 @@ class Transaction:
         size = body.size
         added = 0
         if body.data is not None and size is not None:
-            size = len(body.data) if self.envelope.binary else size
-            added = 0 if self.envelope.binary else line_end(body.data)
+            size = len(body.data) if self._binary else size
+            added = 0 if self._binary else line_end(body.data)
         if size is not None and "size" in extensions:
             declared = size + added if self.session.declares_line_end else size
             size += added
@@ -248,7 +245,7 @@ class Transaction:
                 why = f"5.3.4 message of {size} octets is over the server's limit of {limit}"
                 raise self._refusal(SMTPSenderRefused(552, why.encode(), self.envelope.sender))
             text = f" size={declared}"
-        if body.eight_bit and "8bitmime" in extensions and not self.envelope.binary:
+        if body.eight_bit and "8bitmime" in extensions and not self._binary:
             text += " BODY=8BITMIME"
         if self._prdr:
             text += " PRDR"
@@ -298,7 +295,7 @@ class Transaction:
         if self.body.data is not None:
             yield self._last_chunk(self._content)
             return
-        encoder = AsItIs() if self.envelope.binary else ContentEncoder(stuff=False)
+        encoder = AsItIs() if self._binary else ContentEncoder(stuff=False)
         answered = len(self.replies)
         wait = not self.session.pipelining
         while (piece := (yield PULL)) is not None:
