@@ -161,9 +161,9 @@ def calibrate(servers: Servers, method: OneConnection, scenario: Scenario, clien
     """How many messages make a sample of about `seconds`."""
     fewest = count = method.fewest(scenario)
     rate = checked_sample(servers, method, scenario, client, count, 0).rate
-    # One message, or a few, say nothing about how many fly at once.
-    while count < rate * seconds / 10:
-        count = int(rate * seconds / 5)
+    # One message, or a few, say nothing about how many fly at once; a connection begins with one and doubles.
+    while count < rate * seconds / 2:
+        count = int(rate * seconds)
         rate = checked_sample(servers, method, scenario, client, count, 0).rate
     return max(fewest, round(rate * seconds))
 
