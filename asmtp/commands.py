@@ -11,6 +11,8 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import anyio
+
 from asmtp import transport
 from asmtp.aside import aside
 from asmtp.auth import AuthObjects
@@ -149,7 +151,10 @@ class Commands(AuthObjects):
     async def _hello_name(self, name: str) -> str:
         if not name:
             if self.local_hostname is None:
-                self.local_hostname = await self._offload(transport.local_hostname)
+                found = transport.THIS_MACHINE  # unless a resolver knows better in time
+                with anyio.move_on_after(self.timeouts.connect):
+                    found = await self._call_out(transport.local_hostname)
+                self.local_hostname = found
             name = self.local_hostname
         return name
 
@@ -486,7 +491,7 @@ class Commands(AuthObjects):
         return token
 
     async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function of the caller's that may block, in a thread; who is cancelled does not wait for it."""
+        """Call what may block for long, as a function of the caller's, in a thread; who is cancelled does not wait."""
         return await aside(function, *args, abandon=True)
 
     async def auth(

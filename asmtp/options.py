@@ -163,7 +163,7 @@ class Timeouts:
     The defaults from `greeting` to `final` are those of RFC 5321 §4.5.3.2.
 
     Attributes:
-        connect: name look-up and TCP connection, all addresses together.
+        connect: name look-up and TCP connection, all addresses together; and the look-up of this machine's own name.
         tls: the TLS handshake.
         greeting: the server's 220.
         command: the reply to EHLO, MAIL, RCPT and every other command that has no limit of its own.

@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import math
 import os
+import re
 import select
 import socket
 import ssl
@@ -25,6 +26,7 @@ import anyio
 from asmtp.aside import resolve
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
 from asmtp.options import Timeouts
+from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.session import Session
@@ -32,7 +34,9 @@ from asmtp.protocol.state import State
 from asmtp.tls import Handshake, explain, explain_no_tls, is_no_tls
 from asmtp.tunnel import through
 
-__all__ = ["Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve"]
+__all__ = [
+    "THIS_MACHINE", "Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve",
+]  # fmt: skip
 
 Address = tuple[str, int] | str
 """(host, port), or the path of a Unix socket."""
@@ -59,6 +63,11 @@ STALLED = 1.0
 
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
+
+THIS_MACHINE = "[127.0.0.1]"
+"""What EHLO says where nothing better is known."""
+
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.|\Z))+")  # RFC 5321 §4.1.2
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 
@@ -664,14 +673,20 @@ def _raise_tls_error(error: BaseException, limit: float | None, handshake: Hands
 
 
 def local_hostname() -> str:
-    """What EHLO says this machine is called: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks."""
-    name = socket.getfqdn()
-    if "." in name:
+    """What EHLO says this machine is called: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks.
+
+    A machine may have any name, also one that is no domain (`my_host.lan`), or that cannot even be looked up.
+    """
+    try:
+        name = ascii_domain(socket.getfqdn().removesuffix("."), "local_hostname")
+    except ValueError:  # a UnicodeError too
+        name = ""
+    if "." in name and _DOMAIN.fullmatch(name):
         return name
     try:
         address = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        address = "127.0.0.1"
+    except (OSError, UnicodeError):
+        return THIS_MACHINE
     return f"[{address}]"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
+from asmtp import AsyncLMTP, AsyncMailer, AsyncSMTP, AsyncSMTP_SSL, commands
 from asmtp import transport as transport_module
 from asmtp.protocol.extensions import Extensions
 
@@ -217,6 +217,24 @@ async def test_the_name_of_this_machine_is_looked_up_once(monkeypatch: pytest.Mo
         await smtp.ehlo()
         assert smtp.local_hostname == "[192.0.2.1]"
         assert relay.commands == ["ehlo [192.0.2.1]"]
+
+
+@pytest.mark.virtual_clock
+async def test_the_name_of_this_machine_is_not_waited_for_longer_than_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A resolver that does not answer holds nothing up."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(commands, "aside", lambda function, abandon: asyncio.sleep(3600))
+    async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port, timeout=7) as smtp:
+        await smtp.ehlo()
+        assert loop.time() == pytest.approx(7)
+        await smtp.ehlo()  # it is not asked again
+        assert relay.commands == ["ehlo [127.0.0.1]"] * 2
+    async with relaying(Relay()) as relay, AsyncMailer(f"smtp://{relay.host}:{relay.port}", timeouts=8) as mailer:
+        await mailer.send(b"hi", "a@x.example", "b@y.example")
+        assert relay.commands[0] == "ehlo [127.0.0.1]"
+        assert loop.time() == pytest.approx(15)
 
 
 @pytest.mark.usefixtures("bdat_at_once")

@@ -317,6 +317,34 @@ def test_local_hostname_without_an_address_is_loopback(monkeypatch: pytest.Monke
     assert local_hostname() == "[127.0.0.1]"
 
 
+@pytest.mark.parametrize(
+    "name", ["my_host.lan", "a b.example", "x..y", "-x.example", f"{'x' * 64}.example", "\udcff.lan", "h\r\n.x"]
+)
+def test_local_hostname_that_is_no_domain_is_an_address(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: name)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "192.0.2.7")
+    assert local_hostname() == "[192.0.2.7]"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("host.example.", "host.example"),
+        ("büro.example", "xn--bro-hoa.example"),
+        ("4-2.3com.example", "4-2.3com.example"),
+    ],
+)
+def test_local_hostname_is_a_domain(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: name)
+    assert local_hostname() == said
+
+
+def test_a_local_hostname_that_no_resolver_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python's own idna codec has it: a label has 63 characters, a host name on Linux 64."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "x" * 64)
+    assert local_hostname() == "[127.0.0.1]"
+
+
 # ---- flow control -----------------------------------------------------------------------------
 
 
