@@ -35,6 +35,8 @@ from asmtp.options import (
     Timeouts,
     TLSMode,
     check,
+    check_address,
+    check_source,
     host_and_port,
 )
 from asmtp.protocol import dialogue
@@ -96,10 +98,10 @@ class AsyncSMTP(Commands):
         **options: Unpack[Options],
     ) -> None:
         hide(options)
-        self._host = host
-        self._port = port
+        self._host, self._port = check_address(host, port)
         self.local_hostname = local_hostname if local_hostname is None else gate(local_hostname, "local_hostname")
         self.timeouts = Timeouts.of(timeout)
+        check_source(source_address)
         self.source_address = source_address
         check(options, type(self).__name__)
         self._username = options.get("username")
@@ -272,6 +274,8 @@ class AsyncSMTP(Commands):
 
     async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
         """Connect and read the greeting."""
+        host, port = check_address(host, port)
+        check_source(source_address)
         if source_address:
             self.source_address = source_address
         if not host:

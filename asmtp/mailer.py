@@ -586,7 +586,7 @@ def _relays(
     if window is not None:
         said["window"] = window
     if timeouts is not DEFAULT_TIMEOUTS:
-        said["timeouts"] = Timeouts.of(timeouts)
+        said["timeouts"] = Timeouts.of(timeouts, "timeouts")
     relays = [dataclasses.replace(relay, **said) for relay in found]
     for number, relay in enumerate(relays):
         relays[number] = dataclasses.replace(

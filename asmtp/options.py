@@ -6,11 +6,11 @@ import math
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from asmtp.events import Hook
 from asmtp.login import Mechanisms, check_mechanisms, needs
-from asmtp.protocol.command import gate
+from asmtp.protocol.command import gate, spelt_out
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.tls import check_context
 from asmtp.tunnel import check_proxy
@@ -24,6 +24,9 @@ __all__ = [
     "Timeouts",
     "Token",
     "check",
+    "check_address",
+    "check_flag",
+    "check_source",
     "host_and_port",
 ]
 
@@ -51,7 +54,8 @@ class Options(TypedDict, total=False):
         Called with False for a token on connecting, and once more with True (a fresh one, whatever is cached) if
         the server rejects that.  It may be async; one that is not is called in a thread, as it may block.
         SMTP, SMTP_SSL and LMTP call it in the calling thread, and run an async one on a loop of their own.
-        It has to have a time-out of its own: `timeout` is about the server.
+        It is waited for as long as the reply to a command is; but SMTP, SMTP_SSL and LMTP cannot interrupt one that
+        blocks, so that it needs a time-out of its own there.
     mechanisms: the SASL mechanisms to log in with, in this order: names, and for one that asmtp does not have (name,
         function), the function taking :class:`asmtp.Credentials` and returning a generator from challenge to
         response: see :meth:`asmtp.AsyncSMTP.auth`.  By default all that fit a password, or a token, the ones that
@@ -106,6 +110,14 @@ def check(options: Options, owner: str) -> None:
         check_proxy(proxy)
         if options.get("sock") is not None:
             raise ValueError("proxy and sock: only one of them can be given")
+    server_hostname = options.get("server_hostname")
+    if server_hostname is not None:
+        gate(server_hostname, "server_hostname")
+    sock = options.get("sock")
+    if sock is not None and not hasattr(sock, "fileno"):
+        raise TypeError(f"sock must be a connected socket, not {type(sock).__name__}")
+    for name in ("pipelining", "chunking"):
+        check_flag(name, options.get(name, True))
     hook = options.get("on_event")
     if hook is not None and not callable(hook):
         raise TypeError(f"on_event must be a function, not {type(hook).__name__}")
@@ -139,6 +151,51 @@ def _check_credentials(options: Options) -> None:
                 raise ValueError(f"mechanisms: a {need} is needed for them")
     if username is not None:
         gate(username, "username")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError where it is neither True nor False: "no" would be taken for True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+
+
+def check_address(host: Any, port: Any) -> tuple[str, int]:
+    """Return host and port; a number in a str, and None for what is not given, are taken as by smtplib.
+
+    Raises:
+        ValueError, TypeError: they are no such thing.
+    """
+    host = gate(spelt_out(host or ""), "host")
+    if port is None:
+        port = 0
+    if isinstance(port, str):
+        port = gate(port, "port")
+        return host, cast(
+            "int", int(port) if port.isascii() and port.isdecimal() else port
+        )  # the resolver knows "smtp"
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be int, not {type(port).__name__}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be a number from 0 to 65535, not {port}")
+    return host, port
+
+
+def check_source(address: Any) -> None:
+    """Raise where it is neither None nor (host, port), as `source_address`.
+
+    Raises:
+        ValueError, TypeError: what is wrong.
+    """
+    if not address and not isinstance(address, int):
+        return
+    if not isinstance(address, tuple | list) or len(address) != 2:
+        raise TypeError("source_address must be (host, port)")
+    host, port = address
+    gate(host, "source_address: host")
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"source_address: port must be int, not {type(port).__name__}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"source_address: port must be a number from 0 to 65535, not {port}")
 
 
 def host_and_port(host: str, port: int, default: int) -> tuple[str, int]:
@@ -187,8 +244,11 @@ class Timeouts:
             _check_seconds(getattr(self, field.name), f"timeout.{field.name}")
 
     @classmethod
-    def of(cls, value: float | Timeouts | None) -> Timeouts:
+    def of(cls, value: float | Timeouts | None, name: str = "timeout") -> Timeouts:
         """One number for all phases, None for no limits, or what is one already.
+
+        Args:
+            name: what the caller calls it.
 
         Raises:
             ValueError: a number that is not above 0.
@@ -196,7 +256,7 @@ class Timeouts:
         """
         if isinstance(value, Timeouts):
             return value
-        _check_seconds(value, "timeout")
+        _check_seconds(value, name)
         return cls(*[value] * len(fields(cls)))
 
 

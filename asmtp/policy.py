@@ -90,6 +90,10 @@ class Retry:
             raise ValueError(f"retry.attempts must be a whole number, at least 1, not {self.attempts!r}")
         for name in ("within", "initial", "factor", "maximum"):
             _above_zero(getattr(self, name), f"retry.{name}", optional=name == "within")
+        if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float):
+            raise TypeError(f"retry.jitter must be a number, not {type(self.jitter).__name__}")
+        if not isinstance(self.in_doubt, bool):
+            raise TypeError(f"retry.in_doubt must be True or False, not {type(self.in_doubt).__name__}")
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"retry.jitter must be from 0 to 1, not {self.jitter!r}")
 

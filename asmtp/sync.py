@@ -45,6 +45,8 @@ from asmtp.options import (
     SMTP_SSL_PORT,
     Options,
     Timeouts,
+    check_address,
+    check_source,
     host_and_port,
 )
 from asmtp.protocol import dialogue
@@ -325,6 +327,8 @@ class SMTP(AuthObjects):
         """
         if self._client.is_connected:
             self.close()
+        host, port = check_address(host, port)
+        check_source(source_address)
         if source_address:
             self.source_address = source_address
         self._default_timeout = socket.getdefaulttimeout()

@@ -773,11 +773,12 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
             sock.close()
             raise
         return sock
-    infos = await resolver(*address)
+    infos = await _look_up(resolver, *address, "host")
     local = None
     if source_address:
         # The source address decides the family: only the server's addresses of that family can be reached.
-        local = await resolver(*source_address) if source_address[0] else _any_source(infos, source_address[1])
+        given, port = source_address
+        local = await _look_up(resolver, given, port, "source_address") if given else _any_source(infos, port)
     delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
     attempts: Any = _Attempts(loop)
     try:
@@ -788,6 +789,13 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
         if error.errno is not None or not attempts.failures:
             raise
         raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
+
+
+async def _look_up(resolver: Resolver, host: str, port: int, argument: str) -> list[tuple[Any, ...]]:
+    try:
+        return await resolver(host, port)
+    except UnicodeError as error:  # of Python's idna codec; a ValueError
+        raise UnicodeError(f"{argument}: no host name: {host!a}") from error
 
 
 class _Attempts:

@@ -19,7 +19,18 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from asmtp.events import Hook
 from asmtp.login import Mechanisms, check_mechanisms
-from asmtp.options import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, Options, Timeouts, TLSMode, Token, check
+from asmtp.options import (
+    LMTP_PORT,
+    SMTP_PORT,
+    SMTP_SSL_PORT,
+    Options,
+    Timeouts,
+    TLSMode,
+    Token,
+    check,
+    check_flag,
+    check_source,
+)
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.hidden import hidden
@@ -126,9 +137,15 @@ class Relay:
         if self.mechanisms is not None:
             check_mechanisms(self.mechanisms)
             object.__setattr__(self, "mechanisms", tuple(self.mechanisms))
+        check_source(self.source_address)
+        if self.timeouts is not None:
+            object.__setattr__(self, "timeouts", Timeouts.of(self.timeouts, "timeouts"))
+        check_flag("lmtp", self.lmtp)
+        if self.token is not None and not callable(self.token):
+            raise TypeError(f"token must be a function that returns a token, not {type(self.token).__name__}")
         window = 1 if self.window is None else self.window
         octets = 1 if self.window_octets is None else self.window_octets
-        names = ("ssl_context", "proxy", "proxy_protocol", "on_event")
+        names = ("ssl_context", "pipelining", "chunking", "proxy", "proxy_protocol", "on_event")
         rest: Any = {name: getattr(self, name) for name in names}
         check(cast("Options", {"tls": self.tls, "window": window, "window_octets": octets, **rest}), "Relay")
 

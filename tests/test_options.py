@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import Any
 
 import pytest
 
+import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, Timeouts
-from asmtp.options import check, host_and_port
+from asmtp.options import check, check_address, host_and_port
+
+
+class Lazy:
+    """As Django's lazy strings: no str, but with its methods."""
+
+    def __str__(self) -> str:
+        return "127.0.0.1"
+
+    encode = partition = None
 
 
 def test_nothing_is_an_option() -> None:
@@ -142,3 +153,77 @@ def test_a_limit_that_is_no_number_is_refused(value: Any) -> None:
         Timeouts.of(value)
     with pytest.raises(TypeError, match=r"^timeout\.quit must be a number"):
         Timeouts(quit=value)
+
+
+# ---- every argument that is wrong is named ----------------------------------------------------
+
+WRONG: list[tuple[str, Any]] = [
+    *[("host", value) for value in (5, b"127.0.0.1", ["mx.example"], "mx\r\n.example")],
+    *[("port", value) for value in (-1, 65536, 1.5, True, [25])],
+    *[
+        ("source_address", value)
+        for value in (5, 0, "192.0.2.1", ("192.0.2.1",), (None, 0), ("", 65536), ("", "0"), ("a\nb", 0), ("", True))
+    ],
+    *[("server_hostname", value) for value in (5, b"mx.example")],
+    *[("pipelining", value) for value in ("no", 0, None)],
+    ("chunking", "no"),
+    ("sock", "socket"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_an_argument_that_is_wrong_is_named(name: str, value: Any) -> None:
+    given = {"host": "127.0.0.1", "port": 1, name: value}
+    for kind in (AsyncSMTP, asmtp.SMTP):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
+            kind(**given)
+    if name == "sock":
+        return
+    with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
+        asmtp.Relay(**given)
+    if name not in ("host", "port") and value is not None:  # to a mailer, None says nothing
+        with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
+            asmtp.Mailer("smtp://127.0.0.1", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["host", "port", "source_address"])
+def test_what_connect_is_given_is_named(name: str) -> None:
+    for kind in (AsyncSMTP, asmtp.SMTP):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
+            found = kind().connect(**{"host": "127.0.0.1", "port": 1, name: 70000})
+            asyncio.run(found)
+
+
+@pytest.mark.parametrize(("name", "value"), [("timeouts", "5"), ("timeouts", -1), ("token", "t0k"), ("lmtp", "no")])
+def test_what_is_wrong_with_a_relay_is_named(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
+        asmtp.Relay("127.0.0.1", **{name: value})
+    if name == "timeouts":
+        with pytest.raises((TypeError, ValueError), match="^timeouts\\b"):
+            asmtp.AsyncMailer("smtp://127.0.0.1", timeouts=value)
+
+
+def test_a_relay_has_one_number_of_seconds_for_all() -> None:
+    assert asmtp.Relay("127.0.0.1", timeouts=5).timeouts == Timeouts.of(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("port", ["2525", 2525])
+@pytest.mark.parametrize("host", ["127.0.0.1", Lazy()])
+def test_a_port_out_of_the_environment(host: Any, port: Any) -> None:
+    assert check_address(host, port) == ("127.0.0.1", 2525)
+
+
+def test_what_is_not_given_and_what_a_resolver_knows() -> None:
+    cases: list[Any] = [(None, None), ("", 0), ("mx.example", "smtp")]
+    assert [check_address(*case) for case in cases] == [("", 0), ("", 0), ("mx.example", "smtp")]
+
+
+@pytest.mark.parametrize("name", ["x..example", f"{'x' * 64}.example"])
+def test_a_name_that_no_resolver_takes(name: str) -> None:
+    for given in ({"host": name}, {"source_address": (name, 0)}):
+        arguments: Any = {"host": "127.0.0.1", "port": 1, **given}
+        argument = next(iter(given))
+        with pytest.raises(UnicodeError, match=f"^{argument}: no host name: '{name}'"):
+            asyncio.run(AsyncSMTP(**arguments).connect())
+        with pytest.raises(UnicodeError, match=f"^{argument}: no host name: '{name}'"):
+            asmtp.SMTP(**arguments)

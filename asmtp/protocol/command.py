@@ -53,8 +53,9 @@ def options_text(options: Sequence[str], argument: str) -> str:
         TypeError: `options` is a str, or holds something else than str.
         ValueError: one holds a control character.
     """
-    if isinstance(options, str):
-        raise TypeError(f"{argument} must be a sequence of str, not one str")
+    if isinstance(options, str) or not hasattr(options, "__iter__"):
+        one = "one str" if isinstance(options, str) else type(options).__name__
+        raise TypeError(f"{argument} must be a sequence of str, not {one}")
     for option in options:
         if not isinstance(option, str):
             raise TypeError(f"{argument} must be a sequence of str; one is {type(option).__name__}")

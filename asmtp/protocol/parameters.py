@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, TypedDict
 
 from asmtp.errors import SMTPNotSupportedError
-from asmtp.protocol.command import gate
+from asmtp.protocol.command import gate, spelt_out
 from asmtp.protocol.extensions import Extensions
 
 __all__ = ["DeliverBy", "Notify", "Parameters", "Recipient", "Requests", "xclient", "xtext"]
@@ -101,6 +101,9 @@ class Recipient(str):
     orcpt: str
 
     def __new__(cls, address: str, *, notify: Notify = "", orcpt: str = "") -> Self:
+        address = spelt_out(address)
+        if not isinstance(address, str):
+            raise TypeError(f"address must be str, not {type(address).__name__}")
         self = super().__new__(cls, address)
         self.notify = _notify(notify) if notify else ""
         self.orcpt = _orcpt(orcpt) if orcpt else ""

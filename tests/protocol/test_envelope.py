@@ -6,6 +6,7 @@ import email
 import email.policy
 from collections.abc import Sequence
 from email.message import EmailMessage
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -201,6 +202,13 @@ def test_smtputf8_asked_for() -> None:
 def test_a_word_that_only_looks_like_it() -> None:
     envelope = Envelope("a@x", "b@x", ["X-SMTPUTF8=1"])
     assert envelope.commands(NOTHING, "", esmtp=True)[0] == b"mail from:<a@x> X-SMTPUTF8=1\r\n"
+
+
+@pytest.mark.parametrize("argument", ["mail_options", "rcpt_options"])
+@pytest.mark.parametrize("options", [5, True, len])
+def test_options_that_are_no_sequence(argument: str, options: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{argument} must be a sequence of str"):
+        Envelope("a@x", "b@x", **{argument: options})
 
 
 @pytest.mark.parametrize(("mail_options", "rcpt_options"), [(["ENVID=ü"], []), ([], ["ORCPT=ü"])])

@@ -255,6 +255,12 @@ def test_what_cannot_be_asked_for_a_recipient(options: Any, kind: type[Exception
         Recipient("b@y", **options)
 
 
+@pytest.mark.parametrize("address", [5, None, b"b@y", ["b@y"]])
+def test_a_recipient_that_is_no_str(address: Any) -> None:
+    with pytest.raises(TypeError, match="^address must be str"):
+        Recipient(address)
+
+
 def test_a_recipient_is_its_address() -> None:
     recipient = Recipient("b@y", notify="never", orcpt="old@y")
     assert recipient == "b@y"
