@@ -6,12 +6,18 @@ import asyncio
 import contextlib
 import pickle
 from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import spnego
+import spnego.exceptions
 
 import asmtp
+from asmtp import gssapi
 from asmtp.protocol.hidden import hidden, hide
+from asmtp.protocol.sasl import Credentials
 
 from ..servers.background import in_background
 from ..servers.embedded import embedded
@@ -23,7 +29,7 @@ SECRETS = [
     secret
     for text in (PASSWORD, f"\0{USER}\0{PASSWORD}", f"user={USER}\1auth=Bearer {PASSWORD}\1\1")
     for secret in (text, repr(text)[1:-1], b64encode(text.encode()).decode()[:-4])
-]
+] + [repr(PASSWORD.encode("utf-16-le"))[2:-1]]
 LETTER = (b"hi", "a@x.example", ["b@y.example"])
 
 
@@ -48,7 +54,7 @@ def test_options_that_are_hidden() -> None:
 
 
 def check(error: BaseException | None) -> int:
-    """Nothing that is secret stands in a frame of ours, in the error or in what led to it.
+    """Nothing that is secret stands in a frame of ours, or of pyspnego's, in the error or in what led to it.
 
     Returns:
         How many frames of ours there are.
@@ -57,8 +63,9 @@ def check(error: BaseException | None) -> int:
     while error is not None:
         shown = error.__traceback__
         while shown is not None:
-            if shown.tb_frame.f_globals["__name__"].partition(".")[0] == "asmtp":
-                frames += 1
+            package = shown.tb_frame.f_globals["__name__"].partition(".")[0]
+            if package in ("asmtp", "spnego"):
+                frames += package == "asmtp"
                 for name, value in list(shown.tb_frame.f_locals.items()):
                     if name not in ("user", "password", "token"):
                         where = f"{shown.tb_frame.f_code.co_qualname}: {name}"
@@ -83,14 +90,14 @@ class Refusing(asyncio.Protocol):
     ASKS = {"LOGIN": ["334 VXNlcg==", "334 UGFzcw=="], "CRAM-MD5": ["334 PDFAeD4="]}
 
     def __init__(self, name: str, *, closes: bool = False) -> None:
-        self._replies = ["220 hi", f"250-me\r\n250 AUTH {name}", *self.ASKS.get(name, []), "" if closes else "535 no"]
+        self.replies = ["220 hi", f"250-me\r\n250 AUTH {name}", *self.ASKS.get(name, []), "" if closes else "535 no"]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
-        reply = self._replies.pop(0) if self._replies else "221 bye"
+        reply = self.replies.pop(0) if self.replies else "221 bye"
         if reply:
             self._transport.write(f"{reply}\r\n".encode())
         else:
@@ -146,6 +153,96 @@ async def test_a_refused_login_of_a_mailer(name: str) -> None:
         asmtp.AsyncMailer(asmtp.Relay(*where), local_hostname="me.example", **credentials(name)) as posting,
     ):
         with pytest.raises(asmtp.SMTPAuthenticationError) as caught:
+            await posting.send(*LETTER)
+    assert check(caught.value) >= 1
+
+
+# ---- mechanisms of pyspnego's -------------------------------------------------------------------
+
+
+def challenge_of_ntlm() -> bytes:
+    """What a server says to any client that begins with NTLM."""
+    negotiate = next(gssapi.ntlm(Credentials(USER, PASSWORD)))
+    answer: bytes = spnego.server(protocol="ntlm", options=spnego.NegotiateOptions.use_ntlm).step(negotiate)
+    return answer
+
+
+class Ticketless:
+    """pyspnego's context, with a password; it takes a server's first message, or none, and no other."""
+
+    complete = False
+
+    def __init__(self, username: str, password: str, **options: Any) -> None:
+        self._replies = {None: b"request", b"reply": b"answer"}
+
+    def step(self, token: bytes | None = None) -> bytes:
+        if token not in self._replies:
+            raise spnego.exceptions.InvalidTokenError(context_msg="defective token")
+        return self._replies[token]
+
+
+@pytest.fixture(params=["refused", "cut off", "rubbish", "at once", "no context"])
+def foreign(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Refusing]:
+    """A server that asks as a mechanism of pyspnego's has it, and is not content; or there are no tickets."""
+    (tmp_path / "users").write_text(f"DOMAIN:{USER}:{PASSWORD}\n")
+    monkeypatch.setenv("NTLM_USER_FILE", str(tmp_path / "users"))
+    real = spnego.client
+
+    def client(*args: Any, protocol: str, **options: Any) -> Any:
+        if request.param == "no context":
+            raise spnego.exceptions.NoCredentialError(context_msg="no credentials")
+        return (real if protocol == "ntlm" else Ticketless)(*args, protocol=protocol, **options)
+
+    asks = {"NTLM": challenge_of_ntlm(), "GSSAPI": b"reply"}
+
+    def made(name: str) -> Refusing:
+        server = Refusing(name, closes=request.param == "cut off")
+        said = {"rubbish": b"rubbish"}.get(request.param, asks[name])
+        if request.param == "at once":
+            server.replies[2:] = ["235 ok"]
+        else:
+            server.replies[2:2] = [f"334 {b64encode(said).decode()}"]
+        return server
+
+    monkeypatch.setattr(spnego, "client", client)
+    return made
+
+
+FAILURES = (asmtp.SMTPException, ValueError)
+
+
+@pytest.mark.parametrize("name", ["NTLM", "GSSAPI"])
+async def test_a_foreign_login_of_async_smtp_that_fails(name: str, foreign: Callable[[str], Refusing]) -> None:
+    async with listening(lambda: foreign(name)) as where:
+        smtp = asmtp.AsyncSMTP(*where, "me.example", **credentials(name))
+        with pytest.raises(FAILURES) as caught:
+            await smtp.connect()
+    assert check(caught.value) > 4
+
+
+@pytest.mark.parametrize("name", ["NTLM", "GSSAPI"])
+def test_a_foreign_login_of_the_facade_that_fails(name: str, foreign: Callable[[str], Refusing]) -> None:
+    with in_background(listening(lambda: foreign(name))) as where:
+        with pytest.raises(FAILURES) as caught:
+            asmtp.SMTP(*where, "me.example", **credentials(name))
+        assert check(caught.value) > 4
+        with (
+            contextlib.closing(asmtp.SMTP(*where, "me.example")) as smtp,
+            pytest.raises(FAILURES) as caught,
+        ):
+            smtp.login(USER, PASSWORD, mechanisms=[name])
+        assert check(caught.value) > 3
+
+
+@pytest.mark.parametrize("name", ["NTLM", "GSSAPI"])
+async def test_a_foreign_login_of_a_mailer_that_fails(name: str, foreign: Callable[[str], Refusing]) -> None:
+    async with (
+        listening(lambda: foreign(name)) as where,
+        asmtp.AsyncMailer(asmtp.Relay(*where), retry=None, local_hostname="me.example", **credentials(name)) as posting,
+    ):
+        with pytest.raises(FAILURES) as caught:
             await posting.send(*LETTER)
     assert check(caught.value) >= 1
 
