@@ -178,10 +178,20 @@ class Attempts:
             self._over = True
 
 
-class Logins:
-    """What a relay said to logins, for all connections to it.
+class _Turns:
+    """Who says a password now, and who waits, in one event loop."""
 
-    A wrong password is said to it twice at most, and then not for an hour: accounts are locked over more.
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.under_way = 0
+        self.waiting: set[asyncio.Future[None]] = set()
+
+
+class Logins:
+    """What a relay said to logins, for all connections to it, in one event loop after the other.
+
+    A wrong password is said to it twice at most, and then not for an hour: accounts are locked over more.  One that it
+    takes is not wrong.
 
     Attributes:
         worked: name and binding of the mechanism that worked last.
@@ -195,8 +205,7 @@ class Logins:
         self._error = SMTPAuthenticationError(535, b"")
         self._refused = 0
         self._until = 0.0  # the loop's time at which what was refused is forgotten
-        self._under_way = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._turns: _Turns | None = None
 
     def check(self, now: float) -> None:
         """Raise where a password is not to be said any more.
@@ -221,12 +230,16 @@ class Logins:
         """
         loop = asyncio.get_running_loop()
         self.check(loop.time())
-        while self._refused + self._under_way >= self.MOST:
-            await self._change(loop)
+        turns = self._turns
+        if turns is None or turns.loop is not loop:  # the other one is closed: of those nobody's turn ends any more
+            self._turns = turns = _Turns(loop)
+        while self._refused + turns.under_way >= self.MOST:
+            await _change(turns)
             self.check(loop.time())
-        self._under_way += 1
+        turns.under_way += 1
         try:
             yield
+            self._refused = 0
         except SMTPAuthenticationError as error:
             if 500 <= error.smtp_code <= 599 and error.smtp_code not in _ABOUT_COMMANDS:
                 self._refused += 1
@@ -234,19 +247,20 @@ class Logins:
                 self._error = SMTPAuthenticationError(*error.args)  # without what the other one holds on to
             raise
         finally:
-            self._under_way -= 1
-            for waiting in self._waiting:
+            turns.under_way -= 1
+            for waiting in turns.waiting:
                 if not waiting.done():
                     waiting.set_result(None)
 
-    async def _change(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Until somebody's turn is over."""
-        waiting = loop.create_future()
-        self._waiting.add(waiting)
-        try:
-            await waiting
-        finally:
-            self._waiting.discard(waiting)
+
+async def _change(turns: _Turns) -> None:
+    """Until somebody's turn is over."""
+    waiting = turns.loop.create_future()
+    turns.waiting.add(waiting)
+    try:
+        await waiting
+    finally:
+        turns.waiting.discard(waiting)
 
 
 def check_mechanisms(wanted: Mechanisms) -> None:

@@ -30,7 +30,7 @@ from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.run import Deliveries, Run, resolve
-from asmtp.source import Source
+from asmtp.source import Kept, Source
 from asmtp.url import Relay
 
 __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit"]
@@ -168,6 +168,7 @@ class AsyncMailer:
         self._max_messages = max_messages
         self._max_age = max_age
         self._close_timeout = close_timeout
+        self._kept = [Kept() for _ in self._relays]
         self._outbox: Outbox | None = None  # once it is used
         self._closing = False
         self._runs: set[Run] = set()
@@ -186,6 +187,7 @@ class AsyncMailer:
     def __getstate__(self) -> dict[str, Any]:
         """Have its settings pickled and copied, not what it is doing: it comes out as one that was not used."""
         return vars(self) | {
+            "_kept": [Kept() for _ in self._kept],
             "_outbox": None,
             "_closing": False,
             "_runs": set(),
@@ -325,9 +327,9 @@ class AsyncMailer:
                 relays the first that failed, when all were tried.
         """
         failed: list[Exception] = []
-        for relay in self._relays:
+        for relay, kept in zip(self._relays, self._kept, strict=True):
             kind = LMTPLane if relay.lmtp else Lane
-            source = Source(relay)
+            source = Source(relay, kept)
             lane = kind(source, lambda part: None, lambda lane: None)
             try:
                 await lane.open()
@@ -481,7 +483,7 @@ class AsyncMailer:
 
     def _open_pool(self, ended: Callable[[Part, Source], None], settled: Callable[[], None]) -> Pool:
         return Pool(
-            self._relays,
+            [Source(relay, kept) for relay, kept in zip(self._relays, self._kept, strict=True)],
             self._connections,
             idle=self._idle,
             max_messages=self._max_messages,

@@ -26,7 +26,6 @@ from asmtp.plan import choose, plan
 from asmtp.policy import Pace, Rest, any_throttling, is_crowded
 from asmtp.protocol.transaction import NotBegun
 from asmtp.source import Source
-from asmtp.url import Relay
 
 __all__ = ["Pool"]
 
@@ -69,7 +68,7 @@ class Pool:
     """Connections to one relay, or to several of which the first that can be reached is used.
 
     Args:
-        relays: in the order of preference.
+        sources: the relays, in the order of preference.
         connections: how many may be open.
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
@@ -80,7 +79,7 @@ class Pool:
 
     def __init__(
         self,
-        relays: Sequence[Relay],
+        sources: Sequence[Source],
         connections: int,
         *,
         idle: float | None,
@@ -91,7 +90,7 @@ class Pool:
         settled: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.sources = [Source(relay) for relay in relays]
+        self.sources = sources
         self.connections = connections
         self.idle = idle
         self.max_messages = max_messages

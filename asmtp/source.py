@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import ssl
+from dataclasses import dataclass, field
 
 from asmtp.delivery import own_copy
 from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
@@ -13,7 +14,7 @@ from asmtp.protocol.chunking import RelayChunking
 from asmtp.tls import Sessions, is_no_tls
 from asmtp.url import Relay
 
-__all__ = ["Source"]
+__all__ = ["Kept", "Source"]
 
 ALONE = 0.5
 """Seconds between two tries of a relay that cannot be reached, where there is no other."""
@@ -33,8 +34,24 @@ CERTAIN = 10
 """Recipients that a server took before it said "452", which may mean other things too, without an enhanced code."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a mailer remembers of a relay from one event loop to the next.
+
+    Attributes:
+        logins: what it said to logins.
+        chunking: what its connections have shown of BDAT.
+    """
+
+    logins: Logins = field(default_factory=Logins)
+    chunking: RelayChunking = field(default_factory=RelayChunking)
+
+
 class Source:
     """A relay, and what was learnt of it.
+
+    Args:
+        kept: what was learnt of it before.
 
     Attributes:
         rest: whether it is to be left alone.
@@ -42,12 +59,12 @@ class Source:
         lasting: why, where that is nothing that passes: a wrong password, say.
         connect, service: seconds it takes to connect, and for a message, as last seen.
         sessions: its TLS sessions, which connections resume.
-        logins: what it said to logins.
-        chunking: what its connections have shown of BDAT.
+        logins, chunking: see :class:`Kept`.
         overlap: it takes a transaction behind an unanswered message.
     """
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, kept: Kept | None = None) -> None:
+        kept = kept or Kept()
         self.relay = relay
         self.name = relay.name
         self.rest = Rest()
@@ -56,8 +73,8 @@ class Source:
         self.connect = 0.05
         self.service = 0.001
         self.sessions = Sessions()
-        self.logins = Logins()
-        self.chunking = RelayChunking()
+        self.logins = kept.logins
+        self.chunking = kept.chunking
         self.overlap = True
         self._most_recipients: int | None = None
         self._recipients_until = 0.0

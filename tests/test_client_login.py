@@ -156,6 +156,37 @@ async def test_a_mailer_says_a_wrong_password_twice_at_most(
         assert 1 <= len(server.logins) <= 2
 
 
+@pytest.mark.parametrize("call", ["send", "send_all", "verify"])
+def test_a_mailer_says_a_wrong_password_twice_at_most_in_all_its_loops(call: str) -> None:
+    """One asyncio.run() after the other, and a check that asks every minute."""
+    with in_background(embedded(Embedded(mechanisms=("PLAIN",)))) as server:
+        relay = asmtp.Relay(server.host, server.port, username=USER, password="wrong", tls="none")
+        mailer = asmtp.AsyncMailer(relay, retry=None, local_hostname="me.example")
+
+        async def use() -> None:
+            if call == "send_all":
+                told = [each async for each in mailer.send_all([("a@x.example", "b@y.example", b"hi")])]
+                assert [each.state for each in told] == ["not_sent"]
+                assert told[0].error is not None
+                raise told[0].error
+            await (mailer.verify() if call == "verify" else mailer.send(b"hi", "a@x.example", "b@y.example"))
+
+        for _ in range(5):
+            with pytest.raises(asmtp.SMTPAuthenticationError):
+                asyncio.run(use())
+        assert len(server.logins) == 2
+        blocking = asmtp.Mailer(relay, retry=None, local_hostname="me.example")
+        for _ in range(5):
+            with pytest.raises(asmtp.SMTPAuthenticationError):
+                blocking.verify()
+        blocking.close()
+        assert len(server.logins) == 4
+        again = copy.copy(mailer)  # which was not used, and may be for a password that was set right meanwhile
+        with pytest.raises(asmtp.SMTPAuthenticationError):
+            asyncio.run(again.verify())
+        assert len(server.logins) == 5
+
+
 async def test_another_refusal_is_about_the_mechanism() -> None:
     script = offering(
         "CRAM-MD5 PLAIN LOGIN",

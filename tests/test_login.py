@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -276,6 +278,38 @@ async def test_a_wrong_password_is_said_twice_at_most() -> None:
     await asyncio.sleep(300)
     await login(None)
     assert said == 13
+
+
+@pytest.mark.virtual_clock
+async def test_a_password_that_was_taken_is_not_wrong() -> None:
+    logins = Logins()
+    for _ in range(5):
+        with contextlib.suppress(SMTPAuthenticationError):
+            async with logins.turn():
+                raise SMTPAuthenticationError(535, b"of one backend among many")
+        async with logins.turn():
+            pass
+    logins.check(asyncio.get_running_loop().time())
+
+
+def test_what_was_said_in_a_loop_that_is_closed() -> None:
+    """It counts, and nobody waits for turns that do not end."""
+    logins = Logins()
+
+    async def begin() -> None:
+        for _ in range(2):
+            await logins.turn().__aenter__()
+
+    async def refuse() -> None:
+        async with logins.turn():
+            raise SMTPAuthenticationError(535, b"wrong")
+
+    asyncio.run(begin())
+    for _ in range(2):
+        with pytest.raises(SMTPAuthenticationError):
+            asyncio.run(refuse())
+    with pytest.raises(SMTPAuthenticationError):
+        logins.check(time.monotonic())
 
 
 @pytest.mark.virtual_clock

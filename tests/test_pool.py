@@ -17,6 +17,7 @@ from asmtp import AsyncMailer, Receipt
 from asmtp.delivery import Shipment, envelope_of
 from asmtp.lane import Part
 from asmtp.pool import Pool
+from asmtp.source import Source
 
 from .conftest import Certificates
 from .mailing import agree, answering, comings_and_goings, email, item, items, mailer
@@ -1008,7 +1009,7 @@ class Owner:
     def __init__(self, relay: Relay) -> None:
         self.back: list[Part] = []
         self.pool = Pool(
-            [asmtp.Relay(relay.host, relay.port, local_hostname="me.example")],
+            [Source(asmtp.Relay(relay.host, relay.port, local_hostname="me.example"))],
             1,
             idle=None,
             max_messages=None,
