@@ -341,7 +341,8 @@ async def test_content_waits_for_the_envelope(seconds: float, apart: bool) -> No
         await bench.sent(bench.begin(b"hello\r\n"), bench.begin(b"again\r\n"))
         reads = b"|".join(relay.reads[before:])
         assert (b"rcpt to:<b@y.example>\r\n|BDAT 7 LAST\r\nhello" in reads) is apart
-        assert b"hello\r\nrset\r\nmail" in reads.replace(b"|", b"")
+        # What is known of a connection that may be dead is known when a message is answered: one at a time until then.
+        assert (b"hello\r\nrset\r\nmail" in reads.replace(b"|", b"")) is not apart
         # Neither the next nor another while it is busy.
         assert b"rcpt to:<b@y.example>\r\nBDAT 7 LAST\r\nagain" in reads
 
