@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -199,9 +200,10 @@ def test_a_directory(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(MESSAGE + name.encode())
     (tmp_path / "d.eml").mkdir()
     (tmp_path / "e.eml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "f.eml").symlink_to(tmp_path / "f.eml")
     found = items(tmp_path)
-    assert [os.path.basename(item.name) for item in found] == [".eml", "a.EML", "b.eml", "e.eml"]
-    assert [item.error for item in found] == ["", "", "", "No such file or directory"]
+    assert [os.path.basename(item.name) for item in found] == [".eml", "a.EML", "b.eml", "e.eml", "f.eml"]
+    assert [item.error for item in found] == ["", "", "", "No such file or directory", os.strerror(errno.ELOOP)]
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -242,6 +244,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 def test_how_much_there_is(tmp_path: Path) -> None:
     (tmp_path / "a.eml").write_bytes(MESSAGE)
     (tmp_path / "b.eml").write_bytes(b"From x\n" + MESSAGE + b"\n" + b"From y\n" + MESSAGE)
+    (tmp_path / "a.eml.eml").symlink_to(tmp_path / "nowhere")
     sources = Sources([str(tmp_path)])
     assert sum(item.octets for item in sources) == sources.octets() == 3 * len(MESSAGE) + 15
 

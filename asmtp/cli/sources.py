@@ -5,6 +5,7 @@ All of this blocks; it is for a thread.
 
 from __future__ import annotations
 
+import contextlib
 import email
 import email.errors
 import email.policy
@@ -97,10 +98,10 @@ class Sources:
         """How much there is, so that it can be told how far one has come."""
         total = 0
         for path in self._paths:
-            try:
-                total += sum(os.stat(file).st_size for file, _ in _files(path))
-            except OSError:  # it is gone meanwhile
-                continue
+            with contextlib.suppress(OSError):  # a directory that cannot be listed
+                for file, _ in _files(path):
+                    with contextlib.suppress(OSError):  # it is gone meanwhile
+                        total += os.stat(file).st_size
         return total
 
     def _file(self, path: str, unique: str | None) -> Iterator[Item]:
@@ -247,9 +248,16 @@ def _files(path: str) -> Iterator[tuple[str, str | None]]:
                 yield os.path.join(path, folder, name), os.path.join(path, _unique(name))
     else:
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if entry.name.lower().endswith(".eml") and not entry.is_dir()]
+            names = [entry.name for entry in entries if entry.name.lower().endswith(".eml") and not _is_folder(entry)]
         for name in sorted(names):
             yield os.path.join(path, name), None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle: who opens it is told
+        return False
 
 
 def _unique(name: str) -> str:
