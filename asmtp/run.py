@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -90,7 +91,8 @@ class Run:
         self._timeout = timeout
         self._patience = patience
         self._impatience: asyncio.TimerHandle | None = None  # at the end of it
-        self._due: deque[tuple[float, Shipment]] = deque()  # when their time is up
+        self._due: dict[Shipment, float] = {}  # when the time is up of those that are under way, the next one first
+        self._expiry: asyncio.TimerHandle | None = None
         self.ready: deque[Delivery] = deque()
         self.stopped = False
         self.error: BaseException | None = None
@@ -143,9 +145,9 @@ class Run:
         self._octets += prepared.octets
         if self._timeout is not None:
             loop = asyncio.get_running_loop()
-            self._due.append((loop.time() + self._timeout, prepared))
-            if len(self._due) == 1:
-                loop.call_later(self._timeout, self._expire, self._timeout)
+            self._due[prepared] = loop.time() + self._timeout
+            if self._expiry is None:
+                self._expiry = loop.call_later(self._timeout, self._expire, self._timeout)
         if self._in_order:
             self._order.append(prepared)
 
@@ -163,12 +165,11 @@ class Run:
         """End those whose time is up, and look again when the next one's is."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._due and (self._due[0][0] <= now or not self._due[0][1].parts):
-            _, shipment = self._due.popleft()
-            if shipment.parts:
-                self._mailer.expire(shipment, timeout)
-        if self._due:
-            loop.call_at(self._due[0][0], self._expire, timeout)
+        for shipment in list(itertools.takewhile(lambda one: self._due[one] <= now, self._due)):
+            self._mailer.expire(shipment, timeout)
+            self._due.pop(shipment, None)
+        due = next(iter(self._due.values()), None)
+        self._expiry = None if due is None else loop.call_at(due, self._expire, timeout)
 
     async def pull(self, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Take messages as there is room for them."""
@@ -228,6 +229,7 @@ class Run:
 
     def _arrived(self, shipment: Shipment) -> None:
         self._flying -= 1
+        self._due.pop(shipment, None)
         if not self._in_order:
             self._tell(shipment)
         else:
@@ -257,6 +259,9 @@ class Run:
 
     def settled(self) -> None:
         """Something has changed: wake who awaits it."""
+        if self.over and self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         if self._news is not None and (self.ready or self.over):
             resolve(self._news, None)
         if self._room is not None and not self.full:
