@@ -17,8 +17,8 @@ from .servers.relay import Conversation, Relay
 from .servers.script import Scripted
 
 __all__ = [
-    "Gate", "Tired", "agree", "answering", "comings_and_goings", "email", "item", "items", "mailer", "name",
-    "people", "till",
+    "Gate", "Impatient", "Tired", "agree", "answering", "comings_and_goings", "email", "item", "items", "mailer",
+    "name", "people", "till",
 ]  # fmt: skip
 
 Answer = Callable[[str, str], str | None]
@@ -150,6 +150,35 @@ class _Tired(Conversation):
         if self.taken >= self.relay.most and not self.relay.bye:
             self.flush()
             self.transport.close()
+
+
+class Impatient(Relay):
+    """Counts RSETs as Exim does, but for one behind a message that it took, and ends the connection after so many."""
+
+    most = 10
+    bye = "554 Too many nonmail commands"
+
+    def accept(self) -> Conversation:
+        conversation = _Impatient(self)
+        self.connections.append(conversation)
+        return conversation
+
+
+class _Impatient(Conversation):
+    relay: Impatient
+    idle = 0
+    taken = 0  # as many letters as there were when an RSET was free
+
+    def _command(self, line: str) -> None:
+        if line.upper() == "RSET":
+            self.idle += self.taken == len(self.relay.letters)
+            self.taken = len(self.relay.letters)
+        if self.idle > self.relay.most:
+            self._reply(self.relay.bye)
+            self.flush()
+            self.transport.close()
+        else:
+            super()._command(line)
 
 
 class Comings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import asmtp
 from asmtp import Delivery, Retry
 
-from .mailing import Tired, agree, answering, comings_and_goings, item, items, mailer, till
+from .mailing import Impatient, Tired, agree, answering, comings_and_goings, item, items, mailer, till
 from .servers.relay import SHAPES, Relay, relaying
 
 pytestmark = pytest.mark.long
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.long
 SENDER, WHO = "a@x.example", "b@y.example"
 
 PATIENT = Retry(attempts=10, within=600)
+REFUSED = re.compile("[147]@")
 
 
 @pytest.fixture(params=sorted(SHAPES))
@@ -132,6 +134,17 @@ async def test_a_server_that_says_421_every_few_messages(
         deliveries = await all_of(posting, 200, in_order=in_order)
         assert agree(relay, deliveries, 200) == {"sent": 200}
         assert posting.stats.sent == 200
+
+
+@pytest.mark.parametrize("bye", ["554 Too many nonmail commands", "503-no\r\n503 Too many syntax or protocol errors"])
+async def test_a_server_that_has_enough_of_a_connection(bye: str, shape: tuple[str, ...]) -> None:
+    """Exim ends it at the eleventh RSET behind a refused message: what stands behind was not looked at."""
+    relay = Impatient(shape, answer=lambda verb, line: "550 no" if verb == "RCPT" and REFUSED.search(line) else None)
+    relay.bye = bye
+    async with relaying(relay), mailer(relay, retry=None) as posting:
+        deliveries = await all_of(posting, 200)
+        assert agree(relay, deliveries, 200) == {"sent": 140, "refused": 60}
+        assert len(relay.connections) > 1
 
 
 @pytest.mark.parametrize("most", [1, 10])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from asmtp.errors import SMTPProtocolError, said
 
-__all__ = ["MAX_LINE", "MAX_REPLY", "Reply", "ReplyReader", "asks_for_more", "printable"]
+__all__ = ["MAX_LINE", "MAX_REPLY", "Reply", "ReplyReader", "asks_for_more", "is_leaving", "printable"]
 
 MAX_LINE = 8192
 """Octets of one reply line with its line end.  RFC 5321 §4.5.3.1.5 asks for 512; servers send more."""
@@ -27,6 +27,11 @@ _CODES = {b"%d" % code: code for code in range(100, 600)}
 
 # RFC 3463 §2.  Where a reply has several lines, some servers put it on the last one only.
 _ENHANCED = re.compile(rb"^([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![^ \t\n])", re.MULTILINE)
+
+# Behind which a server closes as behind 421.  Exim: "554 Too many nonmail commands", which are its RSETs behind refused
+# messages, and "503-... / 503 Too many syntax or protocol errors"; go-smtp: "500 5.5.1 Too many errors. Quiting now";
+# aiosmtpd: "502 5.5.1 Too many unrecognized commands, goodbye.".
+_ENOUGH = re.compile(rb"too many [a-z ]*(?:commands|errors)", re.IGNORECASE)
 
 _SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; bounded by who fills it
 
@@ -74,6 +79,14 @@ def asks_for_more(reply: Reply) -> bytes:
     return b"out of step: asks for more where there is none: " + reply.message
 
 
+def is_leaving(reply: Reply) -> bool:
+    """Whether the server says that it closes: by 421 (RFC 5321 §3.8), or that it has had too many commands or errors.
+
+    That is about the connection, whatever command it stands behind.
+    """
+    return reply.code == 421 or (reply.code >= 500 and _ENOUGH.search(reply.message) is not None)
+
+
 class ReplyReader:
     """Finds replies in bytes that come split anywhere.
 
@@ -103,7 +116,7 @@ class ReplyReader:
         self.max_line = max_line
         self.max_reply = max_reply
         self.error: SMTPProtocolError | None = None
-        self.closing = False  # a 421 has come
+        self.closing = False  # a 421 has come, or what says the same
         self.kept = 0  # octets of the replies to what is under way, which whoever owns the reader sets to 0 at its end
         self._seen = _SEEN if max_line >= 80 else {}  # none is in it that is over the limit
         self._partial = bytearray()  # the line whose end has not come yet
@@ -144,7 +157,7 @@ class ReplyReader:
                     reply = self._line(line)
                     if reply is None:
                         continue
-                if reply.code == 421:
+                if reply.code > 420 and is_leaving(reply):
                     self.closing = True
                 replies.append(reply)
             if rest:

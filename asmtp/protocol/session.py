@@ -15,7 +15,7 @@ from asmtp.protocol.chunking import Chunking, probe
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase, ProbeFirst, Pull, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
-from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, printable
+from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, printable
 from asmtp.protocol.sasl import UNPROVEN
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, UNPROVING, Event, State
 
@@ -66,7 +66,7 @@ class Session:
         self.misread = False
         self.paused = False  # the transport cannot take more for now
         self.error: SMTPServerDisconnected | None = None
-        self.closing: SMTPServerDisconnected | None = None  # the server has said 421, and may go on all the same
+        self.closing: SMTPServerDisconnected | None = None  # the server says that it closes, and may go on
         self.progress = 0  # replies read so far
         # What the I/O layer hooks in: there is output, or the session has ended; an exchange is done or pulling.
         self.on_output: Callable[[], None] = lambda: None
@@ -466,7 +466,7 @@ class Session:
             # An answer to content that is not complete: the dialogue shall judge it now, not with the next octets.
             exchange.pulling = False
             self._resume(exchange, b"")
-        if reply.code == 421:
+        if reply.code > 420 and is_leaving(reply):
             self._last_answered = exchange
             self.closing = SMTPServerDisconnected(f"server closed the connection: {said(*reply)}")
             self._drop_output()
@@ -489,7 +489,7 @@ class Session:
         if group.events[:1] != (Event.rset,):
             return False
         self.chunk_refused = False
-        if group.replies[0].ok or group.replies[0].code == 421:  # it is closing, whatever it took
+        if group.replies[0].ok or is_leaving(group.replies[0]):  # it is closing, whatever it took
             return False
         self._note_misread()
         self.fail(SMTPProtocolError(group.replies[0].code, b"the server took a chunk that it refused for commands"))

@@ -30,7 +30,9 @@ session is CLOSED or BROKEN for good: everyone who waits is told, and nothing is
 
 **421** means that the server is closing (RFC 5321 §3.8): nothing more is written, and the session ends; with the
 421, unless something behind it was written whole, which a server that goes on all the same would answer.  That is
-read until the server closes.  Where it closes without a word, it did not look at what stands behind its 421.
+read until the server closes.  Where it closes without a word, it did not look at what stands behind its 421.  Some
+say otherwise that they have had enough of a connection (Exim: "554 Too many nonmail commands"), which is the same:
+see :func:`asmtp.protocol.reply.is_leaving`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst
 from asmtp.protocol.extensions import Extensions
-from asmtp.protocol.reply import Reply, asks_for_more
+from asmtp.protocol.reply import Reply, asks_for_more, is_leaving
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event
 
@@ -265,7 +265,7 @@ class Transaction:
             event = Event.rset if place < self._base else Event.mail if place == self._base else Event.rcpt
             yield self._wrote(Group(line, (event,), replies=self.replies))
             reply = self.replies[-1]
-            if reply.code == 421 or reply.code // 100 == 3 or (place <= self._base and not reply.ok):
+            if is_leaving(reply) or reply.code // 100 == 3 or (place <= self._base and not reply.ok):
                 self._check_envelope()
         self._check_envelope()
         if not self._bdat:
@@ -441,7 +441,7 @@ class Transaction:
         if len(replies) > self._base and not replies[self._base].ok:
             raise self._refusal(SMTPSenderRefused(*replies[self._base], self.envelope.sender))
         answers = self._rcpt_replies()
-        closing = any(reply.code == 421 for reply in answers)
+        closing = any(is_leaving(reply) for reply in answers)
         complete = len(answers) == len(self.envelope.recipients)
         if closing or (complete and not any(reply.ok for reply in answers)):
             raise self._refusal(SMTPRecipientsRefused(self._refused()))
@@ -511,7 +511,7 @@ class Transaction:
         if error.state is None:
             end = self._base + 1 + len(self.envelope.recipients)
             envelope, content = self.replies[:end], self.replies[end:]
-            closing = bool(envelope) and envelope[-1].code == 421 and not content  # and it did not go on
+            closing = bool(envelope) and is_leaving(envelope[-1]) and not content  # and it did not go on
             # A server that goes on after a refusal and takes recipients may have taken the content too.
             if closing or not self._ended or not any(reply.ok for reply in self._rcpt_replies()):
                 try:
@@ -531,7 +531,7 @@ class Transaction:
         if (
             (self.session.lmtp or self._each)
             and self._ended
-            and (refusals[-1].code != 421 or len(refusals) < len(content))
+            and (not is_leaving(refusals[-1]) or len(refusals) < len(content))
         ):
             return  # some have it, or may have
         raise self._refusal(SMTPDataError(*refusals[0])) from error

@@ -89,6 +89,26 @@ async def test_what_exim_logs(exim_strict: MailServer) -> None:
         assert all('protocol error in "BDAT 8 LAST"' in line for line in after)
 
 
+@pytest.mark.parametrize("connections", [1, 4])
+async def test_exim_ends_a_connection_at_the_eleventh_refused_message(
+    exim_strict: MailServer, connections: int
+) -> None:
+    """It says "554 Too many nonmail commands", to RSET: nothing behind it is in doubt, or lost."""
+    letters = [Letter() for _ in range(100)]
+    messages = [
+        (letter.sender, NOBODY if number % 3 == 2 else ALICE, letter.content) for number, letter in enumerate(letters)
+    ]
+    url = f"smtp://{exim_strict.host}:{exim_strict.ports['plain']}"
+    before = exim_strict.logs().count("too many nonmail commands")
+    async with asmtp.AsyncMailer(url, connections=connections, local_hostname="client.example") as posting:
+        told = [delivery.state async for delivery in posting.send_all(messages, in_order=True)]
+    assert told == ["refused" if who == NOBODY else "sent" for _, who, _ in messages]
+    assert connections > 1 or exim_strict.logs().count("too many nonmail commands") > before
+    stored = await exim_strict.arrived("alice", 67, timeout=20)
+    for letter, (_, who, _) in zip(letters, messages, strict=True):
+        assert sum(letter.marker in each for each in stored) == (who == ALICE)
+
+
 async def test_without_a_login_dovecot_does_not_read_it(sasl: MailServer) -> None:
     """Its submission service takes nothing before AUTH, and a chunk for commands: so none is sent with content."""
     written: list[bytes] = []

@@ -453,14 +453,16 @@ def test_behind_a_refused_chunk_nothing_is_written_until_it_is_known_to_be_read(
     assert written(session.output()) == 2
 
 
-def test_421_in_the_place_of_rset() -> None:
+@pytest.mark.parametrize("bye", ["421 bye", "554 Too many nonmail commands"])
+def test_421_in_the_place_of_rset(bye: str) -> None:
     """The server closes: what is behind was not looked at."""
     session = shown()
     first, second = begin(session), begin(session)
     assert written(session.output()) == 2
-    say(session, *REFUSED["content"], "421 bye")
+    say(session, *REFUSED["content"], bye)
     session.receive_eof()
     assert not session.misread
+    assert session.chunking is Chunking.SHOWN
     assert isinstance(first.error, asmtp.SMTPDataError)
     assert isinstance(second.error, asmtp.SMTPServerDisconnected)
     assert second.error.state == "not_sent"

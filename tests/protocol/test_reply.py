@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asmtp.errors import SMTPProtocolError
-from asmtp.protocol.reply import _SEEN, MAX_KEPT, MAX_LINE, MAX_REPLY, SHORT, Reply, ReplyReader, printable
+from asmtp.protocol.reply import _SEEN, MAX_KEPT, MAX_LINE, MAX_REPLY, SHORT, Reply, ReplyReader, is_leaving, printable
 
 
 def read(data: bytes, **limits: int) -> tuple[list[Reply], SMTPProtocolError | None]:
@@ -95,6 +95,29 @@ def test_an_error_is_for_good() -> None:
     assert reader.feed(b"250 b\r\n") == []
     assert reader.error is error
     assert reader.pending == b""
+
+
+@pytest.mark.parametrize(
+    ("reply", "leaving"),
+    [
+        (Reply(421, b"4.3.2 bye"), True),
+        (Reply(554, b"Too many nonmail commands"), True),
+        (Reply(503, b"valid RCPT command must precede BDAT\nToo many syntax or protocol errors"), True),
+        (Reply(500, b"5.5.1 Too many errors. Quiting now"), True),
+        (Reply(502, b"5.5.1 Too many unrecognized commands, goodbye."), True),
+        (Reply(450, b"4.7.1 too many errors"), False),
+        (Reply(250, b"too many errors"), False),
+        (Reply(552, b"5.5.3 too many recipients"), False),
+        (Reply(550, b"5.7.1 Too many connections"), False),
+        (Reply(503, b"5.5.1 nested MAIL command"), False),
+    ],
+)
+def test_a_server_that_says_that_it_closes(reply: Reply, leaving: bool) -> None:
+    assert is_leaving(reply) is leaving
+    reader = ReplyReader()
+    assert reader.feed(b"".join(b"%d-%s\r\n" % (reply.code, line) for line in reply.message.split(b"\n"))) == []
+    reader.feed(b"%d %s\r\n" % (reply.code, reply.message.split(b"\n")[-1]))
+    assert reader.closing is leaving
 
 
 def test_421_is_marked() -> None:
