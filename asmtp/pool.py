@@ -477,7 +477,7 @@ class Pool:
         for lane in list(self.lanes):
             if lane.retiring:
                 continue
-            idle = math.inf if self.idle is None or lane.load else lane.idle_since + self.idle
+            idle = math.inf if self.idle is None or lane.load != lane.tidying else lane.idle_since + self.idle
             due = min(idle, math.inf if lane.until is None else lane.until)
             if now >= due:
                 self._retire(lane)

@@ -118,11 +118,13 @@ async def test_withdrawn_while_the_probe_is_under_way(options: dict[str, Any]) -
         assert posting.stats.open == 1
         await asyncio.sleep(5)
         assert posting.stats.open == 0
-        assert relay.verbs[4:] == ["BDAT", "RSET", "MAIL", "BDAT", "RSET", "QUIT"]
+        tidied = ["RSET"] if "idle" in options and options["idle"] else []
+        assert relay.verbs[4:] == ["BDAT", "RSET", "MAIL", "BDAT", "RSET", *tidied, "QUIT"]
 
 
 @pytest.mark.virtual_clock
 async def test_a_connection_serves_when_a_message_was_withdrawn_behind_its_probe() -> None:
+    """What comes next begins with RSET, as the message would have: Dovecot's submission service ends on it else."""
     relay = Relay(SHAPES["both"], latency=0.1)
     async with relaying(relay), mailer(relay, connections=1) as posting:
         await posting.send(LETTER, SENDER, WHO)
@@ -131,7 +133,7 @@ async def test_a_connection_serves_when_a_message_was_withdrawn_behind_its_probe
         task.cancel()
         await asyncio.wait([task])
         await posting.send(LETTER, SENDER, WHO)
-        assert relay.verbs[4:] == ["BDAT", "RSET", "MAIL", "BDAT", "RSET", "MAIL", "RCPT", "BDAT"]
+        assert relay.verbs[4:] == ["BDAT", "RSET", "MAIL", "BDAT", "RSET", "RSET", "MAIL", "RCPT", "BDAT"]
         assert len(relay.letters) == 2
 
 

@@ -30,7 +30,7 @@ seems to be refused; then there is a NOOP, and the next reply tells::
 
 Else, behind a refusal in the place of the last RSET's reply, there is HELP, whose reply is never 250, as RSET's is.
 
-The message behind a probe that was passed begins with one more RSET, for Dovecot's submission service (2.3 and 2.4): it
+What comes behind a probe that was passed begins with one more RSET, for Dovecot's submission service (2.3 and 2.4): it
 does not pass on one that came in one piece with its MAIL, and refuses the next MAIL ("nested MAIL command") or ends on
 an assertion.
 """
@@ -155,7 +155,8 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
         _check_in_step(session, reply)
         if (yield from _is_misread(session, doubtful=doubtful, last=stage is stages[-1])):
             verdict = Chunking.NOT_SHOWN
-    session.settle(group)
+    if verdict is not Chunking.SHOWN:
+        session.settle(group)  # else what comes next begins with RSET, whoever writes it: see above
     return verdict
 
 

@@ -174,8 +174,7 @@ class Transaction:
         session = self.session
         if session.extensions is not self._extensions:
             self._prepare()
-        probed = session.chunking is not Chunking.SHOWN and self._needs_probe()
-        if probed:
+        if session.chunking is not Chunking.SHOWN and self._needs_probe():
             yield ProbeFirst(self._commands[0])
         session.messages += 1
         if self._bdat is not (self._offered and session.chunking is Chunking.SHOWN) or self._binary:
@@ -184,7 +183,7 @@ class Transaction:
                 raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
         events: tuple[Event, ...] = (Event.mail, Event.rcpt)
-        if not session.settled or (probed and session.chunking is Chunking.SHOWN):
+        if not session.settled:
             commands = [_RSET, *commands]
             events = (Event.rset, Event.mail, Event.rcpt)
             self._base = 1

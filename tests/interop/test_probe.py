@@ -13,7 +13,7 @@ import pytest
 
 import asmtp
 
-from .mail import ALICE, NOBODY, SENDER, Letter
+from .mail import ALICE, BOB, NOBODY, SENDER, Letter
 from .servers import PASSWORD, USERNAME
 
 if TYPE_CHECKING:
@@ -70,6 +70,26 @@ async def test_what_is_shown(reads: MailServer, first: str) -> None:
     for letter, state in zip(letters, told, strict=True):
         if state == "sent":
             await reads.arrived("alice", containing=letter.marker)
+
+
+async def test_a_message_that_is_withdrawn_behind_its_probe(reads: MailServer) -> None:
+    """The connection serves those that come next: Dovecot's submission service ends on it without one more RSET."""
+    letters = [Letter() for _ in range(3)]
+    async with client(reads) as smtp:
+        await logged_in(reads, smtp)
+        await smtp.sendmail(SENDER, [ALICE], letters[0].content)
+        withdrawn = asyncio.create_task(smtp.sendmail(SENDER, [BOB], Letter().content))
+        smtp.trace = lambda way, data: withdrawn.cancel() if b"BDAT 8 LAST" in data else False
+        await asyncio.wait([withdrawn])
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await withdrawn
+        for letter in letters[1:]:
+            await smtp.sendmail(SENDER, [ALICE], letter.content)
+        assert smtp.is_connected
+    for letter in letters:
+        await reads.arrived("alice", containing=letter.marker)
+    state = getattr(caught.value, "state", None)  # the replies to the probe may have been quicker
+    assert len(reads.messages("bob")) <= (state == "in_doubt")
 
 
 def noted(server: MailServer) -> list[str]:
