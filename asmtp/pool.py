@@ -448,8 +448,8 @@ class Pool:
             task.add_done_callback(self._retiring.discard)
 
     def _care(self, lane: Lane) -> None:
-        """See to a connection that has nothing to do."""
-        if lane.load or lane not in self.lanes:
+        """See to a connection that has nothing to do, but for a RSET of its own, the end of which nobody is told."""
+        if lane.load > lane.tidying or lane not in self.lanes:
             return
         lane.idle_since = now = self.loop.time()
         if lane.retiring or (lane.limit is not None and lane.begun >= lane.limit):

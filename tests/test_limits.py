@@ -360,6 +360,21 @@ async def test_one_after_the_other_over_a_connection_that_is_spent() -> None:
         assert relay.verbs.count("MAIL") == 21  # it was learnt the first time
 
 
+@pytest.mark.parametrize("offers", ["none", "pipelining", "both"])
+async def test_a_connection_is_spent_by_a_large_message(offers: str) -> None:
+    """A RSET may be under way when that is known: the connection is left all the same."""
+    relay = Spent(SHAPES[offers])
+    relay.most, relay.enough = 2, "451 4.3.0 not now"
+    content = b"Subject: large\r\n\r\n" + b"x" * 70 + b"\r\n" * 40_000
+    async with relaying(relay), mailer(relay, connections=1) as posting:
+        several = [item(number, content if number == 1 else None) for number in range(3)]
+        told = [delivery async for delivery in posting.send_all(several)]
+        assert [delivery.state for delivery in told] == ["sent"] * 3
+        assert sorted(letter.sender for letter in relay.letters) == [f"a{number}@x.example" for number in range(3)]
+        assert now() < 10
+    assert relay.verbs.count("QUIT") == len(relay.connections)
+
+
 def reversed_item(number: int) -> tuple[bytes, str, str]:
     sender, recipient, content = item(number)
     return content, sender, recipient
