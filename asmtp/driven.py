@@ -9,15 +9,16 @@ import select
 import selectors
 import socket
 import sys
+import types
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from types import BuiltinFunctionType
 from typing import Any, TypeVar, cast
 
 from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.login import Choice, Mechanisms
 from asmtp.protocol import dialogue
-from asmtp.protocol.exchange import Exchange, Group
+from asmtp.protocol.exchange import Dialogue, Exchange, Group
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
@@ -106,6 +107,11 @@ def without_loop(function: Callable[..., T], *args: Any) -> T:
         asyncio._set_running_loop(loop)
 
 
+@types.coroutine
+def _handed_out(what: Dialogue) -> Generator[Dialogue, Any, Any]:
+    return (yield what)
+
+
 class _AuditedSession(Session):
     """Tells audit hooks what is written, as smtplib does; a hook that raises keeps it from being written."""
 
@@ -129,6 +135,16 @@ class DrivenSMTP(AsyncSMTP):
     _from_afar = False
     facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
     struck: BaseException | None = None  # what was raised in a callback of the loop's, as by a signal handler
+    _hands_out = False
+
+    def hand_out(self, wanted: bool) -> None:
+        """Have commands give their dialogues to who runs their coroutine, and wait for the results; or no more."""
+        self._hands_out = wanted
+
+    async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
+        if self._hands_out:
+            return await _handed_out(what)
+        return await super()._run(what, alone=alone, raw=raw)
 
     def strike(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Keep what was raised in a callback or a transport of the loop's, which tells its exception handler."""
@@ -264,6 +280,16 @@ class DrivenSMTP(AsyncSMTP):
             raise exchange.error
         self._by_hand.append(exchange)
         await connection.drained()
+
+    def keep(self, reply: Reply) -> None:
+        """Have `getreply` return a reply that has come already."""
+        exchange = Exchange(dialogue.raw_reply(), None, alone=False, raw=True)
+        exchange.done, exchange.result = True, [reply]
+        self._by_hand.append(exchange)
+
+    def leave(self) -> None:
+        """Forget what is known of a connection that was quit by hand."""
+        self._forget()
 
     async def getreply(self) -> Reply:
         """The oldest reply not fetched yet, awaited if need be."""

@@ -7,9 +7,9 @@ import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from email.message import Message
-from typing import Any
+from typing import Any, TypeVar
 
 from asmtp.errors import (
     SMTPDataError,
@@ -18,13 +18,18 @@ from asmtp.errors import (
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
-from asmtp.protocol.command import options_text
-from asmtp.protocol.content import encode_content, to_octets, wire_size
-from asmtp.protocol.envelope import path
+from asmtp.protocol.content import to_octets, wire_size
+from asmtp.protocol.exchange import Dialogue, Group
 from asmtp.protocol.message import flatten
 from asmtp.protocol.reply import Reply
+from asmtp.protocol.state import Event
 
-__all__ = ["Steps", "is_local", "overridden", "socket_from"]
+__all__ = ["Steps", "conduct", "is_local", "overridden", "say", "socket_from"]
+
+T = TypeVar("T")
+
+_BY_DOCMD = frozenset({"noop", "quit", "rset"})
+"""What smtplib says through `docmd`; the rest it says by `putcmd`, and takes the reply by `getreply`."""
 
 
 def overridden(smtp: Any, originals: Mapping[str, Any]) -> list[str]:
@@ -38,17 +43,16 @@ def overridden(smtp: Any, originals: Mapping[str, Any]) -> list[str]:
 
 
 class Steps:
-    """A message through a facade's `mail`, `rcpt` and `data`; or through `putcmd` and `getreply`.
+    """A message through a facade's `mail`, `rcpt` and `data`.
 
     Args:
         smtp: the facade.
-        replaced: which of these are not asmtp's own.
+        replaced: which methods are not asmtp's own.
     """
 
     def __init__(self, smtp: Any, replaced: Sequence[str]) -> None:
         self._smtp = smtp
         self._replaced = replaced
-        self._by_hand = "putcmd" in replaced or "getreply" in replaced
 
     def sendmail(
         self,
@@ -71,12 +75,12 @@ class Steps:
             options.insert(0, f"size={wire_size(octets)}")
         unsure = "not_sent"
         try:
-            reply = self._say("mail", "FROM:", sender, options)
+            reply = Reply(*smtp.mail(sender, options))
             if not reply.ok:
                 raise SMTPSenderRefused(*reply, sender)
             refused = self._recipients(recipients, rcpt_options if smtp.does_esmtp else ())
             unsure = "in_doubt"
-            reply = self._data(octets)
+            reply = Reply(*smtp.data(octets))
             if not reply.ok:
                 raise SMTPDataError(*reply)
         except SMTPException as error:
@@ -86,16 +90,6 @@ class Steps:
             raise
         return refused
 
-    def _say(self, verb: str, preposition: str, address: str, options: Sequence[str]) -> Reply:
-        """MAIL or RCPT."""
-        smtp = self._smtp
-        if verb in self._replaced or not self._by_hand:
-            return Reply(*getattr(smtp, verb)(address, options))
-        if verb == "mail" and "smtputf8" in [option.lower() for option in options] and smtp.has_extn("smtputf8"):
-            smtp.command_encoding = "utf-8"
-        smtp.putcmd(verb, f"{preposition}{path(address, 'address')}{options_text(options, 'options')}")
-        return Reply(*smtp.getreply())
-
     def _recipients(self, recipients: Sequence[str], options: Sequence[str]) -> dict[str, Reply]:
         """Those that were refused.
 
@@ -104,7 +98,7 @@ class Steps:
         """
         refused: dict[str, Reply] = {}
         for recipient in recipients:
-            reply = self._say("rcpt", "TO:", recipient, options)
+            reply = Reply(*self._smtp.rcpt(recipient, options))
             if not reply.ok:
                 refused[recipient] = reply
             if reply.code == 421:
@@ -112,17 +106,6 @@ class Steps:
         if len(refused) == len(recipients):
             raise SMTPRecipientsRefused(refused)
         return refused
-
-    def _data(self, octets: bytes) -> Reply:
-        smtp = self._smtp
-        if "data" in self._replaced or not self._by_hand:
-            return Reply(*smtp.data(octets))
-        smtp.putcmd("data")
-        reply = Reply(*smtp.getreply())
-        if reply.code != 354:
-            raise SMTPDataError(*reply)
-        smtp.send(encode_content(octets, stuff=True) + b".\r\n")
-        return Reply(*smtp.getreply())
 
     def _give_up(self, error: SMTPException) -> None:
         """After a refusal: RSET; a server that said 421 is left."""
@@ -132,8 +115,7 @@ class Steps:
         if any(reply[:1] == (421,) for reply in replies):
             self._smtp.close()
             return
-        with contextlib.suppress(SMTPServerDisconnected):
-            self._smtp.rset()
+        self._smtp._rset()
 
     def _octets(self, msg: Any) -> bytes:
         if isinstance(msg, Message):
@@ -146,6 +128,66 @@ class Steps:
         if hasattr(msg, "read"):
             return bytes(msg.read())
         raise TypeError(f"msg: {type(msg).__name__} is not possible where a subclass has its own {self._replaced[0]}()")
+
+
+def conduct(smtp: Any, hands_out: Callable[[bool], None], coroutine: Coroutine[Any, Any, T]) -> T:
+    """Take a command of the client's through the facade's `putcmd`, `docmd`, `send` and `getreply`.
+
+    Args:
+        smtp: the facade.
+        hands_out: tells the client whether it awaits its dialogues (False), or gives them to who runs the coroutine.
+        coroutine: the client's command; it awaits nothing else.
+    """
+
+    def resume(how: Callable[[Any], Any], value: Any) -> Dialogue:
+        hands_out(True)
+        try:
+            handed: Dialogue = how(value)
+            return handed
+        finally:
+            hands_out(False)
+
+    try:
+        handed = resume(coroutine.send, None)
+        while True:
+            try:
+                result = say(smtp, handed)
+            except Exception as error:
+                handed = resume(coroutine.throw, error)
+            else:
+                handed = resume(coroutine.send, result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+def say(smtp: Any, dialogue: Dialogue) -> Any:
+    """Return the result of a dialogue that goes through a facade's own steps."""
+    try:
+        group = next(dialogue)
+        while True:
+            try:
+                replies = _replies(smtp, group)  # type: ignore[arg-type]  # commands pull nothing
+            except Exception as error:
+                group = dialogue.throw(error)
+            else:
+                group = dialogue.send(replies)
+    except StopIteration as stop:
+        return stop.value
+
+
+def _replies(smtp: Any, group: Group) -> list[Reply]:
+    """Write a command, or content, and return what the server says to it."""
+    if group.events == (Event.dot,):
+        smtp.send(group.data)
+    else:
+        verb, _, args = group.data[:-2].decode(smtp.command_encoding).partition(" ")
+        if verb in _BY_DOCMD:
+            return [Reply(*smtp.docmd(verb))]
+        if verb in ("mail", "rcpt"):
+            preposition, _, rest = args.partition(":")
+            args = f"{preposition.upper()}:{rest}"  # as smtplib spells it
+        smtp.putcmd(*([verb] if verb == "data" else [verb, args]))  # so, too
+    return [Reply(*smtp.getreply()) for _ in range(group.owed)]
 
 
 def socket_from(made: Any) -> socket.socket:

@@ -52,12 +52,12 @@ from asmtp.options import (
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.hidden import hide
+from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.message import compose
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
-from asmtp.steps import Steps, is_local, overridden, socket_from
+from asmtp.steps import Steps, conduct, is_local, overridden, say, socket_from
 from asmtp.tls import check_context, context_from_files, verifying_context
 
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
@@ -228,6 +228,17 @@ class SMTP(AuthObjects):
             if not driven.is_connected:
                 self._release()
 
+    def _command(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a command of the client's; through `putcmd` and the like where these are not asmtp's own."""
+        if not overridden(self, _BY_HAND):
+            return self._run(coroutine)
+        try:
+            with self._entry():
+                self._check_entered()
+                return conduct(self, self._client.hand_out, coroutine)
+        finally:
+            coroutine.close()
+
     def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have a call that a helper thread runs end now."""
 
@@ -343,6 +354,9 @@ class SMTP(AuthObjects):
                     socket_from(self._get_socket(*where, self._connect_timeout)), local=is_local(where[0])
                 )
             reply = self._run(self._client.connect(host, port), task=True)
+            if overridden(self, _BY_HAND):
+                self._client.keep(reply)
+                reply = Reply(*self.getreply())
         except BaseException:
             self.close()
             raise
@@ -387,7 +401,18 @@ class SMTP(AuthObjects):
         Raises:
             SMTPServerDisconnected: there was no connection.
         """
-        return self._run(self._client.quit(), task=True)
+        if not overridden(self, _BY_HAND):
+            return self._run(self._client.quit(), task=True)
+        return self._quit_by_hand()
+
+    @_one_call
+    def _quit_by_hand(self) -> Reply:
+        if not self._client.is_connected:
+            return Reply(*self.docmd("quit"))  # which raises, unless it is another's
+        reply: Reply = say(self, dialogue.quit_())
+        self.close()
+        self._client.leave()
+        return reply
 
     # ---- commands ---------------------------------------------------------------------------
 
@@ -403,7 +428,9 @@ class SMTP(AuthObjects):
             ValueError: a control character in the command.
         """
         secret = self._client.in_challenge
-        self.send(command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=secret))
+        encoding = self.command_encoding
+        # A str, as smtplib's: it may be a `send` of a subclass's own.
+        self.send(command(cmd, args, argument="cmd", encoding=encoding, secret=secret).decode(encoding))
 
     def getreply(self) -> Reply:
         """The next reply to what `send` or `putcmd` wrote."""
@@ -415,15 +442,26 @@ class SMTP(AuthObjects):
         Raises:
             ValueError: a control character in the command.
         """
-        return self._run(self._client.docmd(cmd, args))
+        if not overridden(self, _BY_HAND):
+            return self._run(self._client.docmd(cmd, args))
+        with self._entry():
+            self._check_entered()
+            self.putcmd(cmd, args)
+            return Reply(*self.getreply())
+
+    def _rset(self) -> None:
+        """RSET, if there is a connection: for subclasses whose `sendmail` is made after smtplib's."""
+        with contextlib.suppress(SMTPServerDisconnected):
+            self.rset()
 
     def helo(self, name: str = "") -> Reply:
         """HELO, with this machine's name unless another is given."""
-        return self._run(self._client.helo(name))
+        return self._command(self._client.helo(name))
 
     def ehlo(self, name: str = "") -> Reply:
         """EHLO (LHLO for LMTP); what the server offers is in `esmtp_features` then."""
-        return self._run(self._client.ehlo(name))
+        self._client.ehlo_msg = self.ehlo_msg  # a subclass may have another
+        return self._command(self._client.ehlo(name))
 
     @_one_call
     def ehlo_or_helo_if_needed(self) -> None:
@@ -442,23 +480,23 @@ class SMTP(AuthObjects):
 
     def help(self, args: str = "") -> bytes:
         """HELP: its text."""
-        return self._run(self._client.help(args))
+        return self._command(self._client.help(args))
 
     def rset(self) -> Reply:
         """RSET: whatever transaction is open is given up."""
-        return self._run(self._client.rset())
+        return self._command(self._client.rset())
 
     def noop(self) -> Reply:
         """NOOP."""
-        return self._run(self._client.noop())
+        return self._command(self._client.noop())
 
     def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
         """MAIL: begin a transaction by hand."""
-        return self._run(self._client.mail(sender, options))
+        return self._command(self._client.mail(sender, options))
 
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
         """RCPT: add a recipient by hand."""
-        return self._run(self._client.rcpt(recip, options))
+        return self._command(self._client.rcpt(recip, options))
 
     def data(self, msg: str | bytes) -> Reply:
         """DATA and the content, by hand; the final reply.
@@ -466,22 +504,22 @@ class SMTP(AuthObjects):
         Raises:
             SMTPDataError: DATA was not answered 354.
         """
-        return self._run(self._client.data(msg))
+        return self._command(self._client.data(msg))
 
     def verify(self, address: str) -> Reply:
         """VRFY: ask whether an address is valid."""
-        return self._run(self._client.verify(address))
+        return self._command(self._client.verify(address))
 
     vrfy = verify
 
     def expn(self, address: str) -> Reply:
         """EXPN: ask for the members of a mailing list."""
-        return self._run(self._client.expn(address))
+        return self._command(self._client.expn(address))
 
     def xclient(self, **attributes: str | None) -> Reply:
         """XCLIENT: say for whom this connection is; see :meth:`asmtp.AsyncSMTP.xclient`."""
         self.ehlo_or_helo_if_needed()
-        return self._run(self._client.xclient(**attributes))
+        return self._command(self._client.xclient(**attributes))
 
     # ---- TLS, login -------------------------------------------------------------------------
 
@@ -497,7 +535,13 @@ class SMTP(AuthObjects):
         """
         context = context_from_files(keyfile, certfile, context)
         self.ehlo_or_helo_if_needed()
-        return self._run(self._client.starttls(context=context), task=True)
+        reply = None
+        if self.has_extn("starttls") and overridden(self, _BY_HAND):
+            reply = Reply(*self.docmd("STARTTLS"))
+            if reply.code != 220:
+                raise SMTPResponseException(*reply)
+        begun = self._run(self._client.starttls(context=context), task=True)
+        return reply or begun
 
     @_one_call
     def auth(
@@ -516,7 +560,7 @@ class SMTP(AuthObjects):
             conversation = self._conversation(mechanism, authobject, initial_response_ok, again=again)
             conversation.redact = self._client.redact
             while (line := conversation.line) is not None:
-                conversation.reply = self._run(self._client.respond(line))
+                conversation.reply = self._respond(line)
                 conversation.go_on()
         except BaseException as error:
             unproven = isinstance(error, SMTPAuthenticationError) and error.smtp_code == UNPROVEN
@@ -526,6 +570,12 @@ class SMTP(AuthObjects):
             raise
         self._client.authenticated = True
         return conversation.reply
+
+    def _respond(self, line: bytes) -> Reply:
+        if not overridden(self, _BY_HAND):
+            return self._run(self._client.respond(line))
+        verb, _, args = hidden(line.decode("ascii").partition(" "))
+        return Reply(*self.docmd(verb, args))
 
     def login(
         self,
@@ -635,7 +685,8 @@ class SMTP(AuthObjects):
 
 
 _HOOK = {"_get_socket": SMTP._get_socket}
-_STEPS = {name: getattr(SMTP, name) for name in ("mail", "rcpt", "data", "putcmd", "getreply")}
+_BY_HAND = {name: getattr(SMTP, name) for name in ("putcmd", "getreply", "docmd", "send")}
+_STEPS = {name: getattr(SMTP, name) for name in ("mail", "rcpt", "data", "rset")} | _BY_HAND
 
 
 def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import pathlib
+import smtplib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
 from .servers.background import in_background
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
 from .servers.relay import Letter, Relay
-from .servers.script import expect, fin, send
+from .servers.script import expect, fin, nothing_more, send
 
 A, B, C = "a@b.example", "b@b.example", "c@b.example"
-STEPS = ("mail", "rcpt", "data", "putcmd", "getreply")
+STEPS = ("mail", "rcpt", "data", "putcmd", "getreply", "send")
+BY_HAND = ("putcmd", "getreply", "docmd", "send")
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +187,145 @@ def test_smtputf8_in_steps() -> None:
         with pytest.raises(UnicodeEncodeError):
             smtp.sendmail("jö@b.example", [B], "hi") if smtp.rset() else None
     assert relay.letters[0].sender == "jö@b.example"
+
+
+# ---- commands by hand ----------------------------------------------------------------------------
+
+
+def traced(base: type, *names: str) -> tuple[Any, list[Any]]:
+    """A subclass that notes its steps, with their arguments and results."""
+    calls: list[Any] = []
+
+    def noting(name: str) -> Any:
+        def method(self: Any, *args: Any) -> Any:
+            calls.append((name, *args))
+            result = getattr(base, name)(self, *args)
+            calls.append(result)
+            return result
+
+        return method
+
+    return type("Own", (base,), {name: noting(name) for name in names}), calls
+
+
+def all_commands(module: Any, *names: str) -> tuple[list[Any], list[Any]]:
+    """What a subclass sees of every command, and what its caller gets."""
+    own, calls = traced(module.SMTP, *names)
+    relay = Relay(("SIZE 1000", "8BITMIME", "SMTPUTF8"))
+    with relay_at(relay):
+        smtp = own("127.0.0.1", relay.port, "client.example")
+        got = [smtp.ehlo(), smtp.ehlo_resp, dict(smtp.esmtp_features), smtp.does_esmtp, smtp.helo("x.example")]
+        got += [smtp.helo_resp, smtp.noop(), smtp.rset(), smtp.help(), smtp.help("me"), smtp.vrfy(A), smtp.expn("all")]
+        got += [smtp.mail(A, ["SIZE=3"]), smtp.rcpt(B, ["NOTIFY=NEVER"]), smtp.data("hi\r\n.x")]
+        got += [smtp.mail("jö@b.example", ["SMTPUTF8"]), smtp._rset(), smtp.docmd("noop", "x"), smtp.docmd("noop")]
+        got += [smtp.putcmd("noop", "1"), smtp.getreply(), smtp.send(b"noop 2\r\n"), smtp.getreply()]
+        got += [smtp.sendmail(A, [B], "hi\r\n"), smtp.quit(), smtp.sock, smtp.ehlo_resp, smtp.helo_resp, smtp._rset()]
+        for call in (smtp.noop, smtp.ehlo, smtp.quit, smtp.rset):
+            got.append(pytest.raises(module.SMTPServerDisconnected, call).type is module.SMTPServerDisconnected)
+    assert [letter.content for letter in relay.letters] == [b"hi\r\n.x\r\n", b"hi\r\n"]
+    return calls, got
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in BY_HAND), BY_HAND, ()], ids=str)
+def test_all_commands_go_through_what_is_overridden_as_in_smtplib(names: tuple[str, ...]) -> None:
+    assert all_commands(asmtp, *names) == all_commands(smtplib, *names)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["putcmd", "docmd", "send"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_a_login_goes_through_it(module: Any, name: str, mechanism: str) -> None:
+    own, calls = traced(module.SMTP, name)
+    handler = Embedded(mechanisms=(mechanism,))
+    with in_background(embedded(handler)), own("127.0.0.1", handler.port, "client.example") as smtp:
+        with pytest.raises(module.SMTPAuthenticationError):
+            smtp.login(USER, "wrong")
+        calls.clear()
+        assert smtp.login(USER, PASSWORD)[0] == 235
+        said = [call for call in calls if isinstance(call, tuple) and call[0] == name]
+        assert "".join(said[0][1:3]).startswith("AUTH")
+        assert len(said) == (1 if mechanism == "PLAIN" else 2)
+        if module is asmtp:
+            assert PASSWORD not in repr(calls)
+        assert smtp.sendmail(A, [B], "hi") == {}
+
+
+@BOTH
+@pytest.mark.parametrize("name", BY_HAND)
+def test_starttls_goes_through_it(module: Any, name: str, certificates: Certificates) -> None:
+    own, calls = traced(module.SMTP, name)
+    with (
+        in_background(embedded(Embedded(), tls=certificates.server)) as server,
+        own("localhost", server.port, "client.example") as smtp,
+    ):
+        assert smtp.starttls(context=certificates.trusting) == (220, b"Ready to start TLS")
+        assert any("STARTTLS" in str(call) or call == (220, b"Ready to start TLS") for call in calls)
+        assert smtp.ehlo_resp is None
+        assert smtp.sock.version().startswith("TLS")
+        assert smtp.sendmail(A, [B], "hi") == {}
+
+
+@BOTH
+def test_starttls_that_is_refused(module: Any) -> None:
+    own, _ = overriding(module.SMTP, "docmd")
+    relay = Relay(("STARTTLS",), answer=lambda verb, line: "454 not now" if verb == "STARTTLS" else None)
+    with relay_at(relay), own("127.0.0.1", relay.port, "client.example") as smtp:
+        with pytest.raises(module.SMTPResponseException) as caught:
+            smtp.starttls()
+        assert caught.value.smtp_code == 454
+        assert smtp.noop()[0] == 250
+
+
+@BOTH
+def test_steps_that_need_no_server(module: Any) -> None:
+    """As tests have it that patch them."""
+    smtp, said = module.SMTP(local_hostname="client.example"), []
+    smtp.putcmd = lambda *args: said.append(args)
+    smtp.getreply = lambda: (250, b"here\nSIZE 5")
+    assert smtp.ehlo() == (250, b"here\nSIZE 5")
+    assert smtp.esmtp_features == {"size": "5"}
+    assert smtp.rset() == smtp.rcpt(B) == smtp.quit() == (250, b"here\nSIZE 5")
+    assert said == [("ehlo", "client.example"), ("rset", ""), ("rcpt", f"TO:<{B}>"), ("quit", "")]
+
+
+@BOTH
+def test_what_a_step_raises(module: Any) -> None:
+    own = type("Own", (module.SMTP,), {"getreply": lambda self: 1 / 0})
+    smtp = own(local_hostname="client.example")
+    smtp.putcmd = lambda *args: None
+    for call in (smtp.ehlo, smtp.noop, smtp.docmd, smtp.data, smtp.mail):
+        with pytest.raises(ZeroDivisionError):
+            call(*([] if call in (smtp.ehlo, smtp.noop) else ["x"]))
+
+
+@BOTH
+def test_a_patched_send_sees_what_is_sent(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    original = module.SMTP.send
+    monkeypatch.setattr(module.SMTP, "send", lambda self, s: (sent.append(s), original(self, s)))
+    with relay_at(Relay(("PIPELINING", "CHUNKING"))) as relay, connected(module, relay) as smtp:
+        assert smtp.sendmail(A, [B], "one\n.two") == {}
+    assert sent[-4].startswith(f"mail FROM:<{A}>")
+    assert sent[-3:] == [f"rcpt TO:<{B}>\r\n", "data\r\n", b"one\r\n..two\r\n.\r\n"]
+
+
+def test_a_server_that_closes_instead_of_answering_quit() -> None:
+    own, calls = overriding(asmtp.SMTP, "docmd")
+    with script_at([send("220 hi"), expect("quit"), fin]) as server:
+        smtp = own("127.0.0.1", server.port, "client.example")
+        assert smtp.quit()[0] == -1
+        assert smtp.sock is None
+    assert calls == ["docmd"]
+
+
+@BOTH
+def test_a_hello_of_its_own(module: Any) -> None:
+    own = type("Own", (module.SMTP,), {"ehlo_msg": "XEHLO"})
+    script = [send("220 hi"), expect("XEHLO client.example"), send("250-hi\r\n250 SIZE"), nothing_more]
+    with script_at(script) as server, own("127.0.0.1", server.port, "client.example") as smtp:
+        assert smtp.ehlo()[0] == 250
+        assert smtp.has_extn("size")
+        smtp.close()
 
 
 # ---- the socket --------------------------------------------------------------------------------

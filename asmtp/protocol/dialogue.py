@@ -114,7 +114,9 @@ def starttls(session: Session, verb: str, name: str | None) -> Dialogue:
     Returns:
         The reply to STARTTLS, and the reply to EHLO or None.
     """
-    replies = yield Group(b"STARTTLS\r\n", (Event.starttls,))
+    replies = [Reply(220, b"")]
+    if session.state is not State.HANDSHAKE:  # STARTTLS was said by hand
+        replies = yield Group(b"STARTTLS\r\n", (Event.starttls,))
     if replies[0].code != 220:
         return replies[0], None
     yield PULL
