@@ -763,12 +763,11 @@ async def _through_proxy(proxy: str, address: Address, source_address: tuple[str
 
 
 async def _connect(address: Address, source_address: tuple[str, int] | None, resolver: Resolver) -> socket.socket:
-    loop = asyncio.get_running_loop()
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            await loop.sock_connect(sock, address)
+            await _connect_unix(sock, address)
         except BaseException:
             sock.close()
             raise
@@ -780,7 +779,7 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
         given, port = source_address
         local = await _look_up(resolver, given, port, "source_address") if given else _any_source(infos, port)
     delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
-    attempts: Any = _Attempts(loop)
+    attempts: Any = _Attempts(asyncio.get_running_loop())
     try:
         return await aiohappyeyeballs.start_connection(
             cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=attempts
@@ -789,6 +788,22 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
         if error.errno is not None or not attempts.failures:
             raise
         raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
+
+
+async def _connect_unix(sock: socket.socket, path: str) -> None:
+    """Connect at once, or as soon as there is room where the server has too many who wait: Linux says EAGAIN then.
+
+    The loop would take that for a connection that is being made, and the socket for connected.
+    """
+    pause = 0.001
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        else:
+            return
 
 
 async def _look_up(resolver: Resolver, host: str, port: int, argument: str) -> list[tuple[Any, ...]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from asmtp.protocol.session import Session
 from asmtp.transport import Connection, local_hostname, resolve
 
 from .conftest import Certificates
+from .servers.background import in_background
 from .servers.early import early
 from .servers.embedded import Embedded, embedded
 from .servers.relay import Relay, relaying
@@ -89,6 +92,51 @@ async def test_unix_socket(tmp_path: Path) -> None:
 async def test_no_unix_socket(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await AsyncSMTP(str(tmp_path / "none")).connect()
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[str]:
+    """A Unix socket at which nobody accepts, and as many wait as may."""
+    path = str(tmp_path / "crowded")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(path)
+        listener.listen(0)
+        waiting.connect(path)
+        yield path
+
+
+@pytest.mark.virtual_clock
+async def test_a_unix_socket_at_which_too_many_wait(crowded: str) -> None:
+    with pytest.raises(SMTPTimeoutError, match=r"no connection to .*/crowded within 7 seconds"):
+        await asmtp.AsyncLMTP(crowded, timeout=7).connect()
+    assert asyncio.get_running_loop().time() == pytest.approx(7)
+    async with asmtp.AsyncMailer(f"lmtp+unix://{crowded}", timeouts=5, retry=None) as mailer:
+        with pytest.raises(SMTPTimeoutError, match="no connection to") as caught:
+            await mailer.send(b"hi", "a@x.example", "b@y.example")
+        assert caught.value.state == "not_sent"
+
+
+@pytest.mark.virtual_clock
+async def test_a_unix_socket_at_which_there_is_room_in_time(crowded: str) -> None:
+    """As there is behind a blocking connect, which waits."""
+    async with asmtp.AsyncMailer(f"lmtp+unix://{crowded}?local_hostname=me.example") as mailer:
+        sending = asyncio.ensure_future(mailer.send(b"hi", "a@x.example", "b@y.example"))
+        await asyncio.sleep(30)
+        async with relaying(Relay(lmtp=True), path=f"{crowded}-too") as relay:
+            os.replace(f"{crowded}-too", crowded)
+            assert (await sending).attempts == 1
+            assert len(relay.letters) == 1
+            await mailer.aclose()
+
+
+def test_the_facade_at_a_unix_socket_at_which_too_many_wait(crowded: str) -> None:
+    with pytest.raises(SMTPTimeoutError, match=r"no connection to .*/crowded within 0\.05 seconds"):
+        asmtp.LMTP(crowded, timeout=0.05)
+    with in_background(relaying(Relay(lmtp=True), path=f"{crowded}-too")) as relay:
+        threading.Timer(0.05, os.replace, (f"{crowded}-too", crowded)).start()
+        with asmtp.LMTP(crowded, local_hostname="me.example") as lmtp:
+            assert lmtp.sendmail("a@x.example", "b@y.example", b"hi") == {}
+        assert len(relay.letters) == 1
 
 
 async def test_a_socket_that_is_connected() -> None:
