@@ -781,13 +781,18 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
     delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
     attempts: Any = _Attempts(asyncio.get_running_loop())
     try:
-        return await aiohappyeyeballs.start_connection(
+        sock = await aiohappyeyeballs.start_connection(
             cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=attempts
         )
     except OSError as error:
         if error.errno is not None or not attempts.failures:
             raise
         raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
+    if sock.getsockname() == sock.getpeername():
+        # TCP connects a socket to itself where nobody listens at a port of this machine that is its own, too.
+        sock.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return sock
 
 
 async def _connect_unix(sock: socket.socket, path: str) -> None:

@@ -94,6 +94,29 @@ async def test_no_unix_socket(tmp_path: Path) -> None:
         await AsyncSMTP(str(tmp_path / "none")).connect()
 
 
+def to_itself() -> Any:
+    """What would have a socket connect to itself."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    return {"host": "127.0.0.1", "port": port, "source_address": ("127.0.0.1", port)}
+
+
+async def test_a_socket_is_not_connected_to_itself() -> None:
+    """TCP's simultaneous open: where a port of this machine is dead, and chance gives it to who connects."""
+    with pytest.raises(ConnectionRefusedError):
+        await AsyncSMTP(**to_itself()).connect()
+    async with asmtp.AsyncMailer(asmtp.Relay(**to_itself()), retry=None) as mailer:
+        with pytest.raises(SMTPServerDisconnected) as caught:
+            await mailer.send(b"hi", "a@x.example", "b@y.example")
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+def test_the_facade_is_not_connected_to_itself() -> None:
+    with pytest.raises(ConnectionRefusedError):
+        asmtp.SMTP(**to_itself())
+
+
 @pytest.fixture
 def crowded(tmp_path: Path) -> Iterator[str]:
     """A Unix socket at which nobody accepts, and as many wait as may."""
