@@ -788,11 +788,18 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
         if error.errno is not None or not attempts.failures:
             raise
         raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
-    if sock.getsockname() == sock.getpeername():
-        # TCP connects a socket to itself where nobody listens at a port of this machine that is its own, too.
+    if _is_its_own_peer(sock):
         sock.close()
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     return sock
+
+
+def _is_its_own_peer(sock: socket.socket) -> bool:
+    """Whether TCP has connected a socket to itself, as nobody listens at a port of this machine that is its own."""
+    try:
+        return cast("bool", sock.getsockname() == sock.getpeername())
+    except OSError:  # the server has ended the connection already
+        return False
 
 
 async def _connect_unix(sock: socket.socket, path: str) -> None:

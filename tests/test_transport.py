@@ -112,6 +112,18 @@ async def test_a_socket_is_not_connected_to_itself() -> None:
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
+async def test_a_server_that_ends_the_connection_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no peer any more to be asked for; what is told is the end of the connection."""
+
+    def gone(self: socket.socket) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    async with scripted([rst]) as server:
+        monkeypatch.setattr(socket.socket, "getpeername", gone, raising=False)
+        with pytest.raises((SMTPServerDisconnected, ConnectionResetError)):
+            await AsyncSMTP("127.0.0.1", server.port).connect()
+
+
 def test_the_facade_is_not_connected_to_itself() -> None:
     with pytest.raises(ConnectionRefusedError):
         asmtp.SMTP(**to_itself())
