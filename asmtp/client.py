@@ -284,7 +284,8 @@ class AsyncSMTP(Commands):
             host, port = self._host or "localhost", port or self._port
         address: Address = host
         if not host.startswith("/"):
-            default = SMTP_SSL_PORT if self._tls == "implicit" and not self.lmtp else self.default_port
+            implied = self._tls == "implicit" and self.default_port == SMTP_PORT
+            default = SMTP_SSL_PORT if implied else self.default_port
             address = host_and_port(host, port, default)
         before = self._host, self._port
         self._host, self._port = address if isinstance(address, tuple) else (address, port)

@@ -130,7 +130,11 @@ class SMTP(AuthObjects):
     file = None
     ehlo_msg = "ehlo"
     default_port = SMTP_PORT
+    timeout: Any = _DEFAULT_TIMEOUT
     _client_class: type[DrivenSMTP] = DrivenSMTP
+    _host = ""
+    _driver: int | None = None  # the thread in which a call is in mid-exchange
+    _loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -142,14 +146,16 @@ class SMTP(AuthObjects):
         **options: Unpack[Options],
     ) -> None:
         hide(options)
-        self._lock = threading.RLock()  # held by who calls
-        self._driver: int | None = None  # the thread in which a call is in mid-exchange
+        if before := vars(self).get("_client"):  # it is called again, as by what derives from SMTP and SMTP_SSL
+            self._release()
+            if before.ssl_context is not None:
+                options.setdefault("ssl_context", before.ssl_context)
+        self._lock = threading.RLock()
         self._host = host
         self.timeout = timeout
         self._client = self._client_class("", 0, None, _timeouts(timeout), source_address, **options)
         self._client.local_hostname = local_hostname
         self._client.facade = weakref.ref(self)
-        self._loop: asyncio.AbstractEventLoop | None = None
         if host:
             reply = self.connect(host, port)
             if reply[0] != 220:
@@ -158,6 +164,18 @@ class SMTP(AuthObjects):
         if local_hostname is None:
             # smtplib looks it up here, whether or not it is needed.
             self.local_hostname = transport.local_hostname()
+
+    @functools.cached_property
+    def _lock(self) -> threading.RLock:
+        """Held by who calls.  Made here for a subclass whose `__init__` calls none, as smtplib's works then, too."""
+        return threading.RLock()
+
+    @functools.cached_property
+    def _client(self) -> DrivenSMTP:
+        """The async client that this drives; made here where `_lock` is."""
+        client = self._client_class("", 0, None, _timeouts(self.timeout))
+        client.facade = weakref.ref(self)
+        return client
 
     # ---- the loop ---------------------------------------------------------------------------
 
@@ -344,6 +362,7 @@ class SMTP(AuthObjects):
             self.source_address = source_address
         self._default_timeout = socket.getdefaulttimeout()
         self._client.timeouts = Timeouts.of(_timeouts(self.timeout))
+        self._client.default_port = self.default_port  # a subclass may have another
         if self.debuglevel > 0:
             where = host if host.startswith("/") else host_and_port(host, port, self.default_port)
             self._print_debug("connect: to", where, self.source_address)

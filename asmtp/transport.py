@@ -24,7 +24,7 @@ import aiohappyeyeballs
 import anyio
 
 from asmtp.aside import resolve
-from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
+from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line, reason
 from asmtp.options import Timeouts
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
@@ -664,7 +664,7 @@ def _raise_tls_error(error: BaseException, limit: float | None, handshake: Hands
     if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
         told = SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
     elif isinstance(error, ConnectionError):
-        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {one_line(error)}")
+        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {reason(error)}")
     if handshake is not None and isinstance(error, OSError):
         handshake.failed(told)
     if told is error:

@@ -23,6 +23,7 @@ import pytest
 import asmtp
 from asmtp.cli.server import Inbox, serving
 
+from .conftest import Certificates
 from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
 from .servers.background import calling, in_background
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
@@ -444,6 +445,86 @@ def test_mix_ins_with_arguments_of_their_own(module: Any) -> None:
         pass
 
     assert set(OwnLMTP(local_hostname="client.example").options) == {"local_hostname", "source_address", "timeout"}
+
+
+@BOTH
+def test_a_subclass_whose_init_calls_none(module: Any) -> None:
+    """As those of tests, which connect to nothing."""
+
+    class Fake(module.SMTP):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.sent: list[Any] = []
+
+        def ehlo_or_helo_if_needed(self) -> None:
+            pass
+
+        def sendmail(self, *args: Any, **options: Any) -> Any:
+            self.sent.append(args[:2])
+            return {}
+
+    smtp = Fake("mail.invalid", 25)
+    assert (smtp.sock, smtp.ehlo_resp, smtp.helo_resp, smtp.does_esmtp, smtp.debuglevel) == (None, None, None, False, 0)
+    smtp.esmtp_features, smtp.local_hostname, smtp.timeout = {"size": ""}, "client.example", 5
+    assert smtp.has_extn("SIZE")
+    message = EmailMessage()
+    message["From"], message["To"] = A, B
+    with smtp as entered:
+        assert entered.send_message(message) == {}
+    with pytest.raises(module.SMTPServerDisconnected):
+        smtp.noop()
+    smtp.close()
+    assert smtp.sent == [(A, [B])]
+
+
+@BOTH
+def test_one_that_connects_all_the_same(module: Any) -> None:
+    class Own(module.SMTP):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.timeout, self.local_hostname, self.source_address = 7, "client.example", None
+            self.esmtp_features: Any = {}
+            self.command_encoding = "ascii"
+
+    with relay_at() as relay, Own() as smtp:
+        assert smtp.connect("127.0.0.1", relay.port)[0] == 220
+        assert smtp.sock.gettimeout() == 7
+        assert smtp.sendmail(A, B, "hi") == {}
+    assert relay.commands[0] == "ehlo client.example"
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["SMTP", "SMTP_SSL"])
+def test_a_port_of_its_own(module: Any, kind: str, certificates: Certificates) -> None:
+    handler = Embedded()
+    tls = {"tls": certificates.server, "implicit": True} if kind == "SMTP_SSL" else {}
+    arguments = {"context": certificates.trusting} if tls else {}
+    with in_background(embedded(handler, **tls)):
+        own = type("Own", (getattr(module, kind),), {"default_port": handler.port})
+        with own("localhost", local_hostname="client.example", **arguments) as smtp:
+            assert smtp.noop()[0] == 250
+            smtp.close()
+            smtp.connect("localhost")
+
+
+def test_init_that_is_called_again(certificates: Certificates) -> None:
+    """What derives from SMTP_SSL and from a class over SMTP calls that of both; the context stays."""
+
+    class Own(asmtp.SMTP):
+        def __init__(self, colour: str, **options: Any) -> None:
+            self.colour = colour
+            asmtp.SMTP.__init__(self, **options)
+
+    class OwnSSL(asmtp.SMTP_SSL, Own):
+        def __init__(self, context: Any, **options: Any) -> None:
+            asmtp.SMTP_SSL.__init__(self, context=context, **options)
+            Own.__init__(self, "red", **options)
+
+    handler = Embedded()
+    with (
+        in_background(embedded(handler, tls=certificates.server, implicit=True)),
+        OwnSSL(certificates.trusting, host="localhost", port=handler.port, local_hostname="c.example") as smtp,
+    ):
+        assert smtp.context is certificates.trusting
+        assert smtp.sendmail(A, [B], "hi") == {}
 
 
 def test_half_a_line_is_not_waited_for() -> None:

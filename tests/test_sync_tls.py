@@ -52,6 +52,25 @@ def unverified() -> ssl.SSLContext:
     return context
 
 
+@BOTH
+def test_a_server_that_closes_in_the_handshake(module: Any) -> None:
+    script = [
+        send("220 hi"),
+        expect("ehlo client.example"),
+        send("250-hi\r\n250 STARTTLS"),
+        expect("STARTTLS"),
+        send("220 go"),
+        fin,
+    ]
+    with script_at(script) as server, module.SMTP("127.0.0.1", server.port, "client.example") as smtp:
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            smtp.starttls()
+        if module is asmtp:
+            assert isinstance(caught.value, asmtp.SMTPServerDisconnected)
+            assert re.search("closed in the TLS handshake: .|closed$", str(caught.value))
+        smtp.close()
+
+
 # ---- SMTP_SSL -----------------------------------------------------------------------------------
 
 
