@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import select
 import selectors
 import socket
@@ -124,6 +125,10 @@ class _AuditedSession(Session):
         super()._write(exchange, group)
 
 
+_WORDS = ("Connect call failed", "Multiple exceptions", "error while attempting to bind")
+"""How asyncio and aiohappyeyeballs begin what they say in place of the system's words, which smtplib's callers know."""
+
+
 class DrivenSMTP(AsyncSMTP):
     """An async client that a facade drives.
 
@@ -230,6 +235,14 @@ class DrivenSMTP(AsyncSMTP):
                 raise
 
         return shown
+
+    async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
+        try:
+            return await super()._open(host, port, source_address)
+        except OSError as error:
+            if error.errno and str(error.strerror).startswith(_WORDS):
+                raise OSError(error.errno, os.strerror(error.errno)) from error
+            raise
 
     def _welcome(self, greeting: Reply) -> bool:
         return greeting.code == 220

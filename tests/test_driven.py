@@ -511,3 +511,37 @@ def test_responses_are_not_traced(facade: Facade) -> None:
         assert facade(facade.client.respond(b"c2VjcmV0")) == (235, b"ok")
         facade.close()
     assert traced == [(">", b"(not shown)"), ("<", b"334 "), (">", b"(not shown)"), ("<", b"235 ok")]
+
+
+def test_a_command_that_hands_out_its_dialogue(loop: asyncio.AbstractEventLoop) -> None:
+    client = DrivenSMTP(local_hostname="client.example")
+    command = client.ehlo()
+    client.hand_out(True)
+    handed: Any = command.send(None)
+    client.hand_out(False)
+    assert next(handed).data == b"ehlo client.example\r\n"
+    with pytest.raises(StopIteration) as caught:
+        command.send(Reply(250, b"hi"))
+    assert caught.value.value == Reply(250, b"hi")
+    assert client.ehlo_resp == b"hi"
+
+
+def test_a_reply_that_is_kept(loop: asyncio.AbstractEventLoop) -> None:
+    client = DrivenSMTP()
+    facade = Facade(loop, client)
+    client.keep(Reply(220, b"hi"))
+    assert facade(client.getreply()) == (220, b"hi")
+    client.ehlo_resp = b"hi"
+    client.leave()
+    assert client.ehlo_resp is None
+
+
+def test_no_connection_in_the_words_of_the_system(loop: asyncio.AbstractEventLoop) -> None:
+    client = DrivenSMTP()
+    facade = Facade(loop, client)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError) as caught:
+            facade.connect("127.0.0.1", sock.getsockname()[1])
+    assert caught.value.strerror == os.strerror(caught.value.errno)
+    assert "Connect call failed" in str(caught.value.__cause__)

@@ -44,6 +44,27 @@ def virtual_time(loops: list[asyncio.AbstractEventLoop], monkeypatch: pytest.Mon
 # ---- connecting --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["SMTP", "SMTP_SSL"])
+@pytest.mark.parametrize(
+    ("host", "options"),
+    [
+        ("127.0.0.1", {}),
+        ("localhost", {}),
+        ("127.0.0.1", {"source_address": ("192.0.2.1", 0)}),
+    ],
+)
+def test_no_connection_is_told_in_smtplibs_words(kind: str, host: str, options: dict[str, Any]) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        told_of = [
+            pytest.raises(OSError, getattr(module, kind), host, sock.getsockname()[1], "c.example", **options).value
+            for module in (smtplib, asmtp)
+        ]
+    assert [(type(error), error.args, str(error)) for error in told_of[:1]] == [
+        (type(error), error.args, str(error)) for error in told_of[1:]
+    ]
+
+
 @BOTH
 @pytest.mark.parametrize("joined", [False, True], ids=["host, port", "host:port"])
 def test_the_constructor_connects(module: Any, joined: bool) -> None:
