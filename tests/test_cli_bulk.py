@@ -764,9 +764,10 @@ def test_nothing_to_send(tmp_path: Path, capsys: Captured, more: list[str]) -> N
     assert "warning: there is no message at PATH" in capsys.readouterr().err
 
 
-def test_a_file_with_the_url(folder: Path, inbox: Inbox, tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", ["\n {} \n", "\ufeff{}\r\n"], ids=["white space", "by a Windows editor"])
+def test_a_file_with_the_url(written: str, folder: Path, inbox: Inbox, tmp_path: Path) -> None:
     fill(folder, 3)
-    (tmp_path / "url").write_text(f"\n {url(inbox)} \n")
+    (tmp_path / "url").write_text(written.format(url(inbox)), encoding="utf-8")
     assert main(["bulk", str(folder), "--quiet", "--url-file", str(tmp_path / "url")]) == 0
     assert len(inbox.letters) == 3
 

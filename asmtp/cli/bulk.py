@@ -88,7 +88,7 @@ def _relays(arguments: argparse.Namespace) -> list[Relay]:
     if arguments.url is not None:
         return [Relay.from_url(url) for url in arguments.url]
     if arguments.url_file is not None:
-        with open(arguments.url_file, encoding="utf-8", errors="surrogateescape") as file:
+        with open(arguments.url_file, encoding="utf-8-sig", errors="surrogateescape") as file:
             return Relay.several(file.read(1 << 20), arguments.url_file)
     return Relay.from_environment()
 
