@@ -44,6 +44,7 @@ from asmtp.protocol.chunking import Chunking, RelayChunking
 from asmtp.protocol.command import gate, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.hidden import hide
 from asmtp.protocol.message import compose, weight
 from asmtp.protocol.parameters import Requests
@@ -303,7 +304,7 @@ class AsyncSMTP(Commands):
                 given = await self._offload(default_context)
             context = self._handshake = Handshake(given, self._sessions)
         # Before there is a connection: the server's first octets may come with it.
-        greeting = self._session.start(dialogue.greeting())
+        greeting = self._greet()
         begun = clock()
         connection = await open_connection(
             address,
@@ -332,6 +333,10 @@ class AsyncSMTP(Commands):
         if self._watch is not None:
             self._watch.connected(reply, clock() - begun)
         return reply
+
+    def _greet(self) -> Exchange:
+        """Await the server's greeting."""
+        return self._session.start(dialogue.greeting())
 
     def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
         """Tell a new session what the relay has shown of BDAT, and keep what this connection shows."""

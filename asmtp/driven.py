@@ -138,6 +138,7 @@ class DrivenSMTP(AsyncSMTP):
 
     _session_class = _AuditedSession
     _from_afar = False
+    _spoken = False
     facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
     struck: BaseException | None = None  # what was raised in a callback of the loop's, as by a signal handler
     _hands_out = False
@@ -171,14 +172,25 @@ class DrivenSMTP(AsyncSMTP):
         if connection is not None:
             connection.abort()
 
-    def given(self, sock: socket.socket, *, local: bool) -> None:
+    def given(self, sock: socket.socket, *, local: bool, spoken: bool = False) -> None:
         """Have the next connection made of a socket.
 
         Args:
             local: it is to this machine; else it is not, whatever the socket's own other end is.
+            spoken: its greeting was read already.
         """
         self._sock = sock
         self._from_afar = not local
+        self._spoken = spoken
+
+    def _greet(self) -> Exchange:
+        exchange = super()._greet()
+        if self._spoken:
+            self._spoken, session = False, self._session
+            trace, session.trace = session.trace, None
+            session.receive_data(b"220 \r\n")  # which is not shown again
+            session.trace = trace
+        return exchange
 
     def _made(self, connection: Connection) -> None:
         super()._made(connection)

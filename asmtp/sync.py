@@ -135,6 +135,7 @@ class SMTP(AuthObjects):
     _host = ""
     _driver: int | None = None  # the thread in which a call is in mid-exchange
     _loop: asyncio.AbstractEventLoop | None = None
+    _handed: socket.socket | None = None  # a connected socket that was set as `sock`, until something is said on it
 
     def __init__(
         self,
@@ -204,6 +205,8 @@ class SMTP(AuthObjects):
         try:
             with self._entry():
                 self._check_entered()
+                if self._handed is not None:
+                    self._take_over(spoken=True)
                 return self._run_alone(coroutine, task)
         finally:
             coroutine.close()  # it may not even have begun
@@ -253,9 +256,24 @@ class SMTP(AuthObjects):
         try:
             with self._entry():
                 self._check_entered()
+                if self._handed is not None:
+                    self._take_over(spoken=True)
                 return conduct(self, self._client.hand_out, coroutine)
         finally:
             coroutine.close()
+
+    def _take_over(self, *, spoken: bool) -> Reply:
+        """Speak on a socket that was set as `sock`; the greeting.
+
+        Args:
+            spoken: the caller has read it: something else than `getreply` is called first.
+        """
+        handed, self._handed = self._handed, None
+        assert handed is not None
+        self._default_timeout = socket.getdefaulttimeout()
+        self._client.timeouts = Timeouts.of(_timeouts(self.timeout))
+        self._client.given(handed, local=is_local(self._host), spoken=spoken)
+        return self._run(self._client.connect(self._host or "localhost"), task=True)
 
     def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have a call that a helper thread runs end now."""
@@ -271,6 +289,9 @@ class SMTP(AuthObjects):
 
     def _release(self) -> None:
         """Give back what the connection used: its socket, the loop."""
+        handed, self._handed = self._handed, None
+        if handed is not None:
+            handed.close()
         loop, self._loop = self._loop, None
         released = self._client.close()
         if loop is not None:
@@ -293,21 +314,25 @@ class SMTP(AuthObjects):
     # ---- what is known ----------------------------------------------------------------------
 
     @property
-    def sock(self) -> transport.SocketView | None:
-        """What there is to see of the socket; None without a connection.  To set it to None closes the connection."""
+    def sock(self) -> Any:
+        """What there is to see of the socket; None without a connection.
+
+        It may be set to a connected socket without TLS, which is the caller's until the next call: `getreply`, where
+        the server's greeting was not read from it, or any other.  To set it to None closes the connection.
+        """
+        if self._handed is not None:
+            return self._handed
         if not self._client.is_connected:
             return None
         timeout = self.timeout.command if isinstance(self.timeout, Timeouts) else self.timeout
         return self._client.view(self._default_timeout if timeout is _DEFAULT_TIMEOUT else timeout, self.close)
 
     @sock.setter
-    def sock(self, sock: None) -> None:
-        if sock is not None:
-            raise TypeError(
-                "sock: a connected socket is given to the constructor, as sock=, and used by connect();"
-                " TLS is begun by starttls()"
-            )
+    def sock(self, sock: socket.socket | None) -> None:
+        if isinstance(sock, ssl.SSLSocket) or not isinstance(sock, socket.socket | None):
+            raise TypeError("sock: a connected socket without TLS, or None; TLS is begun by starttls()")
         self.close()
+        self._handed = sock
 
     local_hostname: _Kept[str] = _Kept("What EHLO says this machine is called.")
     source_address: _Kept[tuple[str, int] | None] = _Kept("(host, port) to bind to before connecting.")
@@ -354,7 +379,7 @@ class SMTP(AuthObjects):
         Raises:
             OSError: no connection.
         """
-        if self._client.is_connected:
+        if self.sock is not None:
             self.close()
         host, port = check_address(host, port)
         check_source(source_address)
@@ -426,7 +451,7 @@ class SMTP(AuthObjects):
 
     @_one_call
     def _quit_by_hand(self) -> Reply:
-        if not self._client.is_connected:
+        if self.sock is None:
             return Reply(*self.docmd("quit"))  # which raises, unless it is another's
         reply: Reply = say(self, dialogue.quit_())
         self.close()
@@ -453,6 +478,10 @@ class SMTP(AuthObjects):
 
     def getreply(self) -> Reply:
         """The next reply to what `send` or `putcmd` wrote."""
+        with self._entry():
+            self._check_entered()
+            if self._handed is not None:
+                return self._take_over(spoken=False)
         return self._run(self._client.getreply())
 
     def docmd(self, cmd: str, args: str = "") -> Reply:

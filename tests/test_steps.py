@@ -418,3 +418,139 @@ def test_a_password_is_not_for_who_is_behind_a_local_proxy(host: str, local: boo
             else:
                 with pytest.raises(asmtp.SMTPNotSupportedError, match="for everybody on the way to read"):
                     smtp.login(USER, PASSWORD)
+
+
+# ---- a socket that is set ------------------------------------------------------------------------
+
+
+def connected_socket(relay: Relay) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", relay.port), 5)
+
+
+@BOTH
+def test_a_socket_that_is_set_before_its_greeting_was_read(module: Any) -> None:
+    with relay_at() as relay:
+        smtp = module.SMTP(local_hostname="client.example")
+        smtp.sock = sock = connected_socket(relay)
+        assert smtp.sock is sock
+        assert smtp.getreply() == (220, b"relay.example ESMTP")
+        assert smtp.ehlo()[0] == 250
+        assert smtp.sendmail(A, [B], "hi") == {}
+        assert smtp.quit()[0] == 221
+        assert smtp.sock is None
+        smtp.connect("127.0.0.1", relay.port)
+        assert smtp.sendmail(A, [B], "hi") == {}
+        smtp.close()
+    assert len(relay.letters) == 2
+
+
+@BOTH
+@pytest.mark.parametrize("names", [(), ("putcmd",)], ids=str)
+def test_one_whose_greeting_the_caller_has_read(module: Any, names: tuple[str, ...]) -> None:
+    own, _ = overriding(module.SMTP, *names)
+    with relay_at() as relay, own(local_hostname="client.example", timeout=7) as smtp:
+        sock = connected_socket(relay)
+        assert sock.recv(100).startswith(b"220 ")
+        smtp.sock = sock
+        assert smtp.ehlo()[0] == 250
+        assert smtp.has_extn("size")
+        assert smtp.sendmail(A, [B], "hi") == {}
+    assert relay.verbs == ["EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
+
+
+@BOTH
+def test_a_recipe_for_proxies(module: Any) -> None:
+    """It calls no `__init__`, speaks to the proxy on `sock`, and reads the greeting by `getreply`."""
+
+    class Through(module.SMTP):  # type: ignore[misc]
+        def __init__(self, host: str, port: int, proxy: tuple[str, int]) -> None:
+            self.timeout, self.local_hostname, self.source_address = 7, "client.example", None
+            self.esmtp_features: Any = {}
+            self.command_encoding = "ascii"
+            self.proxy = proxy
+            code, message = self.connect(host, port)
+            if code != 220:
+                raise module.SMTPConnectError(code, message)
+
+        def connect(self, host: str = "localhost", port: int = 0, source_address: Any = None) -> Any:
+            self.sock = socket.create_connection(self.proxy, self.timeout)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return self.getreply()
+
+    with relay_at() as relay, Through("mail.invalid", 25, ("127.0.0.1", relay.port)) as smtp:
+        assert smtp.sendmail(A, [B], "hi") == {}
+    assert len(relay.letters) == 1
+
+
+def test_debug_output_shows_no_greeting_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with relay_at() as relay:
+        smtp = asmtp.SMTP(local_hostname="client.example")
+        sock = connected_socket(relay)
+        sock.recv(100)
+        smtp.set_debuglevel(1)
+        smtp.sock = sock
+        smtp.noop()
+        smtp.quit()
+    assert "220" not in capsys.readouterr().err
+
+
+@BOTH
+def test_one_that_is_never_used(module: Any) -> None:
+    with relay_at() as relay:
+        smtp = module.SMTP(local_hostname="client.example")
+        smtp.sock = sock = connected_socket(relay)
+        sock.recv(100)
+        smtp.close()
+        assert sock.fileno() == -1
+        assert smtp.sock is None
+
+
+def test_one_that_takes_the_place_of_a_connection() -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        smtp.ehlo()
+        before = smtp.sock.getsockname()
+        smtp.sock = connected_socket(relay)
+        assert smtp.getreply()[0] == 220
+        assert smtp.sock.getsockname() != before
+        assert smtp.quit()[0] == 221
+        smtp.sock = sock = connected_socket(relay)
+        sock.recv(100)
+        smtp.connect("127.0.0.1", relay.port)
+        assert smtp.noop()[0] == 250
+
+
+def test_starttls_on_it(certificates: Certificates) -> None:
+    with in_background(embedded(Embedded(), tls=certificates.server)) as server:
+        smtp = asmtp.SMTP(local_hostname="client.example")
+        smtp.sock = connected_socket(server)
+        smtp.getreply()
+        smtp.starttls(context=certificates.trusting)
+        assert smtp.sock.version().startswith("TLS")
+        assert smtp.quit()[0] == 221
+
+
+@pytest.mark.parametrize("spoken", [True, False])
+def test_a_password_is_not_for_whom_it_leads_to(spoken: bool) -> None:
+    with in_background(embedded(Embedded(mechanisms=("PLAIN",)))) as server:
+        smtp = asmtp.SMTP(local_hostname="client.example")
+        sock = connected_socket(server)
+        if spoken:
+            sock.recv(100)
+        smtp.sock = sock
+        if not spoken:
+            smtp.getreply()
+        with pytest.raises(asmtp.SMTPNotSupportedError, match="for everybody on the way to read"):
+            smtp.login(USER, PASSWORD)
+        smtp.close()
+
+
+def test_a_socket_that_will_not_do(certificates: Certificates) -> None:
+    with relay_at() as relay, connected(asmtp, relay) as smtp:
+        wrapped = certificates.trusting.wrap_socket(
+            socket.socket(), server_hostname="localhost", do_handshake_on_connect=False
+        )
+        for wrong in (5, smtp.sock, wrapped, io.BytesIO()):
+            with pytest.raises(TypeError, match="^sock: a connected socket without TLS, or None"):
+                smtp.sock = wrong
+        assert smtp.noop()[0] == 250
+        wrapped.close()

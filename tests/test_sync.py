@@ -289,10 +289,10 @@ def test_the_socket_is_closed_by_hand(way: str) -> None:
         assert smtp.noop()[0] == 250
 
 
-def test_no_socket_is_set() -> None:
+def test_what_is_no_socket_is_not_set() -> None:
     with relay_at() as relay, connected(asmtp, relay) as smtp:
-        with socket.socket() as sock, pytest.raises(TypeError, match="^sock: a connected socket is given to the const"):
-            smtp.sock = sock
+        with pytest.raises(TypeError, match="^sock: a connected socket without TLS, or None"):
+            smtp.sock = smtp.sock
         assert smtp.noop()[0] == 250
 
 
