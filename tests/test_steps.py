@@ -198,7 +198,8 @@ def traced(base: type, *names: str) -> tuple[Any, list[Any]]:
 
     def noting(name: str) -> Any:
         def method(self: Any, *args: Any) -> Any:
-            calls.append((name, *args))
+            # smtplib says FROM: and TO:, and from Python 3.13 on from: and to:
+            calls.append((name, *[arg.lower() if isinstance(arg, str) else arg for arg in args]))
             result = getattr(base, name)(self, *args)
             calls.append(result)
             return result
@@ -243,7 +244,7 @@ def test_a_login_goes_through_it(module: Any, name: str, mechanism: str) -> None
         calls.clear()
         assert smtp.login(USER, PASSWORD)[0] == 235
         said = [call for call in calls if isinstance(call, tuple) and call[0] == name]
-        assert "".join(said[0][1:3]).startswith("AUTH")
+        assert "".join(said[0][1:3]).startswith("auth")
         assert len(said) == (1 if mechanism == "PLAIN" else 2)
         if module is asmtp:
             assert PASSWORD not in repr(calls)
@@ -259,7 +260,7 @@ def test_starttls_goes_through_it(module: Any, name: str, certificates: Certific
         own("localhost", server.port, "client.example") as smtp,
     ):
         assert smtp.starttls(context=certificates.trusting) == (220, b"Ready to start TLS")
-        assert any("STARTTLS" in str(call) or call == (220, b"Ready to start TLS") for call in calls)
+        assert any("starttls" in str(call) or call == (220, b"Ready to start TLS") for call in calls)
         assert smtp.ehlo_resp is None
         assert smtp.sock.version().startswith("TLS")
         assert smtp.sendmail(A, [B], "hi") == {}
@@ -285,7 +286,9 @@ def test_steps_that_need_no_server(module: Any) -> None:
     assert smtp.ehlo() == (250, b"here\nSIZE 5")
     assert smtp.esmtp_features == {"size": "5"}
     assert smtp.rset() == smtp.rcpt(B) == smtp.quit() == (250, b"here\nSIZE 5")
-    assert said == [("ehlo", "client.example"), ("rset", ""), ("rcpt", f"TO:<{B}>"), ("quit", "")]
+    assert said[:2] == [("ehlo", "client.example"), ("rset", "")]
+    assert said[2][1].lower() == f"to:<{B}>"
+    assert said[3] == ("quit", "")
 
 
 @BOTH
@@ -305,8 +308,9 @@ def test_a_patched_send_sees_what_is_sent(module: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(module.SMTP, "send", lambda self, s: (sent.append(s), original(self, s)))
     with relay_at(Relay(("PIPELINING", "CHUNKING"))) as relay, connected(module, relay) as smtp:
         assert smtp.sendmail(A, [B], "one\n.two") == {}
-    assert sent[-4].startswith(f"mail FROM:<{A}>")
-    assert sent[-3:] == [f"rcpt TO:<{B}>\r\n", "data\r\n", b"one\r\n..two\r\n.\r\n"]
+    assert sent[-4].lower().startswith(f"mail from:<{A}>")
+    assert sent[-3].lower() == f"rcpt to:<{B}>\r\n"
+    assert sent[-2:] == ["data\r\n", b"one\r\n..two\r\n.\r\n"]
 
 
 def test_a_server_that_closes_instead_of_answering_quit() -> None:
