@@ -177,6 +177,7 @@ class Shipment:
         octets: about how much memory its content takes.
         once: there is no second try, as the content is gone when it was sent.
         began: the loop's time at which it was tried first, or None.
+        doubted: the recipients of whom a try is in doubt, with its error, and whether it had accepted them.
 
     Raises:
         TypeError: the content is nothing that can be sent.
@@ -184,8 +185,8 @@ class Shipment:
     """
 
     __slots__ = (
-        "accepted", "arrived", "attempts", "began", "content", "eight_bit", "envelope", "failed", "item", "once",
-        "parts", "octets", "refused", "relay", "reply", "started", "_seven_bit",
+        "accepted", "arrived", "attempts", "began", "content", "doubted", "eight_bit", "envelope", "failed", "item",
+        "once", "parts", "octets", "refused", "relay", "reply", "started", "_seven_bit",
     )  # fmt: skip
 
     def __init__(self, item: Any, envelope: Envelope, arrived: Callable[[Shipment], None], time: float) -> None:
@@ -215,6 +216,7 @@ class Shipment:
         self.accepted: dict[str, Reply] = {}
         self.refused: dict[str, Reply] = {}
         self.failed: dict[str, Exception] = {}
+        self.doubted: dict[str, tuple[Exception, bool]] = {}
         self.reply: Reply | None = None
         self.relay = ""
 
@@ -242,6 +244,15 @@ class Shipment:
             recipients = [who for who in recipients if who not in replies]  # a 421 ended it before it came to these
         self.failed.update(dict.fromkeys(recipients, error))
 
+    def doubt(self, who: str, error: Exception, *, accepted: bool) -> None:
+        """Keep in mind that a recipient may have it by a try that ended in `error`.
+
+        Args:
+            accepted: the server had accepted the recipient; else it had not answered to that.
+        """
+        before = self.doubted.get(who)
+        self.doubted[who] = (error, accepted or (before is not None and before[1]))
+
     def known(self, states: Collection[DeliveryState]) -> DeliveryState:
         """What is known of it, where the rest is not waited for.
 
@@ -253,8 +264,34 @@ class Shipment:
             found.add("sent")
         if self.refused:
             found.add("refused")
+        if not self.doubted.keys() <= self.accepted.keys():
+            found.add("in_doubt")
         order: tuple[DeliveryState, ...] = ("in_doubt", "sent", "not_sent", "refused")
         return next((state for state in order if state in found), "not_sent")
+
+    def so_far(self, time: float) -> Receipt | None:
+        """Return the receipt where the rest is not waited for; None where nobody has it.
+
+        Args:
+            time: as `time.time()`.
+        """
+        accepted, refused, failed, reply = dict(self.accepted), dict(self.refused), dict(self.failed), self.reply
+        for part in self.parts:
+            outcome = part.outcome
+            if outcome is not None:
+                accepted |= outcome.accepted
+                refused |= outcome.refused
+                reply = outcome.reply
+                continue
+            error = part.error
+            if not isinstance(error, Exception):
+                error = SMTPException("given up")
+                error.state = part.state
+            failed |= dict.fromkeys(part.envelope.recipients, error)
+        if reply is None:
+            return None
+        self._keep_doubts(accepted, refused, failed)
+        return Receipt(accepted, refused, failed, reply, self.relay, self.attempts, self.started, time)
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
         """All is known: the receipt, or why there is none.  Both, where it was sent to some and others are in doubt.
@@ -262,6 +299,8 @@ class Shipment:
         Args:
             time: as `time.time()`.
         """
+        if self.doubted:
+            self._keep_doubts(self.accepted, self.refused, self.failed)
         receipt = None
         if self.accepted:
             assert self.reply is not None
@@ -285,6 +324,18 @@ class Shipment:
             error.state = state_of(error)
             error.receipt = receipt
         return receipt, error
+
+    def _keep_doubts(self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
+        """Say of those who may have it by an earlier try that it is in doubt, whatever the last one came to.
+
+        Not of a recipient that a later try has refused for good, where the earlier one had no answer to it.
+        """
+        for who, (error, was_accepted) in self.doubted.items():
+            if who in accepted or (who in failed and state_of(failed[who]) == "in_doubt"):
+                continue
+            if was_accepted or who not in refused or refused[who].code < 500:
+                refused.pop(who, None)
+                failed[who] = error
 
     def delivery(self, time: float) -> Delivery:
         """All is known: what `send_all` tells of it."""

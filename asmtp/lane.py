@@ -105,6 +105,15 @@ class Part:
             return state_of(self.error)
         return "not_sent" if self.transaction is None else self.transaction.state
 
+    def keep_doubt(self) -> None:
+        """Keep it in mind where the message may have been delivered by this try: a later one does not change that."""
+        error, transaction = self.error, self.transaction
+        if isinstance(error, Exception) and transaction is not None and state_of(error) == "in_doubt":
+            answers = transaction.answers()
+            for who in self.envelope.recipients:
+                if who not in answers or answers[who].ok:
+                    self.shipment.doubt(who, error, accepted=who in answers)
+
     def done(self) -> bool:
         """As a transport.Owner: it is told once."""
         return False

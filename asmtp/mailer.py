@@ -241,7 +241,8 @@ class AsyncMailer:
             SMTPTimeoutError: the seconds of `timeout`, or of a phase, were over; `state` tells as well.
             SMTPException: as :class:`~asmtp.AsyncSMTP` raises them.
             SMTPStateError: the mailer was closed.
-            asyncio.CancelledError: the caller was cancelled; it has a `state`, too.
+            asyncio.CancelledError: the caller was cancelled; it has a `state`, too, and a `receipt` where some of the
+                recipients have it by then.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
         check_limit("timeout", timeout)
@@ -287,6 +288,7 @@ class AsyncMailer:
             return await future
         except asyncio.CancelledError as cancelled:
             cancelled.state = outbox.withdraw(shipment)  # type: ignore[attr-defined]  # as AsyncSMTP has it
+            cancelled.receipt = shipment.so_far(time.time())  # type: ignore[attr-defined]
             raise
         finally:
             if timer is not None:

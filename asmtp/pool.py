@@ -531,6 +531,8 @@ class Pool:
                 lane.taken += 1
                 if part.spent or lane.source.rest.failures:
                     self._heed_taken(part, lane.source, now)
+            if error is not None:
+                part.keep_doubt()
             part.lane = part.exchange = part.transaction = None
             part.over = False
             if lane is None:  # it did not come to any

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from asmtp import url
 from asmtp.cli.account import Account
+from asmtp.pool import Pool
 from asmtp.protocol import command, envelope, extensions, message, reply, sasl
 from asmtp.protocol.content import ContentEncoder
 from asmtp.protocol.exchange import Exchange
@@ -90,6 +91,7 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
     "written to what is closed": ("session", Session, "_drop_output", _nothing),
     "a reply too much taken for none": ("liar", Session, "_unasked", _nothing),
     "sent in spite of a refused envelope": ("liar", Transaction, "_accepted", lambda self: True),
+    "a connection that nobody sees to": ("mailing", Pool, "_care", _nothing),
 }
 
 

@@ -394,6 +394,37 @@ async def test_in_doubt_is_sent_again_where_that_is_asked_for() -> None:
         assert posting.stats == (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 
+@pytest.mark.parametrize(
+    "replies", [{"RCPT_c": "550 no"}, {"MAIL": "550 no"}, {"end": "451 later"}, {"RCPT": "550 no"}]
+)
+async def test_what_an_earlier_try_left_in_doubt_stays_so(replies: dict[str, str]) -> None:
+    """The server may have it, though it refuses the message when it is sent again."""
+    relay = Relay()
+
+    def answer(verb: str, line: str) -> str | None:
+        if verb != "." or relay.answer is not answer:
+            return None
+        relay.answer = answering(**replies)
+        relay.drop()
+        return "250 lost on its way"
+
+    relay.answer = answer
+    async with relaying(relay), mailer(relay, retry=DOUBTFUL) as posting:
+        with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
+            await posting.send(b"hi", SENDER, [B, "c@y.example"])
+        assert caught.value.state == "in_doubt"
+        receipt = caught.value.receipt
+        if "RCPT_c" in replies:
+            assert receipt is not None
+            assert list(receipt.accepted) == [B]
+            assert list(receipt.failed) == ["c@y.example"]
+            assert receipt.refused == {}
+        else:
+            assert receipt is None
+        assert posting.stats.in_doubt == 1
+        assert posting.stats.retried >= 1
+
+
 async def test_a_server_that_says_nothing_to_the_content() -> None:
     script = [*HELLO, expect(*ENVELOPE), send("250 ok", "250 ok", "354 go"), expect("hi", "."), silence]
     async with scripted(script) as server, mailer(server, retry=PLAIN, timeouts=20) as posting:
@@ -454,6 +485,22 @@ async def test_cancelled_while_it_waits_for_another_try() -> None:
         assert await posting.drain() == []
     assert now() < 0.2
     assert relay.verbs.count("MAIL") == 1
+
+
+async def test_cancelled_when_some_have_it() -> None:
+    """The exception tells who."""
+    relay = Relay(answer=answering(RCPT_b="451 later"))
+    async with relaying(relay), mailer(relay, retry=Retry(initial=30, jitter=0)) as posting:
+        sending = asyncio.create_task(posting.send(b"hi", SENDER, [B, "c@y.example"]))
+        await till(lambda: posting.stats.retried)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await sending
+        told: Any = caught.value
+        assert told.state == "sent"
+        assert list(told.receipt.accepted) == ["c@y.example"]
+        assert not told.receipt.complete
+    assert [letter.recipients for letter in relay.letters] == [["c@y.example"]]
 
 
 async def test_cancelled_while_another_waits_for_what_is_in_flight() -> None:

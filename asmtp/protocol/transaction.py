@@ -409,9 +409,12 @@ class Transaction:
         """How many replies the content is owed; `each`: one for each recipient."""
         return sum(reply.ok for reply in self._rcpt_replies()) if self.session.lmtp or each else 1
 
+    def answers(self) -> dict[str, Reply]:
+        """Return what the server has said to recipients by now, beginning with the first."""
+        return dict(zip(self.envelope.recipients, self._rcpt_replies(), strict=False))
+
     def _refused(self) -> dict[str, Reply]:
-        pairs = zip(self.envelope.recipients, self._rcpt_replies(), strict=False)
-        return {who: reply for who, reply in pairs if not reply.ok}
+        return {who: reply for who, reply in self.answers().items() if not reply.ok}
 
     def _contradiction(self, finals: list[Reply], what: bytes, state: DeliveryState = "in_doubt") -> SMTPProtocolError:
         """Never a success: it may have been delivered, but not as it was meant."""

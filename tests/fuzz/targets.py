@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import contents, envelopes, journals, logins, messages, offers, replies, sessions, urls
+from . import contents, envelopes, journals, logins, mailings, messages, offers, replies, sessions, urls
 from .data import FuzzedData
 from .engine import Target
 
@@ -23,6 +23,7 @@ _CHOSEN: list[tuple[Callable[[FuzzedData], None], int, int]] = [
     (messages.message, 800, 200),
     (sessions.session, 3000, 1000),
     (sessions.liar, 4000, 1000),
+    (mailings.mailing, 400, 120),
 ]
 
 TARGETS = {run.__name__: Target(run.__name__, run, quick, size) for run, quick, size in _CHOSEN}
