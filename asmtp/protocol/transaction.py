@@ -118,7 +118,7 @@ class Transaction:
 
     __slots__ = (
         "_apart", "_asked_apart", "_base", "_bdat", "_binary", "_chunking", "_commands", "_content", "_each", "_ended",
-        "_extensions", "_group", "_offered", "_prdr", "body", "envelope", "replies", "session",
+        "_extensions", "_group", "_offered", "_prdr", "_several", "body", "envelope", "replies", "session",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +151,8 @@ class Transaction:
         self._offered = self._chunking and "chunking" in extensions
         self._bdat = self._offered and session.chunking is Chunking.SHOWN
         self._prdr = self.envelope.prdr and "prdr" in extensions and not session.lmtp
+        # LMTP: not every server has a reply for each recipient; where nothing is behind, none is taken for one of them.
+        self._several = self._prdr or (session.lmtp and len(self.envelope.recipients) > 1)
         self._commands = self.envelope.commands(
             extensions, self._parameters(extensions), esmtp=session.esmtp, secure=session.secure
         )
@@ -281,8 +283,8 @@ class Transaction:
                 b"".join([*before, b"BDAT %d LAST\r\n" % len(data), data]),
                 (*events, Event.bdat_last),
                 owed,
-                last=not self._prdr,
-                open_end=self._prdr,
+                last=not self._several,
+                open_end=self._several,
                 final=Phase.FINAL,
                 replies=self.replies,
                 per_recipient=places,
@@ -350,8 +352,8 @@ class Transaction:
                     content,
                     (Event.dot,),
                     self._final_replies(),
-                    last=not self._prdr,
-                    open_end=self._prdr,
+                    last=not self._several,
+                    open_end=self._several,
                     phase=Phase.FINAL,
                     replies=self.replies,
                 )
@@ -378,8 +380,8 @@ class Transaction:
                 encoder.finish() + b".\r\n",
                 (Event.dot,),
                 self._final_replies() - 1,
-                last=not self._prdr,
-                open_end=self._prdr,
+                last=not self._several,
+                open_end=self._several,
                 phase=Phase.FINAL,
                 replies=self.replies,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from asmtp.errors import SMTPServerDisconnected
 from asmtp.protocol.session import Session
 
 from .letters import SHAPES, STARTS, TWO_BY_BDAT, conversation, cut, letter, opened, replies
@@ -109,13 +110,13 @@ def test_lmtp_counts_only_its_own_recipients() -> None:
         C: BDAT 5 LAST
         C: Hi.
         start two
-        C: rset
+        """
+    behind = """
         C: mail from:<e@x>
         C: rcpt to:<f@x>
         C: BDAT 5 LAST
         C: Two
         """
-    second = ("250 flushed", "250 e", "250 f", "250 two")
     for firsts, told in [
         (("250 a", "550 b", "550 c", "550 d", "503 none"),
          "SMTPRecipientsRefused {b@x: 550 b, c@x: 550 c, d@x: 550 d} [refused]"),
@@ -125,9 +126,31 @@ def test_lmtp_counts_only_its_own_recipients() -> None:
         (("250 a", "250 b", "250 c", "250 d", "250 one", "450 ein", "250 uno"),
          "sent {b@x: 250 one, d@x: 250 uno} but not {c@x: 450 ein}"),
     ]:  # fmt: skip
-        result = play(text + replies(*firsts, *second), starts, opened("both", lmtp=True))
+        flushed = "refused" in told
+        second = ("250 flushed",) * flushed + ("250 e", "250 f", "250 two")
+        rest = replies(*firsts) + "\n        C: rset" * flushed + behind + replies(*second)
+        result = play(text + rest, starts, opened("both", lmtp=True))
         assert result["one"] == told
         assert result["two"] == "sent {f@x: 250 two}"
+
+
+@pytest.mark.parametrize("shape", ["", "both"])
+def test_lmtp_with_fewer_replies_than_recipients(shape: str) -> None:
+    """No reply to what comes behind is taken for one of them."""
+    session = opened(shape, lmtp=True)()
+    first = session.start(letter("a@x", ["b@x", "c@x"]).make(session))
+    second = session.start(letter("e@x", ["f@x"]).make(session))
+    session.output()
+    for line in ("250 a", "250 b", "250 c", *(["354 go"] if shape == "" else [])):
+        session.receive_data(line.encode() + b"\r\n")
+    session.output()
+    session.receive_data(b"451 no\r\n")
+    assert session.output() == b""
+    assert not first.done
+    session.fail(SMTPServerDisconnected("it is silent"))
+    assert isinstance(first.error, SMTPServerDisconnected)
+    assert isinstance(second.error, SMTPServerDisconnected)
+    assert (first.error.state, second.error.state) == ("in_doubt", "not_sent")
 
 
 def test_what_comes_behind_an_unanswered_message_refused() -> None:
