@@ -47,6 +47,7 @@ OWN = {
     "asmtp/protocol/exchange.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/protocol/session.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/transport.py": ("tests.test_transport", "tests.test_cancellation", "tests.test_client_sending"),
+    "asmtp/sync.py": ("tests.test_sync", "tests.test_steps"),
     "asmtp/run.py": ("tests.test_run", "tests.test_blocking", "tests.test_mailer_deadlines"),
     "asmtp/cli/__init__.py": ("tests.test_cli",),
     "asmtp/cli/demo.py": ("tests.test_cli",),

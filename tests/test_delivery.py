@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import io
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import asmtp
 from asmtp import Delivery, Envelope, Receipt, Reply
 from asmtp.body import WHOLE
 from asmtp.delivery import Shipment, envelope_of, is_heavy, refusals, state_of
+from asmtp.lane import Part
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import Outcome
 
@@ -209,6 +211,60 @@ def test_an_error_told_beside_refusals_is_as_it_was(error: Any) -> None:
     assert told.args == error.args
     assert vars(told) == vars(error) | {"receipt": None}
     assert getattr(told, "smtp_code", None) == getattr(error, "smtp_code", None)
+
+
+# What came of a message's recipients at a second try, of whom the first is in doubt: a and b were accepted then, c and
+# d had no answer.  And the state of each by both.
+SECOND = {
+    "taken": ({A: TAKEN, C: TAKEN}, {}, {B: "not_sent", D: "not_sent"}, {B: "in_doubt", D: "in_doubt"}),
+    "refused for good": ({}, {A: NO, C: NO}, {B: "refused", D: "refused"}, dict.fromkeys([A, B, D], "in_doubt")),
+    "refused for now": (
+        {},
+        {A: LATER, C: LATER},
+        {B: "in_doubt", D: "in_doubt"},
+        dict.fromkeys([A, B, C, D], "in_doubt"),
+    ),
+}
+
+
+@pytest.mark.parametrize("second", list(SECOND))
+def test_a_doubt_stays(second: str) -> None:
+    """Whatever a later try comes to; but not of who is no recipient, where the server had not answered to that."""
+    accepted, refused, failed, doubted = SECOND[second]
+    made = shipment(A, B, C, D)
+    for who in (A, B, C, D):
+        made.doubt(who, IN_DOUBT, accepted=False)
+        made.doubt(who, IN_DOUBT, accepted=who in (A, B))
+        made.doubt(who, IN_DOUBT, accepted=False)
+    made.accepted, made.refused, made.reply = dict(accepted), dict(refused), TAKEN
+    made.failed = {who: error(cast("Any", state)) for who, state in failed.items()}
+    assert made.known(()) == "in_doubt"
+    receipt = made.so_far(0.0)
+    assert receipt is not None
+    told, why = made.verdict(0.0)
+    assert state_of(why) == "in_doubt"
+    assert (told is None) is (not accepted)
+    for failures, no in ((receipt.failed, receipt.refused), (made.failed, made.refused)):
+        assert {who: state_of(failures[who]) for who in failures} == doubted
+        assert no == {who: reply for who, reply in refused.items() if who not in doubted}
+
+
+def test_so_far() -> None:
+    """What is told to who does not wait: those under way are given up, or as their try ended just now."""
+    made = shipment(A, B, C, D)
+    assert made.so_far(0.0) is None
+    some = [Part(made, made.envelope.only([place])) for place in range(4)]
+    assert made.so_far(0.0) is None
+    some[0].outcome = outcome(A)
+    some[1].error = SPAM
+    some[2].error = asyncio.CancelledError()
+    receipt = made.so_far(7.0)
+    assert receipt is not None
+    assert list(receipt.accepted) == [A]
+    assert receipt.refused == {}
+    assert {who: state_of(why) for who, why in receipt.failed.items()} == {B: "refused", C: "not_sent", D: "not_sent"}
+    assert (receipt.reply, receipt.finished, receipt.complete) == (TAKEN, 7.0, False)
+    assert made.accepted == made.refused == made.failed == {}
 
 
 def test_the_last_to_take_it_is_told() -> None:
