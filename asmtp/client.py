@@ -341,7 +341,7 @@ class AsyncSMTP(Commands):
     def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
         """Tell a new session what the relay has shown of BDAT, and keep what this connection shows."""
         relay = self._relay_chunking
-        if relay.is_doubted(loop.time()):
+        if loop.time() < relay.doubted_until:
             session.chunking = Chunking.NOT_SHOWN
         session.on_chunking = lambda: relay.heed(session.chunking, loop.time())
 

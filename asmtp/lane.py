@@ -312,7 +312,7 @@ class Lane(AsyncSMTP):
             self.stale = apart = now - self.idle_since > STALE
             if apart:
                 self._session.slow_start()
-        if self._relay_chunking.is_doubted(now) and not self.at_probe:
+        if now < self._relay_chunking.doubted_until and not self.at_probe:
             self._session.chunking = Chunking.NOT_SHOWN
         part.lane = self
         part.outcome = part.error = part.transaction = None

@@ -229,7 +229,8 @@ class Run:
 
     def _arrived(self, shipment: Shipment) -> None:
         self._flying -= 1
-        self._due.pop(shipment, None)
+        if self._due:
+            self._due.pop(shipment, None)
         if not self._in_order:
             self._tell(shipment)
         else:
@@ -259,7 +260,7 @@ class Run:
 
     def settled(self) -> None:
         """Something has changed: wake who awaits it."""
-        if self.over and self._expiry is not None:
+        if self._expiry is not None and self.over:
             self._expiry.cancel()
             self._expiry = None
         if self._news is not None and (self.ready or self.over):

@@ -82,10 +82,14 @@ DOUBTED = 3600.0
 
 
 class RelayChunking:
-    """What a relay has shown, over its connections."""
+    """What a relay has shown, over its connections.
+
+    Attributes:
+        doubted_until: the loop's time, in seconds, up to which content has to go by DATA.
+    """
 
     def __init__(self) -> None:
-        self._until = -math.inf
+        self.doubted_until = -math.inf
 
     def heed(self, chunking: Chunking, now: float) -> None:
         """Take over what one of its connections has shown.
@@ -94,11 +98,7 @@ class RelayChunking:
             now: the loop's time, in seconds.
         """
         if chunking in (Chunking.PROBING, Chunking.NOT_SHOWN):
-            self._until = now + DOUBTED
-
-    def is_doubted(self, now: float) -> bool:
-        """Tell whether content has to go by DATA."""
-        return now < self._until
+            self.doubted_until = now + DOUBTED
 
 
 def probe(session: Session, mail: bytes) -> Dialogue:

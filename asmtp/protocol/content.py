@@ -86,7 +86,7 @@ def wire_size(chunk: bytes) -> int:
 
 def line_end(content: bytes | bytearray | memoryview) -> int:
     """Octets of the line end that content gets which has none at its end."""
-    return 0 if bytes(content[-1:]) in (b"", b"\r", b"\n") else 2
+    return 0 if content[-1:] in (b"", b"\r", b"\n") else 2
 
 
 def to_octets(content: str | bytes | bytearray | memoryview) -> bytes:

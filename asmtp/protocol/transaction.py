@@ -49,6 +49,13 @@ __all__ = ["Body", "NotBegun", "Outcome", "Transaction", "manual_content"]
 
 _RSET = b"rset\r\n"
 
+# What every message needs, looked up once: a member of an enum takes CPython 3.11 70 ns.
+_SHOWN = Chunking.SHOWN
+_FINAL = Phase.FINAL
+_BDAT_LAST = Event.bdat_last
+_ENVELOPE = (Event.mail, Event.rcpt)
+_RSET_AND_ENVELOPE = (Event.rset, *_ENVELOPE)
+
 # A header field (RFC 5322 §2.2) that no server takes for a command.
 _FIELD = re.compile(
     rb"(?!(?:EHLO|HELO|LHLO|MAIL|RCPT|DATA|BDAT|RSET|NOOP|QUIT|HELP|VRFY|EXPN|AUTH|STARTTLS|XCLIENT|ETRN|TURN):)[!-9;-~]+:",
@@ -149,7 +156,7 @@ class Transaction:
         session = self.session
         self._extensions = extensions = session.extensions
         self._offered = self._chunking and "chunking" in extensions
-        self._bdat = self._offered and session.chunking is Chunking.SHOWN
+        self._bdat = self._offered and session.chunking is _SHOWN
         self._prdr = self.envelope.prdr and "prdr" in extensions and not session.lmtp
         # LMTP: not every server has a reply for each recipient; where nothing is behind, none is taken for one of them.
         self._several = self._prdr or (session.lmtp and len(self.envelope.recipients) > 1)
@@ -176,18 +183,18 @@ class Transaction:
         session = self.session
         if session.extensions is not self._extensions:
             self._prepare()
-        if session.chunking is not Chunking.SHOWN and self._needs_probe():
+        if session.chunking is not _SHOWN and self._needs_probe():
             yield ProbeFirst(self._commands[0])
         session.messages += 1
-        if self._bdat is not (self._offered and session.chunking is Chunking.SHOWN) or self._binary:
+        if self._bdat is not (self._offered and session.chunking is _SHOWN) or self._binary:
             self._prepare()
             if self._binary and not self._bdat:
                 raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
-        events: tuple[Event, ...] = (Event.mail, Event.rcpt)
+        events: tuple[Event, ...] = _ENVELOPE
         if not session.settled:
             commands = [_RSET, *commands]
-            events = (Event.rset, Event.mail, Event.rcpt)
+            events = _RSET_AND_ENVELOPE
             self._base = 1
         bdat = self._bdat
         try:
@@ -225,7 +232,7 @@ class Transaction:
         if self._prdr and self.replies[-1].code == 353:
             self.replies.pop()
             self._each = self._final_replies(each=True)
-            group = Group(b"", (), self._each + 1, open_end=True, phase=Phase.FINAL, replies=self.replies)
+            group = Group(b"", (), self._each + 1, open_end=True, phase=_FINAL, replies=self.replies)
             yield self._wrote(group)
 
     def _parameters(self, extensions: Extensions) -> str:
@@ -281,11 +288,11 @@ class Transaction:
         return self._wrote(
             Group(
                 b"".join([*before, b"BDAT %d LAST\r\n" % len(data), data]),
-                (*events, Event.bdat_last),
+                (*events, _BDAT_LAST),
                 owed,
                 last=not self._several,
                 open_end=self._several,
-                final=Phase.FINAL,
+                final=_FINAL,
                 replies=self.replies,
                 per_recipient=places,
             )
@@ -342,7 +349,7 @@ class Transaction:
                 # The recipients stand in a transaction that is not this one: nothing may go into it.
                 raise SMTPProtocolError(354, b"DATA accepted for recipients whose MAIL or RSET was refused")
             # RFC 2920 §3.1: 354 without a valid recipient: "the client MUST send a single dot".
-            yield self._wrote(Group(b".\r\n", (Event.dot,), last=True, phase=Phase.FINAL))
+            yield self._wrote(Group(b".\r\n", (Event.dot,), last=True, phase=_FINAL))
             self._check_envelope()
         if self.body.data is not None:
             content = self._content + b".\r\n"
@@ -354,7 +361,7 @@ class Transaction:
                     self._final_replies(),
                     last=not self._several,
                     open_end=self._several,
-                    phase=Phase.FINAL,
+                    phase=_FINAL,
                     replies=self.replies,
                 )
             )
@@ -382,7 +389,7 @@ class Transaction:
                 self._final_replies() - 1,
                 last=not self._several,
                 open_end=self._several,
-                phase=Phase.FINAL,
+                phase=_FINAL,
                 replies=self.replies,
             )
         )
@@ -564,7 +571,7 @@ def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
     replies = yield Group(b"data\r\n", (Event.data,), phase=Phase.DATA)
     if replies[0].code != 354:
         raise SMTPDataError(*replies[0])
-    group = Group(encode_content(content, stuff=True) + b".\r\n", (Event.dot,), owed, phase=Phase.FINAL)
+    group = Group(encode_content(content, stuff=True) + b".\r\n", (Event.dot,), owed, phase=_FINAL)
     replies = yield group
     if all(reply.ok for reply in replies):
         session.settle(group)

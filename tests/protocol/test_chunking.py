@@ -517,8 +517,8 @@ def test_no_slow_start_by_data() -> None:
 @pytest.mark.parametrize("seen", Chunking)
 def test_what_is_known_of_a_relay(seen: Chunking) -> None:
     relay = RelayChunking()
-    assert not relay.is_doubted(0.0)
+    assert relay.doubted_until <= 0.0
     relay.heed(seen, 10.0)
     doubted = seen in (Chunking.PROBING, Chunking.NOT_SHOWN)
-    assert relay.is_doubted(10.0 + chunking.DOUBTED - 1) is doubted
-    assert not relay.is_doubted(10.0 + chunking.DOUBTED)
+    assert (relay.doubted_until == 10.0 + chunking.DOUBTED) is doubted
+    assert (relay.doubted_until <= 0.0) is not doubted
