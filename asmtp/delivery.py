@@ -264,7 +264,7 @@ class Shipment:
             found.add("sent")
         if self.refused:
             found.add("refused")
-        if not self.doubted.keys() <= self.accepted.keys():
+        if self._doubts(self.accepted, self.refused, self.failed):
             found.add("in_doubt")
         order: tuple[DeliveryState, ...] = ("in_doubt", "sent", "not_sent", "refused")
         return next((state for state in order if state in found), "not_sent")
@@ -275,13 +275,14 @@ class Shipment:
         Args:
             time: as `time.time()`.
         """
-        accepted, refused, failed, reply = dict(self.accepted), dict(self.refused), dict(self.failed), self.reply
+        accepted, refused, failed = dict(self.accepted), dict(self.refused), dict(self.failed)
+        reply, relay = self.reply, self.relay
         for part in self.parts:
             outcome = part.outcome
-            if outcome is not None:
+            if outcome is not None:  # and is told in a moment
                 accepted |= outcome.accepted
                 refused |= outcome.refused
-                reply = outcome.reply
+                reply, relay = outcome.reply, part.lane.source.name
                 continue
             error = part.error
             if not isinstance(error, Exception):
@@ -291,7 +292,8 @@ class Shipment:
         if reply is None:
             return None
         self._keep_doubts(accepted, refused, failed)
-        return Receipt(accepted, refused, failed, reply, self.relay, self.attempts, self.started, time)
+        attempts = max([self.attempts, *(part.attempts for part in self.parts)])
+        return Receipt(accepted, refused, failed, reply, relay, attempts, self.started, time)
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
         """All is known: the receipt, or why there is none.  Both, where it was sent to some and others are in doubt.
@@ -326,16 +328,25 @@ class Shipment:
         return receipt, error
 
     def _keep_doubts(self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
-        """Say of those who may have it by an earlier try that it is in doubt, whatever the last one came to.
+        """Say of those who may have it by an earlier try that it is in doubt, whatever the last one came to."""
+        for who, error in self._doubts(accepted, refused, failed).items():
+            refused.pop(who, None)
+            failed[who] = error
 
-        Not of a recipient that a later try has refused for good, where the earlier one had no answer to it.
+    def _doubts(
+        self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]
+    ) -> dict[str, Exception]:
+        """Return who may have it by an earlier try, though the last one says otherwise, and how that try ended.
+
+        Not a recipient that a later try has refused for good, where the earlier one had no answer to it.
         """
+        found = {}
         for who, (error, was_accepted) in self.doubted.items():
             if who in accepted or (who in failed and state_of(failed[who]) == "in_doubt"):
                 continue
             if was_accepted or who not in refused or refused[who].code < 500:
-                refused.pop(who, None)
-                failed[who] = error
+                found[who] = error
+        return found
 
     def delivery(self, time: float) -> Delivery:
         """All is known: what `send_all` tells of it."""

@@ -170,9 +170,9 @@ def check_address(host: Any, port: Any) -> tuple[str, int]:
         port = 0
     if isinstance(port, str):
         port = gate(port, "port")
-        return host, cast(
-            "int", int(port) if port.isascii() and port.isdecimal() else port
-        )  # the resolver knows "smtp"
+        if not (port.isascii() and port.isdecimal()):
+            return host, cast("int", port)  # the name of a service, which the resolver knows
+        return host, int(port)
     if isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"port must be int, not {type(port).__name__}")
     if not 0 <= port <= 65535:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -249,13 +250,24 @@ def test_a_doubt_stays(second: str) -> None:
         assert no == {who: reply for who, reply in refused.items() if who not in doubted}
 
 
+RELAY = SimpleNamespace(name="relay:25")
+
+
+def test_no_doubt_of_who_is_refused_for_good() -> None:
+    made = shipment(A)
+    made.doubt(A, IN_DOUBT, accepted=False)
+    assert made.known(()) == "in_doubt"
+    made.refused = {A: NO}
+    assert made.known(()) == "refused"
+
+
 def test_so_far() -> None:
     """What is told to who does not wait: those under way are given up, or as their try ended just now."""
     made = shipment(A, B, C, D)
     assert made.so_far(0.0) is None
     some = [Part(made, made.envelope.only([place])) for place in range(4)]
     assert made.so_far(0.0) is None
-    some[0].outcome = outcome(A)
+    some[0].outcome, some[0].lane, some[0].attempts = outcome(A), cast("Any", SimpleNamespace(source=RELAY)), 2
     some[1].error = SPAM
     some[2].error = asyncio.CancelledError()
     receipt = made.so_far(7.0)
@@ -264,6 +276,7 @@ def test_so_far() -> None:
     assert receipt.refused == {}
     assert {who: state_of(why) for who, why in receipt.failed.items()} == {B: "refused", C: "not_sent", D: "not_sent"}
     assert (receipt.reply, receipt.finished, receipt.complete) == (TAKEN, 7.0, False)
+    assert (receipt.relay, receipt.attempts) == ("relay:25", 2)
     assert made.accepted == made.refused == made.failed == {}
 
 

@@ -139,10 +139,10 @@ class Envelope:
         content: Any = None,
         **requests: Unpack[Requests],
     ) -> None:
-        self.sender = sender if type(sender) is str else spelt_out(sender)
+        self.sender = spelt_out(sender)
         self.content = content
-        recipients = recipients if type(recipients) in (str, list, tuple) else spelt_out(recipients)
-        if isinstance(recipients, bytes) or not hasattr(recipients, "__iter__"):
+        recipients = spelt_out(recipients)
+        if isinstance(recipients, bytes) or not hasattr(recipients, "__iter__"):  # type: ignore[unreachable]
             raise TypeError(f"to_addrs must be str or an iterable of str, not {type(recipients).__name__}")
         several = (recipients,) if isinstance(recipients, str) else tuple(map(spelt_out, recipients))
         self.recipients: Sequence[str] = several

@@ -157,7 +157,7 @@ class ReplyReader:
                     reply = self._line(line)
                     if reply is None:
                         continue
-                if reply.code > 420 and is_leaving(reply):
+                if reply.code > 420 and is_leaving(reply):  # most are below, and need no call
                     self.closing = True
                 replies.append(reply)
             if rest:

@@ -193,8 +193,12 @@ class World:
         elif isinstance(error, NotBegun | OSError) and not isinstance(error, SMTPException):
             assert not delivered
         elif isinstance(error, SMTPException) and error.state != "in_doubt":
-            # A 421 is the end.  Only its replies can tell that the server goes on all the same, and these are lost.
-            assert not delivered or (self.server.goes_on and self.coming and "421" in str(error)), error
+            if delivered and self.server.goes_on and self.coming:
+                # A 421 is the end.  Only its replies can tell that the server goes on all the same, and these are lost.
+                refused = getattr(error, "recipients", None) or {"": (getattr(error, "smtp_code", None), b"")}
+                assert [code for code, _ in refused.values()][-1] == 421, error
+            else:
+                assert not delivered, error
         elif error is None:
             assert sent.cancelled
 
