@@ -31,7 +31,11 @@ _ENHANCED = re.compile(rb"^([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![^ \t\n])", re.MULT
 # Behind which a server closes as behind 421.  Exim: "554 Too many nonmail commands", which are its RSETs behind refused
 # messages, and "503-... / 503 Too many syntax or protocol errors"; go-smtp: "500 5.5.1 Too many errors. Quiting now";
 # aiosmtpd: "502 5.5.1 Too many unrecognized commands, goodbye.".
-_ENOUGH = re.compile(rb"too many [a-z ]*(?:commands|errors)", re.IGNORECASE)
+# Not: "554 too many MIME errors", which is about a message.
+_ENOUGH = re.compile(
+    rb"too many (?:(?:bad|invalid|junk|non-?mail|or|protocol|smtp|syntax|unknown|unrecognized) )*(?:commands|errors)",
+    re.IGNORECASE,
+)
 
 _SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; bounded by who fills it
 

@@ -109,6 +109,7 @@ def test_an_error_is_for_good() -> None:
         (Reply(250, b"too many errors"), False),
         (Reply(552, b"5.5.3 too many recipients"), False),
         (Reply(550, b"5.7.1 Too many connections"), False),
+        (Reply(554, b"5.6.0 Too many MIME errors"), False),
         (Reply(503, b"5.5.1 nested MAIL command"), False),
     ],
 )
