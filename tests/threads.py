@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -154,7 +155,9 @@ def interrupted(when: threading.Event) -> Iterator[None]:
         return frame, frame.f_lasti
 
     def waits() -> bool:
-        return place()[0].f_code.co_name in {"wait", "join", "_wait_for_tstate_lock"}
+        names = [frame.f_code.co_name for frame, _ in traceback.walk_stack(place()[0])]
+        starts_a_thread = "start" in names[:3]  # `Thread.start` waits too, until the thread runs
+        return names[0] in {"wait", "join", "_wait_for_tstate_lock"} and not starts_a_thread
 
     def interrupt() -> None:
         try:
