@@ -35,21 +35,21 @@ from asmtp.errors import (
 )
 
 if TYPE_CHECKING:
-    from asmtp.blocking import Mailer
-    from asmtp.client import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
-    from asmtp.delivery import Delivery, Receipt
-    from asmtp.events import Event
-    from asmtp.mailer import AsyncMailer
-    from asmtp.options import Timeouts
-    from asmtp.policy import Rate, Retry
+    from asmtp.client.events import Event
+    from asmtp.client.relay import Relay
+    from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
+    from asmtp.mailer.delivery import Delivery, Receipt
+    from asmtp.mailer.mailer import AsyncMailer
+    from asmtp.mailer.policy import Rate, Retry
     from asmtp.protocol.envelope import Envelope
     from asmtp.protocol.extensions import Extensions
     from asmtp.protocol.parameters import DeliverBy, Recipient, Requests
     from asmtp.protocol.proxy import ProxyHeader
     from asmtp.protocol.reply import Reply
     from asmtp.protocol.sasl import Credentials
-    from asmtp.sync import LMTP, SMTP, SMTP_SSL
-    from asmtp.url import Relay
+    from asmtp.sync.mailer import Mailer
+    from asmtp.sync.smtp import LMTP, SMTP, SMTP_SSL
+    from asmtp.transport.timeouts import Timeouts
 
 __version__ = "0.1.0"
 
@@ -105,29 +105,29 @@ __all__ = [
 
 # asyncio takes longer to import than smtplib, so what needs it is imported when it is first used.
 _LAZY = {
-    "AsyncLMTP": "asmtp.client",
-    "AsyncMailer": "asmtp.mailer",
-    "AsyncSMTP": "asmtp.client",
-    "AsyncSMTP_SSL": "asmtp.client",
+    "AsyncLMTP": "asmtp.client.smtp",
+    "AsyncMailer": "asmtp.mailer.mailer",
+    "AsyncSMTP": "asmtp.client.smtp",
+    "AsyncSMTP_SSL": "asmtp.client.smtp",
     "Credentials": "asmtp.protocol.sasl",
     "DeliverBy": "asmtp.protocol.parameters",
-    "Delivery": "asmtp.delivery",
+    "Delivery": "asmtp.mailer.delivery",
     "Envelope": "asmtp.protocol.envelope",
-    "Event": "asmtp.events",
+    "Event": "asmtp.client.events",
     "Extensions": "asmtp.protocol.extensions",
-    "LMTP": "asmtp.sync",
-    "Mailer": "asmtp.blocking",
+    "LMTP": "asmtp.sync.smtp",
+    "Mailer": "asmtp.sync.mailer",
     "ProxyHeader": "asmtp.protocol.proxy",
-    "Rate": "asmtp.policy",
-    "Receipt": "asmtp.delivery",
+    "Rate": "asmtp.mailer.policy",
+    "Receipt": "asmtp.mailer.delivery",
     "Recipient": "asmtp.protocol.parameters",
-    "Relay": "asmtp.url",
+    "Relay": "asmtp.client.relay",
     "Reply": "asmtp.protocol.reply",
     "Requests": "asmtp.protocol.parameters",
-    "Retry": "asmtp.policy",
-    "SMTP": "asmtp.sync",
-    "SMTP_SSL": "asmtp.sync",
-    "Timeouts": "asmtp.options",
+    "Retry": "asmtp.mailer.policy",
+    "SMTP": "asmtp.sync.smtp",
+    "SMTP_SSL": "asmtp.sync.smtp",
+    "Timeouts": "asmtp.transport.timeouts",
 }
 
 # What old code reaches through the module, as in `except smtplib.socket.gaierror`.

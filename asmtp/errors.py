@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from asmtp.delivery import Receipt
+    from asmtp.mailer.delivery import Receipt
 
 __all__ = [
     "DeliveryState",

@@ -16,8 +16,8 @@ from typing import Any
 
 from opentelemetry import metrics, trace
 
+from asmtp.client.events import Event
 from asmtp.errors import one_line
-from asmtp.events import Event
 
 __all__ = ["Telemetry"]
 

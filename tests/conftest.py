@@ -22,7 +22,7 @@ from coverage import Coverage
 from asmtp.protocol import transaction
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.session import Session
-from asmtp.transport import Connection
+from asmtp.transport.connection import Connection
 
 from .servers.clock import VirtualClockLoop
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.sync import SMTP
+from asmtp.sync.smtp import SMTP
 
 from .servers.background import in_background
 from .servers.relay import Relay, relaying

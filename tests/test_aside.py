@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from asmtp.aside import aside, resolve
+from asmtp.transport.offload import aside, resolve
 
 from .facade import relay_at
 from .servers.relay import SHAPES, Relay

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import Delivery, Envelope, Mailer, Retry, SMTPStateError, blocking
+from asmtp import Delivery, Envelope, Mailer, Retry, SMTPStateError
+from asmtp.sync import mailer as blocking
 
 from .facade import relay_at
 from .mailing import agree, answering, email, item, items, name, people
@@ -120,7 +121,7 @@ def test_stats_and_repr() -> None:
 
     stop = Stop(what="2")
     with mailing(stop) as (relay, mailer):
-        assert repr(mailer) == f"<asmtp.blocking.Mailer 127.0.0.1:{relay.port}>"
+        assert repr(mailer) == f"<asmtp.sync.mailer.Mailer 127.0.0.1:{relay.port}>"
         assert set(mailer.stats) == {0}
         mailer.send(b"1", A, B)
         assert (mailer.stats.open, mailer.stats.sent, mailer.stats.in_flight) == (1, 1, 0)

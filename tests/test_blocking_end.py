@@ -15,7 +15,8 @@ import anyio
 import pytest
 
 import asmtp
-from asmtp import Delivery, Mailer, Receipt, Retry, SMTPStateError, blocking
+from asmtp import Delivery, Mailer, Receipt, Retry, SMTPStateError
+from asmtp.sync import mailer as blocking
 
 from .facade import relay_at
 from .mailing import agree, answering, item, items
@@ -509,7 +510,7 @@ assert len(list(deliveries)) == 199
         """
 begun, go = threading.Event(), threading.Event()
 def hold():
-    with asmtp.blocking._starting:
+    with asmtp.sync.mailer._starting:
         begun.set()
         go.wait()
 thread = threading.Thread(target=hold)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import blocking
-from asmtp.events import is_handling
+from asmtp.client.events import is_handling
+from asmtp.sync import mailer as blocking
 
 from .facade import relay_at
 from .servers.relay import SHAPES, Relay

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from asmtp.body import PIECE, WHOLE, body_of, whole
+from asmtp.client.content import PIECE, WHOLE, body_of, whole
 
 calls: list[str] = []
 

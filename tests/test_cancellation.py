@@ -14,7 +14,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP
-from asmtp import transport as transport_module
+from asmtp.transport import connection as transport_module
 
 from .conftest import Certificates
 from .servers.embedded import PASSWORD, USER, Embedded, embedded
@@ -286,7 +286,7 @@ async def test_while_a_file_is_opened(big: Path, monkeypatch: pytest.MonkeyPatch
         opened.set()
         return file
 
-    monkeypatch.setattr("asmtp.body.open", slowly, raising=False)
+    monkeypatch.setattr("asmtp.client.content.open", slowly, raising=False)
     async with relaying(Relay()) as relay, client(relay) as smtp:
         await smtp.ehlo()
         sending = asyncio.create_task(smtp.sendmail(FIRST, WHO, big))

@@ -14,8 +14,8 @@ import pytest
 
 from asmtp import __version__
 from asmtp.cli import main
-from asmtp.cli.demo import demo
-from asmtp.cli.server import Inbox
+from asmtp.cli.demo.command import demo
+from asmtp.cli.demo.server import Inbox
 
 
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,8 +115,8 @@ def test_output_that_cannot_be_written(
         print("something")
         raise error
 
-    monkeypatch.setattr("asmtp.cli.demo.demo", fail)
-    monkeypatch.setattr("asmtp.cli.bulk.bulk", fail)
+    monkeypatch.setattr("asmtp.cli.demo.command.demo", fail)
+    monkeypatch.setattr("asmtp.cli.bulk.command.bulk", fail)
     stdout = io.TextIOWrapper(io.FileIO(os.dup(1), "w"))
     monkeypatch.setattr(sys, "stdout", stdout)
     assert main(command) == 1
@@ -170,7 +170,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_aiosmtpd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("asmtp.cli.demo", "asmtp.cli.server"):
+    for name in ("asmtp.cli.demo.command", "asmtp.cli.demo.server"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "aiosmtpd", None)
     monkeypatch.setitem(sys.modules, "aiosmtpd.smtp", None)

@@ -21,19 +21,19 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.cli import bulk as bulk_module
 from asmtp.cli import main
-from asmtp.cli import sending as sending_module
-from asmtp.cli.account import Outcome, Standing, outcomes_of
-from asmtp.cli.journal import Journal
-from asmtp.cli.sending import Sending
-from asmtp.cli.server import Inbox, serving
-from asmtp.cli.sources import Sources
-from asmtp.cli.tally import Tally, tell
-from asmtp.cli.watching import Watching
-from asmtp.delivery import Delivery, Receipt
-from asmtp.mailer import AsyncMailer
-from asmtp.policy import Rate, Retry
+from asmtp.cli.bulk import command as bulk_module
+from asmtp.cli.bulk import sending as sending_module
+from asmtp.cli.bulk.account import Outcome, Standing, outcomes_of
+from asmtp.cli.bulk.journal import Journal
+from asmtp.cli.bulk.sending import Sending
+from asmtp.cli.bulk.sources import Sources
+from asmtp.cli.bulk.tally import Tally, tell
+from asmtp.cli.bulk.watching import Watching
+from asmtp.cli.demo.server import Inbox, serving
+from asmtp.mailer.delivery import Delivery, Receipt
+from asmtp.mailer.mailer import AsyncMailer
+from asmtp.mailer.policy import Rate, Retry
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
 
@@ -571,7 +571,7 @@ def test_a_summary_of_many_errors_is_short() -> None:
 
 
 def test_listed_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asmtp.cli.tally.LISTED", 2)
+    monkeypatch.setattr("asmtp.cli.bulk.tally.LISTED", 2)
     tally = Tally()
     for _ in range(5):
         tally.arrived("m", "refused", {"a": Outcome("refused", 550, "no")})

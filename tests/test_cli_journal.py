@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asmtp.cli import journal as journal_module
-from asmtp.cli.account import Account, Outcome
-from asmtp.cli.journal import Journal, JournalError
-from asmtp.cli.server import Inbox, serving
+from asmtp.cli.bulk import journal as journal_module
+from asmtp.cli.bulk.account import Account, Outcome
+from asmtp.cli.bulk.journal import Journal, JournalError
+from asmtp.cli.demo.server import Inbox, serving
 
 SENT = Outcome("sent", 250, "2.0.0 taken")
 REFUSED = Outcome("refused", 550, "5.1.1 no such user")

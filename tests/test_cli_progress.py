@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from asmtp.cli import progress as progress_module
-from asmtp.cli.account import Outcome
-from asmtp.cli.progress import Progress, _Bar, _display, _Lines
-from asmtp.cli.tally import Tally
+from asmtp.cli.bulk import progress as progress_module
+from asmtp.cli.bulk.account import Outcome
+from asmtp.cli.bulk.progress import Progress, _Bar, _display, _Lines
+from asmtp.cli.bulk.tally import Tally
 
 
 class Terminal(io.StringIO):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from asmtp.cli.server import Inbox, serving
+from asmtp.cli.demo.server import Inbox, serving
 
 
 def talk(inbox: Inbox, *pieces: bytes) -> list[bytes]:

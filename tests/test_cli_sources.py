@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asmtp.cli import sources as sources_module
-from asmtp.cli.sources import Item, Sources, _entries, _fields, _split
+from asmtp.cli.bulk import sources as sources_module
+from asmtp.cli.bulk.sources import Item, Sources, _entries, _fields, _split
 
 MESSAGE = b"From: a@example.com\nTo: b@example.com\nSubject: x\n\nbody\n"
 
@@ -390,7 +390,7 @@ def test_what_is_written_is_read(
 
 READING = """
 import sys
-from asmtp.cli.sources import Sources
+from asmtp.cli.bulk.sources import Sources
 print(sum(item.envelope is not None for item in Sources([sys.argv[1]])))
 print(open("/proc/self/status").read())
 """

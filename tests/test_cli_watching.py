@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from asmtp.cli.tally import Tally
-from asmtp.cli.watching import Watching
-from asmtp.events import Event
-from asmtp.mailer import Statistics
+from asmtp.cli.bulk.tally import Tally
+from asmtp.cli.bulk.watching import Watching
+from asmtp.client.events import Event
+from asmtp.mailer.mailer import Statistics
 
 
 def stats(opened: int, opening: int) -> Statistics:

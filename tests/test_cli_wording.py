@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from asmtp import Rate, Relay, SMTPNotSupportedError, SMTPTimeoutError, Timeouts
-from asmtp.cli.account import outcomes_of
-from asmtp.cli.wording import WORDS, for_operators
-from asmtp.delivery import Delivery
-from asmtp.login import choose
-from asmtp.mailer import AsyncMailer
+from asmtp.auth.selection import choose
+from asmtp.cli.bulk.account import outcomes_of
+from asmtp.cli.bulk.wording import WORDS, for_operators
+from asmtp.mailer.delivery import Delivery
+from asmtp.mailer.mailer import AsyncMailer
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import Credentials
-from asmtp.tls import Handshake, explain, explain_no_tls, tls_is_meant
+from asmtp.transport.tls import Handshake, explain, explain_no_tls, tls_is_meant
 
 ASMTP = Path(__file__).parent.parent / "asmtp"
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import AsyncLMTP, AsyncMailer, AsyncSMTP, AsyncSMTP_SSL, commands
-from asmtp import transport as transport_module
+from asmtp import AsyncLMTP, AsyncMailer, AsyncSMTP, AsyncSMTP_SSL
+from asmtp.client import commands as commands
 from asmtp.protocol.extensions import Extensions
+from asmtp.transport import connection as transport_module
 
 from .servers.relay import SHAPES, Relay, relaying
 from .servers.script import drip, expect, fin, nothing_more, rst, scripted, send, silence, until
@@ -504,10 +505,10 @@ async def test_calls_before_connecting() -> None:
 async def test_repr() -> None:
     async with relaying(Relay(("AUTH PLAIN",))) as relay:
         smtp = AsyncSMTP(relay.host, relay.port, username="tester", password="s3cret", tls="none")
-        assert repr(smtp) == f"<asmtp.client.AsyncSMTP 127.0.0.1:{relay.port} not connected>"
+        assert repr(smtp) == f"<asmtp.client.smtp.AsyncSMTP 127.0.0.1:{relay.port} not connected>"
         smtp = client(relay)
         await smtp.connect()
-        assert repr(smtp) == f"<asmtp.client.AsyncSMTP 127.0.0.1:{relay.port} ready>"
+        assert repr(smtp) == f"<asmtp.client.smtp.AsyncSMTP 127.0.0.1:{relay.port} ready>"
         smtp.password = "s3cret"
         assert "s3cret" not in repr(smtp)
         await smtp.quit()

@@ -18,8 +18,8 @@ from aiosmtpd.smtp import AuthResult
 
 import asmtp
 from asmtp import AsyncSMTP
-from asmtp.tls import unverified_context
-from asmtp.transport import Connection
+from asmtp.transport.connection import Connection
+from asmtp.transport.tls import unverified_context
 
 from .conftest import Certificates
 from .servers.background import in_background

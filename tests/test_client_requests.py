@@ -11,7 +11,7 @@ import pytest
 
 import asmtp
 from asmtp import DeliverBy, Recipient
-from asmtp.tls import unverified_context
+from asmtp.transport.tls import unverified_context
 
 from .conftest import Certificates
 from .facade import nothing_left

@@ -14,7 +14,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
-from asmtp.body import WHOLE
+from asmtp.client.content import WHOLE
 
 from .servers.relay import SHAPES, Relay, relaying
 

@@ -13,8 +13,8 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP, AsyncSMTP_SSL
-from asmtp import client as client_module
-from asmtp import commands as commands_module
+from asmtp.client import commands as commands_module
+from asmtp.client import smtp as client_module
 
 from .conftest import Certificates
 from .servers.embedded import PASSWORD, USER, Embedded, embedded

@@ -16,7 +16,7 @@ from typing import cast
 import pytest
 
 from asmtp import AsyncSMTP
-from asmtp.body import PIECE
+from asmtp.client.content import PIECE
 
 from .servers.script import listening
 

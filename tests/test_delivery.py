@@ -16,9 +16,9 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Envelope, Receipt, Reply
-from asmtp.body import WHOLE
-from asmtp.delivery import Shipment, envelope_of, is_heavy, refusals, state_of
-from asmtp.lane import Part
+from asmtp.client.content import WHOLE
+from asmtp.mailer.connection import Part
+from asmtp.mailer.delivery import Shipment, envelope_of, is_heavy, refusals, state_of
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import Outcome
 

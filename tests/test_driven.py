@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.driven import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
 from asmtp.protocol.reply import Reply
+from asmtp.sync.driver import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
 
 from .conftest import Certificates
 from .facade import relay_at, script_at

@@ -11,7 +11,6 @@ import pytest
 
 import asmtp
 from asmtp import errors
-from asmtp.delivery import refusals, replies_of
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -28,7 +27,8 @@ from asmtp.errors import (
     SMTPTimeoutError,
     one_line,
 )
-from asmtp.policy import is_transient
+from asmtp.mailer.delivery import refusals, replies_of
+from asmtp.mailer.policy import is_transient
 
 EXAMPLES: list[SMTPException] = [
     SMTPException("something"),

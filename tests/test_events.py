@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.events import Watch, _commands, _message_id
+from asmtp.client.events import Watch, _commands, _message_id
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.state import Event as Command
 

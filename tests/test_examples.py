@@ -13,7 +13,7 @@ from types import ModuleType
 import httpx
 import pytest
 
-from asmtp.cli.server import Inbox, serving
+from asmtp.cli.demo.server import Inbox, serving
 
 from .servers.relay import Relay, relaying
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asmtp import url
-from asmtp.cli.account import Account
-from asmtp.pool import Pool
+from asmtp.cli.bulk.account import Account
+from asmtp.client import relay as url
+from asmtp.mailer.pool import Pool
 from asmtp.protocol import command, envelope, extensions, message, reply, sasl
 from asmtp.protocol.content import ContentEncoder
 from asmtp.protocol.exchange import Exchange

@@ -11,7 +11,8 @@ import pytest
 import spnego
 import spnego.exceptions
 
-from asmtp import AsyncSMTP, gssapi
+from asmtp import AsyncSMTP
+from asmtp.auth import gssapi as gssapi
 from asmtp.errors import SMTPAuthenticationError
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
 

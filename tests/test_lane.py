@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.body import PIECE, WHOLE
-from asmtp.delivery import Shipment
-from asmtp.lane import AHEAD, DEEP, SHALLOW, Lane, LMTPLane, Part
+from asmtp.client.content import PIECE, WHOLE
+from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, Lane, LMTPLane, Part
+from asmtp.mailer.delivery import Shipment
+from asmtp.mailer.relay_state import Source
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import NotBegun
-from asmtp.source import Source
 
 from .servers.relay import COMMON, SHAPES, Relay, relaying
 from .servers.script import expect, fin, scripted, send, silence, until

@@ -10,7 +10,7 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Retry, errors
-from asmtp.limits import Found, Limit, Meter, limit_of
+from asmtp.mailer.limits import Found, Limit, Meter, limit_of
 from asmtp.protocol.reply import Reply
 
 from .mailing import agree, item, items, mailer, till

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from asmtp.auth import mechanisms
+from asmtp.auth.selection import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, needs
 from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError
-from asmtp.login import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, needs
-from asmtp.protocol import mechanisms
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
 

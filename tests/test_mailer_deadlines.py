@@ -17,9 +17,9 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
-from asmtp.delivery import Shipment
-from asmtp.events import Watch
-from asmtp.run import Run
+from asmtp.client.events import Watch
+from asmtp.mailer.bulk import Run
+from asmtp.mailer.delivery import Shipment
 
 from .mailing import agree, item, items, mailer
 from .servers.background import in_background
@@ -175,7 +175,7 @@ async def test_who_is_kept_waiting_is_not_told_no_because_another_was() -> None:
 
 
 def test_silence_in_a_program_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asmtp.source.HANGING", 0.02)
+    monkeypatch.setattr("asmtp.mailer.relay_state.HANGING", 0.02)
     with (
         in_background(listening(lambda: Mute("", []))) as (host, port),
         Mailer(asmtp.Relay(host, port), timeouts=0.1, retry=None, local_hostname="me") as posting,

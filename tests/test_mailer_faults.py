@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import AsyncMailer, Delivery, Receipt, Retry, source
+from asmtp import AsyncMailer, Delivery, Receipt, Retry
+from asmtp.mailer import relay_state as source
 
 from .servers import clock
 from .servers.faults import (

@@ -15,7 +15,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Rate, Retry, Timeouts
-from asmtp.mailer import Statistics
+from asmtp.mailer.mailer import Statistics
 
 from .conftest import LOOPS, Certificates
 from .facade import relay_at
@@ -98,7 +98,7 @@ def test_a_wrong_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_its_repr_has_the_relays_and_no_secret() -> None:
     posting = AsyncMailer(["smtps://me:s3cret@mail.example.com", "smtp://mail.example.net"])
-    assert repr(posting) == "<asmtp.mailer.AsyncMailer mail.example.com:465, mail.example.net:25>"
+    assert repr(posting) == "<asmtp.mailer.mailer.AsyncMailer mail.example.com:465, mail.example.net:25>"
 
 
 async def test_options_go_over_what_the_url_says() -> None:
@@ -618,5 +618,5 @@ def test_one_that_is_never_closed_says_so_by_name(closed: bool) -> None:
         asyncio.run(main())
         gc.collect()
         told = [str(warning.message) for warning in caught if "never closed" in str(warning.message)]
-        name = f"<asmtp.mailer.AsyncMailer 127.0.0.1:{relay.port}>"
+        name = f"<asmtp.mailer.mailer.AsyncMailer 127.0.0.1:{relay.port}>"
     assert told == ([] if closed else [f"{name} was never closed: use it with async with, or await aclose()"])

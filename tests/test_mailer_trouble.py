@@ -12,7 +12,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer
-from asmtp.delivery import Delivery
+from asmtp.mailer.delivery import Delivery
 
 from .mailing import agree, answering, email, item, items, mailer
 from .servers.relay import SHAPES, Conversation, Relay, relaying

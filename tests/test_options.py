@@ -10,7 +10,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, Timeouts
-from asmtp.options import check, check_address, host_and_port
+from asmtp.client.options import check, check_address, host_and_port
 
 
 class Lazy:

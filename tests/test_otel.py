@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import asmtp
-from asmtp.events import Event
+from asmtp.client.events import Event
 from asmtp.otel import Telemetry
 
 from .conftest import Certificates

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asmtp import Relay, SMTPConnectError
-from asmtp.plan import choose, plan
-from asmtp.source import Source
+from asmtp.mailer.relay_state import Source
+from asmtp.mailer.schedule import choose, plan
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asmtp import Rate, Reply, Retry, errors
-from asmtp.policy import Pace, Rest, any_throttling, is_crowded, is_throttling, is_transient
+from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded, is_throttling, is_transient
 from asmtp.protocol.transaction import NotBegun
 
 # ---- Retry: how long to wait -------------------------------------------------------------------

@@ -14,10 +14,10 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Receipt
-from asmtp.delivery import Shipment, envelope_of
-from asmtp.lane import Part
-from asmtp.pool import Pool
-from asmtp.source import Source
+from asmtp.mailer.connection import Part
+from asmtp.mailer.delivery import Shipment, envelope_of
+from asmtp.mailer.pool import Pool
+from asmtp.mailer.relay_state import Source
 
 from .conftest import Certificates
 from .mailing import agree, answering, comings_and_goings, email, item, items, mailer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asmtp.cli.server import Inbox, serving
+from asmtp.cli.demo.server import Inbox, serving
 from asmtp.protocol import state
 
 ROOT = Path(__file__).parent.parent

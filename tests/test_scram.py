@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import login
+from asmtp.auth import selection as login
 from asmtp.protocol.sasl import UNPROVEN
 
 from .conftest import Certificates
@@ -216,7 +216,7 @@ async def test_a_hash_that_is_forbidden_is_skipped(monkeypatch: pytest.MonkeyPat
             raise ValueError("unsupported hash type sha256")
         return real(name, data, **options)
 
-    monkeypatch.setattr("asmtp.protocol.mechanisms.hashlib.new", new)
+    monkeypatch.setattr("asmtp.auth.mechanisms.hashlib.new", new)
     async with embedded(Scram("SCRAM-SHA-256", "SCRAM-SHA-1")) as server, client(server, tls="none"):
         assert server.logins == [("SCRAM-SHA-1", True)]
     async with embedded(Scram("SCRAM-SHA-256")) as server:

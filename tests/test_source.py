@@ -8,7 +8,7 @@ import pytest
 
 import asmtp
 from asmtp import Relay
-from asmtp.source import Source
+from asmtp.mailer.relay_state import Source
 
 NOW = 1000.0
 

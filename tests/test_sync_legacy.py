@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.cli.server import Inbox, serving
+from asmtp.cli.demo.server import Inbox, serving
 
 from .conftest import Certificates
 from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
@@ -592,8 +592,8 @@ def test_import_is_cheap() -> None:
     """What takes long to import is imported when it is first used."""
     script = (
         "import sys, asmtp\n"
-        "print(sorted({'asyncio', 'anyio', 'idna', 'asmtp.client', 'asmtp.sync'} & set(sys.modules)))\n"
-        "asmtp.SMTP; print('asmtp.sync' in sys.modules)"
+        "print(sorted({'asyncio', 'anyio', 'idna', 'asmtp.client.smtp', 'asmtp.sync.smtp'} & set(sys.modules)))\n"
+        "asmtp.SMTP; print('asmtp.sync.smtp' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\nTrue\n"

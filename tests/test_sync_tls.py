@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.tls import default_context
+from asmtp.transport.tls import default_context
 
 from .conftest import Certificates
 from .facade import BOTH, connected, nothing_left, relay_at, script_at, told
@@ -155,7 +155,7 @@ def test_no_tls_at_the_other_end(module: Any, certificates: Certificates) -> Non
 
 def test_tls_at_the_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with script_at([silence]) as server:
-        monkeypatch.setattr(asmtp.tls, "WITH_TLS", {server.port})
+        monkeypatch.setattr(asmtp.transport.tls, "WITH_TLS", {server.port})
         with pytest.raises(
             asmtp.SMTPTimeoutError, match=r"the greeting .*; port \d+ begins with TLS: smtps://, SMTP_SSL"
         ):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.tls import (
+from asmtp.transport.tls import (
     WITHOUT_TLS,
     Handshake,
     Sessions,
@@ -487,7 +487,7 @@ async def test_an_alert_in_the_place_of_the_greeting(script: Any) -> None:
 @pytest.mark.parametrize("certain", [True, False], ids=["465", "another"])
 async def test_silence_in_the_place_of_the_greeting(certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(*[[read_all]] * (1 if certain else 3)) as server:
-        monkeypatch.setattr(asmtp.tls, "WITH_TLS", {server.port if certain else 465})
+        monkeypatch.setattr(asmtp.transport.tls, "WITH_TLS", {server.port if certain else 465})
         words = r"the greeting within 5 seconds; " + (r"port \d+ begins" if certain else r"if port \d+ begins")
         url = f"smtp://{server.host}:{server.port}?timeout=5"
         async with asmtp.AsyncMailer(url, connections=1) as posting:
@@ -508,7 +508,7 @@ async def test_what_is_no_sign_of_tls(script: Any) -> None:
 
 async def test_a_port_of_tls_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted([fin]) as server:
-        monkeypatch.setattr(asmtp.tls, "WITH_TLS", {server.port})
+        monkeypatch.setattr(asmtp.transport.tls, "WITH_TLS", {server.port})
         with pytest.raises(asmtp.SMTPServerDisconnected, match=r"closed; port \d+ begins with TLS: smtps://"):
             await asmtp.AsyncSMTP(server.host, server.port).connect()
 

@@ -15,11 +15,11 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
-from asmtp import transport as transport_module
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
-from asmtp.options import Timeouts
 from asmtp.protocol.session import Session
-from asmtp.transport import Connection, local_hostname, resolve
+from asmtp.transport import connection as transport_module
+from asmtp.transport.connection import Connection, local_hostname, resolve
+from asmtp.transport.timeouts import Timeouts
 
 from .conftest import Certificates
 from .servers.background import in_background

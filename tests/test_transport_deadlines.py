@@ -18,7 +18,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP, SMTPServerDisconnected, SMTPTimeoutError, Timeouts
-from asmtp import transport as transport_module
+from asmtp.transport import connection as transport_module
 
 from .servers.relay import SHAPES, Relay, relaying
 from .servers.script import Step, deaf, drip, expect, nothing_more, scripted, send, silence

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from asmtp import SMTPServerDisconnected, Timeouts
-from asmtp import transport as transport_module
 from asmtp.protocol import dialogue
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
-from asmtp.tls import Handshake
-from asmtp.transport import Connection, open_connection
+from asmtp.transport import connection as transport_module
+from asmtp.transport.connection import Connection, open_connection
+from asmtp.transport.tls import Handshake
 
 from .conftest import Certificates
 from .servers.script import Peer, Step, expect, fin, nothing_more, read_all, rst, scripted, send, until

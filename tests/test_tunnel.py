@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.tunnel import check_proxy, proxy_name
+from asmtp.transport.proxy import check_proxy, proxy_name
 
 from .conftest import Certificates
 from .facade import nothing_left

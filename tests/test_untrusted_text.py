@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.cli.account import outcomes_of
-from asmtp.cli.tally import Tally, shown
+from asmtp.cli.bulk.account import outcomes_of
+from asmtp.cli.bulk.tally import Tally, shown
 
 from .mailing import item
 from .servers.script import Step, expect, fin, scripted, send

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asmtp.options import Timeouts
-from asmtp.url import Relay
+from asmtp.client.relay import Relay
+from asmtp.transport.timeouts import Timeouts
 
 from .conftest import Certificates
 

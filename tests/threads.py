@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from asmtp import Mailer, blocking
+from asmtp import Mailer
+from asmtp.sync import mailer as blocking
 
 from .facade import relay_at
 from .servers.relay import SHAPES, Relay

@@ -50,11 +50,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "bulk":
-        from asmtp.cli.bulk import bulk
+        from asmtp.cli.bulk.command import bulk
 
         return bulk(arguments)
     try:
-        from asmtp.cli.demo import demo
+        from asmtp.cli.demo.command import demo
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "aiosmtpd":
             raise

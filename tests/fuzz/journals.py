@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-from asmtp.cli.journal import Journal, JournalError
+from asmtp.cli.bulk.journal import Journal, JournalError
 from asmtp.errors import DeliveryState
 
 from .data import FuzzedData

@@ -7,8 +7,8 @@ import binascii
 import hmac
 import re
 
+from asmtp.auth.selection import choose
 from asmtp.errors import SMTPAuthenticationError, SMTPException
-from asmtp.login import choose
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import MAX_COMMAND, Conversation, Credentials, Mechanism, from_authobject

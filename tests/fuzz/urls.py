@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from asmtp.url import Relay
+from asmtp.client.relay import Relay
 
 from .data import FuzzedData
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from asmtp.auth.mechanisms import cram_md5, login, plain
 from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.content import line_end, wire_size
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single, starttls
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
-from asmtp.protocol.mechanisms import cram_md5, login, plain
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session

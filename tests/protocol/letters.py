@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from asmtp.auth.mechanisms import plain
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue
-from asmtp.protocol.mechanisms import plain
 from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State

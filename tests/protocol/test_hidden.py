@@ -15,7 +15,7 @@ import spnego
 import spnego.exceptions
 
 import asmtp
-from asmtp import gssapi
+from asmtp.auth import gssapi as gssapi
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.sasl import Credentials
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from asmtp.auth.mechanisms import scram
 from asmtp.errors import SMTPAuthenticationError
-from asmtp.protocol.mechanisms import scram
 from asmtp.protocol.sasl import UNPROVEN, Credentials
 
 # name: nonce, client first, server first, client final, server final

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from asmtp.auth import AuthObjects
+from asmtp.auth import mechanisms
+from asmtp.auth.authobjects import AuthObjects
+from asmtp.auth.mechanisms import cram_md5, external, login, oauthbearer, plain, xoauth2
 from asmtp.errors import SMTPAuthenticationError
-from asmtp.protocol import mechanisms
 from asmtp.protocol.dialogue import authentication
-from asmtp.protocol.mechanisms import cram_md5, external, login, oauthbearer, plain, xoauth2
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import Conversation, Credentials, Mechanism, from_authobject, unproven
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiosmtpd.smtp import MISSING, AuthResult, Envelope, LoginPassword, Session
 
-from asmtp.cli.server import Server
+from asmtp.cli.demo.server import Server
 
 from .relay import Letter
 from .script import listening

@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 
 import pytest
 
-from asmtp.transport import Connection
+from asmtp.transport.connection import Connection
 
 from .clock import VirtualClockLoop
 from .relay import Conversation, Relay

@@ -8,7 +8,7 @@ from typing import Any
 from aiosmtpd.smtp import MISSING, AuthResult
 from scramp import ScramException, ScramMechanism
 
-from asmtp.cli.server import Server
+from asmtp.cli.demo.server import Server
 
 from .embedded import PASSWORD, USER, Embedded
 

@@ -1,0 +1,1 @@
+"""SASL mechanisms, and which of them are tried."""

@@ -1,0 +1,376 @@
+"""Logging in: which mechanisms there are, and which are tried."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import functools
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from asmtp.auth import gssapi as gssapi
+from asmtp.auth import mechanisms
+from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError, one_line
+from asmtp.protocol.command import gate
+from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
+
+__all__ = [
+    "Attempts", "Choice", "Factory", "Logins", "Mechanisms", "check_mechanisms", "choose", "needs", "require_auth",
+]  # fmt: skip
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Factory: TypeAlias = Callable[[Credentials], Mechanism]
+"""Makes a mechanism: a function of credentials that returns a generator."""
+
+Mechanisms: TypeAlias = Sequence[str | tuple[str, Factory]]
+"""The mechanisms to use: names, and for those that asmtp does not have (name, factory)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A mechanism that asmtp has.
+
+    Attributes:
+        make: makes it.
+        needs: what it cannot do without: "password", "token", or neither.
+        clear: who reads along has the password or the token.
+        slow: it computes for long, or asks others.
+    """
+
+    make: Factory
+    needs: str = "password"
+    clear: bool = False
+    slow: bool = False
+
+
+_SCRAM = ("SCRAM-SHA-512", "SCRAM-SHA-256", "SCRAM-SHA-1")
+_KNOWN: dict[str, _Known] = {
+    **{f"{name}-PLUS": _Known(functools.partial(mechanisms.scram, f"{name}-PLUS"), slow=True) for name in _SCRAM},
+    **{name: _Known(functools.partial(mechanisms.scram, name), slow=True) for name in _SCRAM},
+    "CRAM-MD5": _Known(mechanisms.cram_md5),
+    "PLAIN": _Known(mechanisms.plain, clear=True),
+    "LOGIN": _Known(mechanisms.login, clear=True),
+    "OAUTHBEARER": _Known(mechanisms.oauthbearer, "token", clear=True),
+    "XOAUTH2": _Known(mechanisms.xoauth2, "token", clear=True),
+    "EXTERNAL": _Known(mechanisms.external, ""),
+    "GSSAPI": _Known(gssapi.gssapi, "", slow=True),
+    "NTLM": _Known(gssapi.ntlm, slow=True),
+}
+"""By name, those that protect the password best first."""
+
+_BY_NAME_ONLY = frozenset({"EXTERNAL", "GSSAPI", "NTLM"})
+"""Used only where they are named: a password says nothing of a certificate, a ticket or a Windows domain."""
+
+
+class Choice:
+    """A mechanism to be tried.
+
+    Args:
+        factory: makes it.
+        slow: it is to be made and used off the event loop.
+        scram: it is SCRAM, as asmtp has it.
+        binding: the type of channel binding of a -PLUS form; the server may not know it.
+
+    Attributes:
+        proved: something that depends on the password was written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        factory: Factory,
+        credentials: Credentials,
+        *,
+        slow: bool = True,
+        scram: bool = False,
+        binding: str | None = None,
+    ) -> None:
+        self.name = name
+        self.slow = slow
+        self.binding = binding
+        self.proved = not scram
+        self._scram = scram
+        self._factory = factory
+        self._credentials = credentials
+
+    def make(self) -> Mechanism:
+        """The mechanism.
+
+        Raises:
+            ValueError: it cannot be used with these credentials, or on this machine.
+            ImportError: a package that it needs is not installed.
+        """
+        if not self._scram:
+            return self._factory(self._credentials)
+        return mechanisms.scram(
+            self.name, self._credentials, binding=self.binding, proved=self._prove, clock=time.monotonic
+        )
+
+    def _prove(self) -> None:
+        self.proved = True
+
+    @property
+    def may_lack_secret(self) -> bool:
+        """Whether 535 may mean that the server has no secret of the kind that it needs, though the password is right.
+
+        Servers that keep passwords hashed, or keys of another SCRAM, offer it all the same.
+        """
+        return self.name == "CRAM-MD5" or (not self.proved and self.binding is None)
+
+
+_ABOUT_COMMANDS = frozenset({500, 501, 502, 503, 504})
+"""Refusals that say nothing of a password."""
+
+
+class Attempts:
+    """The mechanisms of one login, in turn.
+
+    RFC 4954 §6: 535 is about the credentials, whatever the mechanism, and accounts are locked over less: nothing else
+    is tried then.  But where -PLUS was refused before the password came into it, it was the channel binding.  And
+    where it may be that the server has no secret for the mechanism, PLAIN is tried under verified TLS: not behind
+    -PLUS, which somebody in between may have refused.
+
+    Args:
+        choices: the mechanisms.
+        first: the name and the binding of the one that is tried first, if it is among them.
+        verified: there is TLS, and the certificate was verified.
+
+    Attributes:
+        refusal: the last error, if it comes to nothing.
+    """
+
+    def __init__(self, choices: Sequence[Choice], *, first: tuple[str, str | None] | None, verified: bool) -> None:
+        self._choices = sorted(choices, key=lambda choice: (choice.name, choice.binding) != first)
+        self._verified = verified
+        self._plus = False
+        self._only: str | None = None
+        self._over = False
+        self.refusal: Exception | None = None
+
+    def __iter__(self) -> Iterator[Choice]:
+        for choice in self._choices:
+            if self._over:
+                break
+            if self._only in (None, choice.name):
+                self._plus = self._plus or choice.binding is not None
+                yield choice
+
+    def impossible(self, error: ValueError) -> None:
+        """It is not possible with these credentials, or on this machine."""
+        self.refusal = self.refusal or error
+
+    def refused(self, choice: Choice, error: SMTPAuthenticationError) -> None:
+        """The server said no, or has not proved that it knows the password."""
+        self.refusal = error
+        if error.smtp_code == UNPROVEN:
+            self._over = True
+        elif error.smtp_code == 535 and choice.may_lack_secret:
+            error.advice = f"{choice.name} was used; if the password is right, name another mechanism with mechanisms="
+            self._only = "PLAIN"
+            self._over = self._plus or not self._verified
+        elif error.smtp_code == 535 and choice.proved:
+            self._over = True
+
+
+class _Turns:
+    """Who says a password now, and who waits, in one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.under_way = 0
+        self.waiting: set[asyncio.Future[None]] = set()
+
+
+class Logins:
+    """What a relay said to logins, for all connections to it, in one event loop after the other.
+
+    A wrong password is said to it twice at most, and then not for an hour: accounts are locked over more.  One that it
+    takes is not wrong.
+
+    Attributes:
+        worked: name and binding of the mechanism that worked last.
+    """
+
+    MOST = 2
+    HOUR = 3600.0
+
+    def __init__(self) -> None:
+        self.worked: tuple[str, str | None] | None = None
+        self._error = SMTPAuthenticationError(535, b"")
+        self._refused = 0
+        self._until = 0.0  # the loop's time at which what was refused is forgotten
+        self._turns: _Turns | None = None
+
+    def check(self, now: float) -> None:
+        """Raise where a password is not to be said any more.
+
+        Args:
+            now: the loop's time.
+
+        Raises:
+            SMTPAuthenticationError: it was refused too often; it is the server's last refusal.
+        """
+        if now >= self._until:
+            self._refused = 0
+        if self._refused >= self.MOST:
+            raise copy.copy(self._error)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Say the password once; as often as it may still be said, several can at the same time.
+
+        Raises:
+            SMTPAuthenticationError: see `check`; nothing is written.
+        """
+        loop = asyncio.get_running_loop()
+        self.check(loop.time())
+        turns = self._turns
+        if turns is None or turns.loop is not loop:  # the other one is closed: of those nobody's turn ends any more
+            self._turns = turns = _Turns(loop)
+        while self._refused + turns.under_way >= self.MOST:
+            await _change(turns)
+            self.check(loop.time())
+        turns.under_way += 1
+        try:
+            yield
+            self._refused = 0
+        except SMTPAuthenticationError as error:
+            if 500 <= error.smtp_code <= 599 and error.smtp_code not in _ABOUT_COMMANDS:
+                self._refused += 1
+                self._until = loop.time() + self.HOUR
+                self._error = SMTPAuthenticationError(*error.args)  # without what the other one holds on to
+            raise
+        finally:
+            turns.under_way -= 1
+            for waiting in turns.waiting:
+                if not waiting.done():
+                    waiting.set_result(None)
+
+
+async def _change(turns: _Turns) -> None:
+    """Until somebody's turn is over."""
+    waiting = turns.loop.create_future()
+    turns.waiting.add(waiting)
+    try:
+        await waiting
+    finally:
+        turns.waiting.discard(waiting)
+
+
+def check_mechanisms(wanted: Mechanisms) -> None:
+    """Raise what is wrong with a caller's choice of mechanisms.
+
+    Raises:
+        TypeError, ValueError: it is no such sequence, or empty; or there is no mechanism of a name.
+    """
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence):
+        raise TypeError(f"mechanisms must be a sequence of names, not {type(wanted).__name__}")
+    if not wanted:
+        raise ValueError("mechanisms: none is given")
+    for one in wanted:
+        if isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) and callable(one[1]):
+            continue
+        if not isinstance(one, str):
+            raise TypeError("mechanisms must hold names, or (name, function of Credentials that returns a generator)")
+        if one.upper() not in _KNOWN:
+            raise ValueError(f"mechanisms: {one!a} is unknown; there are {', '.join(_KNOWN)}, and (name, function)")
+
+
+def needs(wanted: Mechanisms) -> set[str]:
+    """What the mechanisms of a caller's choice cannot do without: "password", "token", or "" for neither."""
+    return {_KNOWN[one.upper()].needs if isinstance(one, str) else "" for one in wanted}
+
+
+def require_auth(extensions: Extensions) -> None:
+    """Raise that the server has no logins.
+
+    Raises:
+        SMTPNotSupportedError: it does not offer AUTH.
+    """
+    if "auth" not in extensions:
+        raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
+
+
+def choose(
+    extensions: Extensions, credentials: Credentials, wanted: Mechanisms | None = None, *, protected: bool
+) -> list[Choice]:
+    """The mechanisms to try, in order.
+
+    Args:
+        extensions: what the server offers.
+        wanted: those to use, in this order; by default all that fit the credentials, what protects them best first.
+        protected: nobody reads along, or that is the caller's will.
+
+    Raises:
+        TypeError: user name, password or token is not a str.
+        ValueError: one holds a control character, or the token what no token has; they are not shown.
+        SMTPNotSupportedError: the server offers none that will do.
+    """
+    _check_credentials(credentials)
+    require_auth(extensions)
+    offered = extensions.auth
+    asked = wanted is not None
+    if wanted is None:
+        secret = "token" if credentials.token else "password"
+        wanted = [name for name, known in _KNOWN.items() if known.needs == secret and name not in _BY_NAME_ONLY]
+    found: list[Choice] = []
+    unprotected: list[str] = []
+    for one in wanted:
+        name = (one if isinstance(one, str) else one[0]).upper()
+        if name not in offered:
+            continue
+        if isinstance(one, str) and _KNOWN[name].needs == "token" and not credentials.token:
+            raise ValueError(f"mechanisms: {name} needs a token")
+        if not isinstance(one, str):
+            found.append(Choice(name, one[1], credentials))
+        elif _KNOWN[name].clear and not protected:
+            unprotected.append(name)
+        elif name.endswith("-PLUS"):
+            bindings = mechanisms.channel_bindings(credentials.tls)
+            if not asked and name.removesuffix("-PLUS") in offered:
+                # RFC 5802 §6.1: this one every server has to know.  At one that it does not know, Dovecot 2.4 hangs up.
+                bindings = [binding for binding in bindings if binding == "tls-unique"]
+            make = _KNOWN[name].make
+            found += [Choice(name, make, credentials, scram=True, binding=binding) for binding in bindings]
+        else:
+            known = _KNOWN[name]
+            found.append(Choice(name, known.make, credentials, slow=known.slow, scram=name in _SCRAM))
+    if not found:
+        raise SMTPNotSupportedError(_nothing(offered, unprotected))
+    return found
+
+
+def _nothing(offered: Sequence[str], unprotected: Sequence[str]) -> str:
+    """Why there is no mechanism, in smtplib's words first."""
+    what = "No suitable authentication method found."
+    if unprotected:
+        return (
+            f"{what} {' and '.join(unprotected)} would send the password or token for everybody on the way to read: "
+            "call starttls() first, with a certificate that can be verified, or pass tls='none' if that is meant"
+        )
+    named = [name for name in offered if name in _BY_NAME_ONLY]
+    also = f" ({' and '.join(named)} can be asked for with mechanisms=)" if named else ""
+    return f"{what} The server offers {one_line(' '.join(offered))}{also}"
+
+
+def _check_credentials(credentials: Credentials) -> None:
+    password, token = credentials.password, credentials.token
+    gate(credentials.username, "user")
+    if _SURROGATE.search(credentials.username):
+        raise ValueError("user: not characters (a lone surrogate)")  # encode() would show the password with it
+    if not isinstance(password, str):
+        raise TypeError(f"password must be str, not {type(password).__name__}")
+    if "\0" in password:
+        raise ValueError("password: contains a NUL character")
+    if _SURROGATE.search(password):
+        raise ValueError("password: not characters (a lone surrogate)")  # encode() would show it
+    gate(token, "token", secret=True)
+    # RFC 6750 §2.1 has fewer, but not every issuer keeps to it.
+    if not all("!" <= character <= "~" for character in token):
+        raise ValueError("token: contains a space or characters that are not ASCII")

@@ -1,0 +1,522 @@
+"""What can be said on a connection: commands, STARTTLS, logins.  How it is made, and messages, are client.py's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import functools
+import inspect
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import anyio
+
+from asmtp.auth.authobjects import AuthObjects
+from asmtp.auth.selection import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, require_auth
+from asmtp.client.events import Watch, clock
+from asmtp.client.options import TLSMode, Token
+from asmtp.errors import (
+    SMTPAuthenticationError,
+    SMTPHeloError,
+    SMTPNotSupportedError,
+    SMTPResponseException,
+    SMTPTimeoutError,
+)
+from asmtp.protocol import dialogue
+from asmtp.protocol.command import command, options_text, spelt_out
+from asmtp.protocol.content import to_octets
+from asmtp.protocol.envelope import path
+from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.hidden import hidden
+from asmtp.protocol.parameters import xclient
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
+from asmtp.protocol.session import Session
+from asmtp.protocol.state import Event, State
+from asmtp.protocol.transaction import manual_content
+from asmtp.transport import connection as transport
+from asmtp.transport.connection import Connection
+from asmtp.transport.offload import aside
+from asmtp.transport.timeouts import Timeouts
+from asmtp.transport.tls import Handshake, Sessions, check_context, context_from_files, default_context
+
+__all__ = ["Commands"]
+
+T = TypeVar("T")
+
+
+class Commands(AuthObjects):
+    """smtplib's commands, awaited; a part of :class:`~asmtp.AsyncSMTP`, which knows the connection."""
+
+    ehlo_msg = "ehlo"
+    lmtp = False
+    command_encoding: str
+    local_hostname: str | None
+    timeouts: Timeouts
+    helo_resp: bytes | None
+    ehlo_resp: bytes | None
+    ssl_context: ssl.SSLContext | None
+    _session: Session
+    _host: str
+    _port: int
+    _server_hostname: str | None
+    _sock_taken: bool
+    _greeted: asyncio.Lock
+    _preparing: asyncio.Task[Any] | None
+    _rcpts: int  # accepted by hand since MAIL
+    _username: str | None
+    _password: str | None
+    _token: Token | None
+    _mechanisms: Mechanisms | None
+    _sessions: Sessions
+    _logins: Logins | None
+    _handshake: Handshake | None
+    _watch: Watch | None
+    _tls: TLSMode
+    _in_the_clear: bool  # the caller said that passwords may be sent without TLS
+
+    def _live(self) -> Connection:
+        """The connection that commands go to.
+
+        Raises:
+            SMTPServerDisconnected: there is none.
+        """
+        raise NotImplementedError
+
+    def close(self) -> Awaitable[None]:
+        """Close at once."""
+        raise NotImplementedError
+
+    async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
+        return await self._live().run(what, alone=alone, raw=raw)
+
+    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what would block the loop, in a thread."""
+        return await aside(function, *args)
+
+    @property
+    def esmtp_features(self) -> Extensions:
+        """What the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
+        return self._session.extensions
+
+    @esmtp_features.setter
+    def esmtp_features(self, features: dict[str, str]) -> None:
+        self._session.extensions = Extensions(features)
+
+    @property
+    def does_esmtp(self) -> bool:
+        """Whether the server answered EHLO (LHLO) with 250."""
+        return self._session.esmtp
+
+    @does_esmtp.setter
+    def does_esmtp(self, value: bool) -> None:
+        self._session.esmtp = bool(value)
+
+    def has_extn(self, opt: str) -> bool:
+        """Whether the server offers a service extension; in any case of letters."""
+        return opt.lower() in self._session.extensions
+
+    # ---- commands ---------------------------------------------------------------------------
+
+    @property
+    def in_challenge(self) -> bool:
+        """Whether a SASL response is due next: what is written then is a secret."""
+        return self._session.state is State.CHALLENGE
+
+    async def docmd(self, cmd: str, args: str = "") -> Reply:
+        """Send any command, and return its reply.
+
+        Raises:
+            ValueError: a control character in the command.
+        """
+        line = command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=self.in_challenge)
+        replies = await self._run(dialogue.raw_write(self._session, line, command=True), raw=True)
+        reply: Reply = replies[0]
+        return reply
+
+    async def helo(self, name: str = "") -> Reply:
+        """HELO (RFC 5321 §4.1.1.1), with this machine's name unless another is given."""
+        reply: Reply = await self._run(dialogue.hello(self._session, "helo", await self._hello_name(name)), alone=True)
+        self.helo_resp = reply.message
+        return reply
+
+    async def ehlo(self, name: str = "") -> Reply:
+        """EHLO, or LHLO for LMTP; what the server offers is in `esmtp_features` then."""
+        verb = self.ehlo_msg
+        reply: Reply = await self._run(dialogue.hello(self._session, verb, await self._hello_name(name)), alone=True)
+        self.ehlo_resp = reply.message
+        return reply
+
+    async def _hello_name(self, name: str) -> str:
+        if not name:
+            if self.local_hostname is None:
+                found = transport.THIS_MACHINE  # unless a resolver knows better in time
+                with anyio.move_on_after(self.timeouts.connect):
+                    found = await self._call_out(transport.local_hostname)
+                self.local_hostname = found
+            name = self.local_hostname
+        return name
+
+    async def ehlo_or_helo_if_needed(self) -> None:
+        """EHLO, or HELO if that is refused, unless either was said before.
+
+        Raises:
+            SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
+        """
+        async with self._greeted:
+            if self.helo_resp is None and self.ehlo_resp is None and not (reply := await self.ehlo()).ok:
+                if not (self.lmtp or reply.code in dialogue.LEAVING):  # RFC 2033 §4.1: LMTP has no HELO
+                    with dialogue.because_of(reply):
+                        reply = await self.helo()
+                if not reply.ok:
+                    raise SMTPHeloError(*reply)
+
+    async def noop(self) -> Reply:
+        """NOOP."""
+        reply: Reply = await self._run(dialogue.single(b"noop\r\n"))
+        return reply
+
+    async def rset(self) -> Reply:
+        """RSET: whatever transaction is open is given up."""
+        self.command_encoding = "ascii"
+        reply: Reply = await self._run(self._session.reset())
+        return reply
+
+    async def help(self, args: str = "") -> bytes:
+        """HELP: its text."""
+        reply: Reply = await self._run(dialogue.single(command("help", args)))
+        return reply.message
+
+    async def verify(self, address: str) -> Reply:
+        """VRFY: ask whether an address is valid."""
+        return await self._ask("vrfy", address)
+
+    vrfy = verify
+
+    async def expn(self, address: str) -> Reply:
+        """EXPN: ask for the members of a mailing list."""
+        return await self._ask("expn", address)
+
+    async def _ask(self, verb: str, address: str) -> Reply:
+        path(address, "address")  # what MAIL and RCPT refuse
+        bare = email.utils.parseaddr(address)[1] or address
+        line = command(verb, bare, argument="address", encoding=self.command_encoding)
+        reply: Reply = await self._run(dialogue.single(line))
+        return reply
+
+    async def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
+        """MAIL: begin a transaction by hand.  :meth:`sendmail` does all of one.
+
+        Raises:
+            SMTPNotSupportedError: SMTPUTF8 is among the options, and the server does not offer it.
+        """
+        text = ""
+        if options and self.does_esmtp:
+            text = options_text(options, "options")
+            if "smtputf8" in text.lower().split():
+                if not self.has_extn("smtputf8"):
+                    raise SMTPNotSupportedError("SMTPUTF8 not supported by server")
+                self.command_encoding = "utf-8"
+        line = command(f"mail from:{path(sender, 'sender')}{text}", encoding=self.command_encoding)
+        self._rcpts = 0
+        reply: Reply = await self._run(dialogue.single(line, Event.mail))
+        return reply
+
+    async def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
+        """RCPT: add a recipient by hand."""
+        text = options_text(options, "options") if options and self.does_esmtp else ""
+        line = command(f"rcpt to:{path(recip, 'recip')}{text}", encoding=self.command_encoding)
+        reply: Reply = await self._run(dialogue.single(line, Event.rcpt))
+        self._rcpts += reply.ok
+        return reply
+
+    async def data(self, msg: str | bytes) -> Reply:
+        """DATA and the content, by hand; the final reply.
+
+        For LMTP, which has a final reply for each recipient: the first that is a refusal, else the last.
+
+        Raises:
+            SMTPDataError: DATA was not answered 354.
+        """
+        owed = max(1, self._rcpts) if self.lmtp else 1
+        reply: Reply = await self._run(manual_content(self._session, to_octets(msg), owed))
+        return reply
+
+    async def xclient(self, **attributes: str | None) -> Reply:
+        """XCLIENT (Postfix): say for whom this connection is; EHLO is said again when needed.
+
+        Args:
+            attributes: name, addr, port, proto, helo, login, destaddr, destport: whichever the server offers; None
+                where it is not known.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer it, or not that attribute.
+            ValueError, TypeError: no attribute, or one that is no text.
+        """
+        await self.ehlo_or_helo_if_needed()
+        line = xclient(self.esmtp_features, attributes)
+        reply: Reply = await self._run(dialogue.xclient(self._session, line), alone=True)
+        if reply.ok:
+            self.helo_resp = self.ehlo_resp = None
+        return reply
+
+    # ---- TLS, login -------------------------------------------------------------------------
+
+    async def starttls(
+        self,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        context: ssl.SSLContext | None = None,
+        *,
+        server_hostname: str | None = None,
+    ) -> Reply:
+        """STARTTLS (RFC 3207).  What the server said before TLS is forgotten, and EHLO is said again when needed.
+
+        Args:
+            keyfile, certfile: deprecated: use a context.
+            context: by default certificate and host name are verified, TLS 1.2 at least.
+            server_hostname: the name the certificate has to be for, if it is not the host.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer it.
+            SMTPResponseException: the server offered it, and refused.
+            ssl.SSLError: the handshake failed; the connection is closed.
+        """
+        check_context(context, "context")
+        if keyfile is not None or certfile is not None:
+            context = await self._offload(context_from_files, keyfile, certfile, context)
+        await self.ehlo_or_helo_if_needed()
+        return await self._starttls(context, server_hostname)
+
+    async def _starttls(self, context: ssl.SSLContext | None, server_hostname: str | None = None) -> Reply:
+        if not self.has_extn("starttls"):
+            raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
+        chosen = context or self.ssl_context
+        if chosen is None:
+            chosen = await self._offload(default_context)
+        connection = self._live()
+        asking = dialogue.starttls(self._session, self.ehlo_msg, await self._name_under_tls())
+        reply: Reply
+        hello: Reply | None
+        hostname = server_hostname or self._server_hostname or self._host
+        begun = clock()
+        # By hand, no session is offered: where it is refused, the connection is gone, and whatever was said on it.
+        handshake = self._handshake = Handshake(chosen, None if self._preparing is None else self._sessions)
+        reply, hello = await connection.start_tls(asking, handshake, hostname)
+        if reply.code != 220:
+            raise SMTPResponseException(*reply)
+        self._told_of_tls(connection, begun)
+        self.helo_resp = None
+        self.ehlo_resp = hello.message if hello is not None and hello.ok else None
+        return reply
+
+    def _told_of_tls(self, connection: Connection, begun: float) -> None:
+        if self._watch is not None:
+            self._watch.secured(connection.tls, clock() - begun)
+
+    async def _name_under_tls(self) -> str | None:
+        """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
+        return await self._hello_name("")
+
+    async def login(
+        self,
+        user: str,
+        password: str,
+        *,
+        initial_response_ok: bool = True,
+        mechanisms: Mechanisms | None = None,
+    ) -> Reply:
+        """Log in, with the mechanism that protects the password best among those that both sides know.
+
+        PLAIN and LOGIN, which do not protect it, are not used where others may read along: without TLS, unless the
+        server is on this machine, or the constructor was told tls="none".
+
+        Args:
+            initial_response_ok: send a mechanism's initial response with AUTH (RFC 4954 §4).
+            mechanisms: those to use, in this order: names, or (name, function) for one that asmtp does not have; see
+                :class:`~asmtp.client.options.Options`.
+
+        Raises:
+            SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.
+            SMTPAuthenticationError: the credentials were refused; or the server could not prove that it knows them
+                (SCRAM): `smtp_code` is -1 then, and the connection is closed.
+            ValueError: a control character in the user name.
+        """
+        user, password = spelt_out(user), spelt_out(password)
+        if mechanisms is not None:
+            check_mechanisms(mechanisms)
+        await self.ehlo_or_helo_if_needed()
+        self.user, self.password = user, password
+        return await self._log_in(self._credentials(user, password), mechanisms, initial_response_ok)
+
+    async def _log_in_as_told(self) -> None:
+        """Log in with what the constructor was given."""
+        await self.ehlo_or_helo_if_needed()
+        user = self._username or ""
+        if self._token is None:
+            await self._log_in(self._credentials(user, self._password or ""))
+            return
+        require_auth(self.esmtp_features)  # before a token is asked for
+        token = await self._get_token(self._token, force=False)
+        try:
+            await self._log_in(self._credentials(user, token=token))
+        except SMTPAuthenticationError as error:
+            rejected = 500 <= error.smtp_code <= 599
+            fresh = hidden(await self._get_token(self._token, force=True)) if rejected else token
+            if fresh == token:  # accounts are locked over less
+                raise
+            await self._log_in(self._credentials(user, token=fresh))
+
+    def _credentials(self, user: str, password: str = "", token: str = "") -> Credentials:
+        # Of a socket that was given, and of a Unix socket, there is no host to name.
+        named = not self._sock_taken and not self._host.startswith("/")
+        return Credentials(
+            user,
+            password,
+            token,
+            host=self._server_hostname or (self._host if named else ""),
+            port=self._port if named else 0,
+            service="lmtp" if self.lmtp else "smtp",
+            offered=tuple(self.esmtp_features.auth),
+            tls=self._live().tls,
+            limit=self._live().timeouts.command,
+        )
+
+    def _choices(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Choice]:
+        connection = self._live()
+        trusted = self._session.secure or (connection.tls is not None and self._tls != "opportunistic")
+        protected = self._in_the_clear or trusted or connection.local
+        return choose(self.esmtp_features, credentials, wanted or self._mechanisms, protected=protected)
+
+    async def _log_in(
+        self, credentials: Credentials, wanted: Mechanisms | None = None, initial_response_ok: bool = True
+    ) -> Reply:
+        logins = self._logins
+        if credentials.token:  # one that is refused is replaced, and no account is locked over it
+            logins = None
+        if logins is not None:
+            logins.check(asyncio.get_running_loop().time())
+        first = None if logins is None else logins.worked
+        attempts = Attempts(self._choices(credentials, wanted), first=first, verified=self._session.secure)
+        for choice in attempts:
+            try:
+                mechanism = await self._call_out(choice.make) if choice.slow else choice.make()
+            except ValueError as error:
+                attempts.impossible(error)
+                continue
+            try:
+                async with contextlib.nullcontext() if logins is None else logins.turn():
+                    reply = await self._authenticate(choice.name, mechanism, initial_response_ok, slow=choice.slow)
+            except SMTPAuthenticationError as error:
+                attempts.refused(choice, error)
+                continue
+            if logins is not None:
+                logins.worked = choice.name, choice.binding
+            return reply
+        assert attempts.refusal is not None
+        raise attempts.refusal
+
+    async def _authenticate(
+        self, name: str, mechanism: Mechanism, initial_response_ok: bool = True, *, slow: bool = True
+    ) -> Reply:
+        begin = functools.partial(
+            Conversation,
+            name,
+            mechanism,
+            initial_response_ok=initial_response_ok,
+            slow=slow,
+            again=self._session.authenticated,
+        )
+        return await self._converse(await self._call_out(begin) if slow else begin())
+
+    async def _converse(self, conversation: Conversation) -> Reply:
+        """Take an AUTH exchange to its end; a slow mechanism is asked in a thread."""
+        connection = self._live()
+        exchange = dialogue.authentication(self._session, conversation)
+        begun = clock()
+        code = UNPROVEN
+        try:
+            async with contextlib.aclosing(self._responses(conversation)) as responses:
+                reply: Reply = await connection.run_streamed(exchange, responses, alone=True)
+                code = reply.code
+                return reply
+        except SMTPAuthenticationError as error:
+            code = error.smtp_code
+            if code == UNPROVEN:
+                self.close()
+            raise
+        except SMTPTimeoutError:
+            self.close()
+            raise
+        finally:
+            if self._watch is not None:
+                self._watch.logged_in(conversation.name, code, clock() - begun)
+
+    async def _responses(self, conversation: Conversation) -> AsyncGenerator[bytes, None]:
+        while True:
+            await self._call_out(conversation.go_on)
+            yield b""
+
+    async def _get_token(self, source: Any, *, force: bool) -> str:
+        """Ask for a token, in the time of a command.
+
+        Raises:
+            SMTPTimeoutError: none came.
+        """
+        limit = self.timeouts.command
+        if asyncio.current_task() is None:  # in a facade, which waits as long as a function does that blocks
+            if _is_async(source):
+                return await asyncio.get_running_loop().create_task(self._get_token(source, force=force))
+            return await self._ask_for_token(source, force)
+        try:
+            async with asyncio.timeout(limit) as patience:
+                return await self._ask_for_token(source, force)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise SMTPTimeoutError(f"timed out: no token within {limit:g} seconds") from error
+
+    async def _ask_for_token(self, source: Any, force: bool) -> str:
+        if _is_async(source):
+            token = source(force)
+        else:
+            token = await self._call_out(source, force)
+        if inspect.isawaitable(token):
+            token = await token
+        if not isinstance(token, str):
+            raise TypeError(f"token must return a str, not {type(token).__name__}")
+        if not token:
+            raise ValueError("token: empty")
+        return token
+
+    async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what may block for long, as a function of the caller's, in a thread; who is cancelled does not wait."""
+        return await aside(function, *args, abandon=True)
+
+    async def auth(
+        self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
+    ) -> Reply:
+        """AUTH with a mechanism of the caller's (RFC 4954).
+
+        Args:
+            mechanism: its name.
+            authobject: a generator: it yields its initial response (bytes; None if the server speaks first), is
+                sent each challenge (bytes) and yields the response, and is sent None after success, when it returns or
+                raises.  Or smtplib's: called with each challenge (bytes), returns the response (str or bytes); called
+                with nothing for the initial response, where it returns None if there is none.  Either is called in
+                a thread, as it may block; how long it takes is not limited.
+
+        Raises:
+            SMTPAuthenticationError: the server said no.
+            Exception: what `authobject` raises; the exchange was cancelled.
+        """
+        again = self._session.authenticated
+        begin = functools.partial(self._conversation, mechanism, authobject, initial_response_ok, again=again)
+        return await self._converse(await self._call_out(begin))
+
+
+def _is_async(function: Any) -> bool:
+    """Whether a call returns at once, with what is to be awaited."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

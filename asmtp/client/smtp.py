@@ -1,0 +1,580 @@
+"""One connection, awaited: AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP.  smtplib's methods, on the protocol state machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from email.message import Message
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from asmtp.auth.selection import Logins
+from asmtp.client.commands import Commands
+from asmtp.client.content import PIECE, WHOLE, Content, Pieces, body_of, whole
+from asmtp.client.events import Watch, clock, show
+from asmtp.client.options import (
+    LMTP_PORT,
+    SMTP_PORT,
+    SMTP_SSL_PORT,
+    Options,
+    TLSMode,
+    check,
+    check_address,
+    check_source,
+    host_and_port,
+)
+from asmtp.errors import (
+    SMTPConnectError,
+    SMTPException,
+    SMTPProtocolError,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+    SMTPStateError,
+    one_line,
+)
+from asmtp.protocol import dialogue
+from asmtp.protocol.chunking import Chunking, RelayChunking
+from asmtp.protocol.command import gate, spelt_out
+from asmtp.protocol.content import to_octets
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.hidden import hide
+from asmtp.protocol.message import compose, weight
+from asmtp.protocol.parameters import Requests
+from asmtp.protocol.proxy import ProxyHeader
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.session import Session
+from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
+from asmtp.transport import connection as transport
+from asmtp.transport.connection import Address, Connection, open_connection
+from asmtp.transport.timeouts import Timeouts
+from asmtp.transport.tls import Handshake, Sessions, default_context, tls_is_meant, unverified_context
+
+__all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
+
+T = TypeVar("T")
+logger = logging.getLogger("asmtp")
+
+
+class AsyncSMTP(Commands):
+    """A connection to an SMTP server.
+
+    Any number of tasks may await :meth:`sendmail` and :meth:`send_message` on one connection: their messages
+    are pipelined as far as the server allows, and each task gets its own result.
+
+    As a context manager it connects on entry, and says QUIT on exit.
+
+    Args:
+        host: where to connect to; ``"host:port"`` is understood, and the absolute path of a Unix socket.
+        port: 0 for the protocol's own.
+        local_hostname: for EHLO; by default this machine's fully qualified name.
+        timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
+        source_address: (host, port) to bind to before connecting.
+        options: see :class:`~asmtp.client.options.Options`.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
+    """
+
+    default_port = SMTP_PORT
+    default_tls: TLSMode | None = None
+    _session_class = Session
+    # What `repr` shows of one whose constructor has raised.
+    _host = ""
+    _port = 0
+    _connection: Connection | None = None
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        local_hostname: str | None = None,
+        timeout: float | Timeouts | None = Timeouts(),  # noqa: B008  # immutable
+        source_address: tuple[str, int] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        hide(options)
+        self._host, self._port = check_address(host, port)
+        self.local_hostname = local_hostname if local_hostname is None else gate(local_hostname, "local_hostname")
+        self.timeouts = Timeouts.of(timeout)
+        check_source(source_address)
+        self.source_address = source_address
+        check(options, type(self).__name__)
+        self._username = options.get("username")
+        self._password = options.get("password")
+        self._token = options.get("token")
+        self._mechanisms = options.get("mechanisms")
+        self._logs_in = self._username is not None or self._mechanisms is not None
+        self._in_the_clear = options.get("tls") == "none"
+        default: TLSMode = "required" if self._logs_in else "none"
+        self._tls: TLSMode = options.get("tls") or self.default_tls or default
+        self.ssl_context = options.get("ssl_context")
+        self._sessions = Sessions()
+        self._logins: Logins | None = None  # a pool's lanes have one together
+        self._handshake: Handshake | None = None  # the last
+        self._relay_chunking = RelayChunking()
+        self._server_hostname = options.get("server_hostname")
+        self._window = options.get("window", 100)
+        self._window_octets = options.get("window_octets", 1 << 20)
+        self._pipelining = options.get("pipelining", True)
+        self.chunking = options.get("chunking", True)
+        self._sock = options.get("sock")
+        self._proxy = options.get("proxy")
+        header = options.get("proxy_protocol")
+        self._proxy_header = None if header is None else ProxyHeader.of(header)
+        self.command_encoding = "ascii"
+        self.helo_resp: bytes | None = None
+        self.ehlo_resp: bytes | None = None
+        self._trace: Callable[[str, bytes], None] | None = None
+        self._on_event = options.get("on_event")
+        self._watch: Watch | None = None
+        self._session = self._new_session()
+        self._connection = None
+        self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
+        self._sock_taken = False
+        self._greeted = asyncio.Lock()
+        self._rcpts = 0
+
+    def _new_session(self) -> Session:
+        session = self._session_class(
+            lmtp=self.lmtp,
+            pipelining=self._pipelining,
+            window=self._window,
+            window_octets=self._window_octets,
+        )
+        session.trace = self._shown(self._trace)
+        session.watch = self._watch
+        return session
+
+    # ---- what is known ----------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether commands can be sent."""
+        session = self._session
+        gone = session.closed or session.closing is not None
+        return self._connection is not None and not gone and self._preparing is None
+
+    @property
+    def sock(self) -> transport.SocketView | None:
+        """What there is to see of the socket; None without a connection."""
+        if not self.is_connected or self._connection is None:
+            return None
+        return transport.SocketView(self._connection, self.timeouts.command, self.close)
+
+    @property
+    def trace(self) -> Callable[[str, bytes], None] | None:
+        """Called with ``">"`` and what is written, and with ``"<"`` and each reply; credentials are not shown.
+
+        What it raises is logged.
+        """
+        return self._trace
+
+    @trace.setter
+    def trace(self, function: Callable[[str, bytes], None] | None) -> None:
+        self._trace = function
+        self._session.trace = self._shown(function)
+
+    def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
+        """Return what a session calls for `trace`: nothing may be raised in the middle of what the server said."""
+        return None if trace is None else functools.partial(show, "trace", trace)
+
+    def __repr__(self) -> str:
+        state = self._session.state.name.lower() if self._connection is not None else "not connected"
+        return f"<{type(self).__module__}.{type(self).__name__} {self._host}:{self._port} {state}>"
+
+    # ---- connecting and leaving -------------------------------------------------------------
+
+    async def connect(self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
+        """Connect, and do what `tls` and the credentials given to the constructor ask for.
+
+        Args:
+            host, port: by default those given to the constructor, else localhost and the protocol's port.
+
+        Returns:
+            The server's greeting.
+
+        Raises:
+            OSError: no connection.
+            SMTPConnectError: the greeting was not 220.
+            SMTPTimeoutError, SMTPServerDisconnected: as everywhere.
+            SMTPNotSupportedError: TLS is required, or a login asked for, and not offered.
+            ssl.SSLError: the TLS handshake failed, or the certificate does not fit.
+            SMTPAuthenticationError: the credentials were refused; for a token: a fresh one too.
+            Exception: what the function given as `token` raises.
+        """
+        if self._preparing is not None:
+            raise SMTPStateError("connect() is under way")
+        if self.is_connected:
+            raise SMTPStateError("already connected: call quit() or close() first")
+        self._preparing = asyncio.current_task()
+        try:
+            try:
+                return await self._come_up(host, port, source_address, verified=True)
+            except ssl.SSLCertVerificationError as error:
+                if self._tls != "opportunistic" or self._sock_taken:
+                    raise
+                await self.close()
+                logger.warning("certificate not verified, going on without: %s", one_line(error.verify_message))
+            return await self._come_up(host, port, source_address, verified=False)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._preparing = None
+
+    async def _come_up(self, host: str, port: int, source_address: tuple[str, int] | None, *, verified: bool) -> Reply:
+        """Connect, with TLS and login as told; again where a server does not take the offer to resume a session."""
+        while True:
+            try:
+                reply = await self._open(host, port, source_address)
+                if self._welcome(reply):
+                    await self._prepare(verified=verified)
+                return reply
+            except (ssl.SSLError, SMTPServerDisconnected):
+                if self._handshake is None or not self._handshake.refused:
+                    raise
+            await self.close()
+
+    def _welcome(self, greeting: Reply) -> bool:
+        """Whether to go on after the greeting."""
+        if greeting.code != 220:
+            raise SMTPConnectError(*greeting)
+        return True
+
+    async def _prepare(self, *, verified: bool) -> None:
+        """TLS and login, as the constructor was told."""
+        trusted = self._tls != "opportunistic"
+        if self._tls in ("required", "opportunistic"):
+            await self.ehlo_or_helo_if_needed()
+            if self._tls == "required":
+                await self._starttls(None)
+            elif self.has_extn("starttls"):
+                trusted = await self._try_starttls(None if verified else unverified_context()) and verified
+        if self._logs_in:
+            if trusted:
+                await self._log_in_as_told()
+            else:
+                logger.warning("not logging in: the connection is not protected by verified TLS")
+
+    async def _try_starttls(self, context: ssl.SSLContext | None) -> bool:
+        """STARTTLS, where the mail is not to be stopped by a server that says no to it: whether there is TLS."""
+        try:
+            await self._starttls(context)
+        except SMTPResponseException as error:
+            if not self._session.idle or self._session.closed:
+                raise
+            logger.warning("STARTTLS was offered, and refused with %d; going on without", error.smtp_code)
+            return False
+        return True
+
+    async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
+        """Connect and read the greeting."""
+        host, port = check_address(host, port)
+        check_source(source_address)
+        if source_address:
+            self.source_address = source_address
+        if not host:
+            if self._sock_taken:
+                raise SMTPStateError("the socket given to the constructor was used: a host is needed to connect again")
+            host, port = self._host or "localhost", port or self._port
+        address: Address = host
+        if not host.startswith("/"):
+            implied = self._tls == "implicit" and self.default_port == SMTP_PORT
+            default = SMTP_SSL_PORT if implied else self.default_port
+            address = host_and_port(host, port, default)
+        before = self._host, self._port
+        self._host, self._port = address if isinstance(address, tuple) else (address, port)
+        if before[1] and before != (self._host, self._port):
+            self._relay_chunking = RelayChunking()
+        where = self._host if self._host.startswith("/") else f"{self._host}:{self._port}"
+        self._watch = Watch.of(where, self._on_event)
+        self._forget()
+        self._keep_chunking(self._session, asyncio.get_running_loop())
+        self._audit("smtplib.connect", self._host, self._port)
+        context = None
+        if self._tls == "implicit":
+            given = self.ssl_context
+            if given is None:
+                given = await self._offload(default_context)
+            context = self._handshake = Handshake(given, self._sessions)
+        # Before there is a connection: the server's first octets may come with it.
+        greeting = self._greet()
+        begun = clock()
+        connection = await open_connection(
+            address,
+            self._session,
+            self.timeouts,
+            source_address=self.source_address,
+            ssl_context=context,
+            server_hostname=self._server_hostname or self._host,
+            sock=self._sock,
+            proxy=self._proxy,
+            proxy_header=self._proxy_header,
+            resolver=self._resolve,
+            made=self._made,
+        )
+        self._sock_taken = self._sock is not None
+        self._sock = None
+        if context is not None:
+            self._told_of_tls(connection, begun)
+        try:
+            reply: Reply = await connection.finished(greeting)
+        except SMTPServerDisconnected as error:
+            told = error if context is not None else tls_is_meant(error, self._port)
+            if told is error:
+                raise
+            raise told from error
+        if self._watch is not None:
+            self._watch.connected(reply, clock() - begun)
+        return reply
+
+    def _greet(self) -> Exchange:
+        """Await the server's greeting."""
+        return self._session.start(dialogue.greeting())
+
+    def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell a new session what the relay has shown of BDAT, and keep what this connection shows."""
+        relay = self._relay_chunking
+        if loop.time() < relay.doubted_until:
+            session.chunking = Chunking.NOT_SHOWN
+        session.on_chunking = lambda: relay.heed(session.chunking, loop.time())
+
+    def _made(self, connection: Connection) -> None:
+        self._connection = connection
+        if self._watch is not None:
+            connection.on_closed = self._watch.closed
+
+    def _audit(self, event: str, *args: Any) -> None:
+        sys.audit(event, self, *args)
+
+    def _forget(self) -> None:
+        self._session = self._new_session()
+        self._handshake = None
+        self._greeted = asyncio.Lock()  # a lock belongs to one loop, and the next connection may be on another
+        self.helo_resp = self.ehlo_resp = None
+        self.command_encoding = "ascii"
+
+    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        return await transport.resolve(host, port)
+
+    async def __aenter__(self) -> Self:
+        if not self.is_connected:
+            await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self.is_connected and (kind is None or issubclass(kind, Exception)):
+                with contextlib.suppress(SMTPException):
+                    await self.quit()
+        finally:
+            await self.close()
+
+    async def quit(self) -> Reply:
+        """Say QUIT when all replies are in, and close.
+
+        Returns:
+            The reply, or (-1, why) if the server closed instead: what it took before, it has taken.
+
+        Raises:
+            SMTPServerDisconnected: there was no connection.
+        """
+        reply: Reply = await self._run(dialogue.quit_(), alone=True)
+        await self.close()
+        self._forget()
+        return reply
+
+    def close(self) -> Awaitable[None]:
+        """Close at once, without QUIT.
+
+        It is done when the call returns.  Awaiting what it returns waits until the socket is released too.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        return _Released(connection)
+
+    def _live(self) -> Connection:
+        connection = self._connection
+        if connection is None and isinstance(self._session.error, SMTPProtocolError):
+            raise self._session.disconnected()  # it broke between two calls, and nobody was told why
+        if connection is None or (self._preparing is not None and self._preparing is not asyncio.current_task()):
+            raise SMTPServerDisconnected("please run connect() first")
+        return connection
+
+    # ---- sending ----------------------------------------------------------------------------
+
+    async def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: str | Iterable[str],
+        msg: Content,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
+    ) -> dict[str, Reply]:
+        """Send one message.
+
+        Args:
+            from_addr: the sender; ``"<>"`` for none.
+            to_addrs: one recipient, or several.
+            msg: the message: str (ASCII), bytes, an EmailMessage, the path of a file or a binary file, or an
+                async iterator of bytes.  Files and iterators are streamed and never held whole.
+            mail_options: ESMTP parameters for MAIL.
+            rcpt_options: ESMTP parameters for every RCPT.
+            requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
+
+        Returns:
+            The recipients that were refused, with the replies that did it: (code, text).  Empty if none was.
+
+        Raises:
+            SMTPRecipientsRefused: all recipients were refused.
+            SMTPSenderRefused: the sender was; or the message is larger than the server takes (552).
+            SMTPDataError: the content was.
+            SMTPHeloError: EHLO and HELO were.
+            SMTPNotSupportedError: the server does not offer what is asked for, or SMTPUTF8, which an address needs.
+            SMTPServerDisconnected: the connection is gone; `state` tells what is known of the message.
+            ValueError, TypeError: an argument is wrong; nothing was written.
+        """
+        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests)
+        msg = spelt_out(msg)
+        if isinstance(msg, str):
+            msg = to_octets(msg)
+        try:
+            return (await self._send(envelope, msg)).refused
+        except SMTPException as error:
+            error.state = error.state or "not_sent"
+            raise
+
+    async def _send(self, envelope: Envelope, msg: Content) -> Outcome:
+        if type(msg) is bytes and len(msg) <= WHOLE:
+            return await self._transact(envelope, whole(msg), None)
+        if self.helo_resp is None and self.ehlo_resp is None:
+            await self.ehlo_or_helo_if_needed()
+        body, pieces = await body_of(msg, self._offload, eight_bit=self.has_extn("8bitmime"))
+        try:
+            return await self._transact(envelope, body, pieces)
+        finally:
+            if pieces is not None:  # a file is closed, wherever the reading ended
+                await pieces.aclose()
+
+    async def send_message(
+        self,
+        msg: Message[Any, Any],
+        from_addr: str | None = None,
+        to_addrs: str | Iterable[str] | None = None,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+        **requests: Unpack[Requests],
+    ) -> dict[str, Reply]:
+        """Send an email.message.Message; sender and recipients from its headers unless they are given.
+
+        Bcc fields are not sent.  Where the server lacks 8BITMIME, 8-bit parts are re-encoded; SMTPUTF8 is used
+        where a local part needs it.  Returns and raises what :meth:`sendmail` does.
+
+        Raises:
+            ValueError: no sender or no recipients; more than one block of Resent- fields.
+        """
+        await self.ehlo_or_helo_if_needed()
+        work = functools.partial(
+            compose, msg, from_addr, to_addrs, mail_options, self.has_extn, requests, downgrade=True
+        )
+        composed = await self._offload(work) if weight(msg) > PIECE else work()
+        sender, recipients, octets, mail_options = composed
+        return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)
+
+    async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+        if self._watch is None:
+            return await self._try_transaction(envelope, body, pieces)
+        begun = clock()
+        try:
+            outcome = await self._try_transaction(envelope, body, pieces)
+        except BaseException as error:
+            self._watch.delivered(envelope, body.head, None, error, clock() - begun)
+            raise
+        self._watch.delivered(envelope, body.head, outcome, None, clock() - begun)
+        return outcome
+
+    def _begin(self, envelope: Envelope, body: Body) -> Transaction:
+        return Transaction(self._session, envelope, body, chunking=self.chunking)
+
+    async def _try_transaction(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+        if self.helo_resp is None and self.ehlo_resp is None:
+            await self.ehlo_or_helo_if_needed()
+        connection = self._live()
+        session = self._session
+        tries = 0
+        while True:
+            transaction = self._begin(envelope, body)
+            try:
+                if pieces is None:
+                    outcome: Outcome = await connection.run(transaction.run())
+                else:
+                    outcome = await connection.run_streamed(transaction.run(), pieces)
+                return outcome
+            except NotBegun as refusal:
+                # A server that does not take a RSET behind an unanswered message (Haraka: 503).
+                session.overlap = False
+                tries += 1
+                if tries == 2:
+                    await self._tidy(connection)
+                    error = SMTPResponseException(*refusal.reply)
+                    error.state = "not_sent"
+                    raise error from None
+            except SMTPException:
+                await self._tidy(connection)
+                raise
+            except asyncio.CancelledError as error:
+                error.state = transaction.state  # type: ignore[attr-defined]  # for who keeps an account
+                raise
+
+    async def _tidy(self, connection: Connection) -> None:
+        """After a refusal: RSET, as smtplib does it, so that no transaction stays open on an idle connection.
+
+        Where others are waiting to write, it rides with the next transaction instead.
+        """
+        session = connection.session
+        if session.idle and not session.settled and not session.closed:
+            with contextlib.suppress(SMTPException):
+                reply: Reply = await connection.run(session.reset())
+                if not reply.ok and session.idle:
+                    # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes.
+                    connection.close()
+
+
+class _Released:
+    """What `close` returns: awaitable, but nothing is missed by those who do not."""
+
+    def __init__(self, connection: Connection | None) -> None:
+        self._connection = connection
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if self._connection is not None:
+            yield from self._connection.wait_closed().__await__()
+
+
+class AsyncSMTP_SSL(AsyncSMTP):
+    """AsyncSMTP with TLS from the first octet, on port 465 by default."""
+
+    default_port = SMTP_SSL_PORT
+    default_tls = "implicit"
+
+
+class AsyncLMTP(AsyncSMTP):
+    """LMTP (RFC 2033), over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
+
+    `sendmail` tells of each recipient: one that was refused after the content is in the dict it returns, and
+    SMTPRecipientsRefused is raised where none is left.
+    """
+
+    default_port = LMTP_PORT
+    ehlo_msg = "lhlo"
+    lmtp = True

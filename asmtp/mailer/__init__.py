@@ -1,0 +1,1 @@
+"""Many connections: AsyncMailer, its pool, queue and policies."""

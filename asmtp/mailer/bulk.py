@@ -1,0 +1,465 @@
+"""One `send_all`: what is in flight of it, and what is known and was not told yet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import Any, Protocol, TypeVar
+
+from asmtp.errors import SMTPStateError
+from asmtp.mailer.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
+from asmtp.transport.offload import aside
+
+__all__ = ["Carrier", "Deliveries", "Run", "resolve"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("asmtp")
+
+SLICE = 0.001
+"""Seconds after which an iterable that is asked in the loop lets others have their turn."""
+
+
+def resolve(future: asyncio.Future[T], result: T) -> None:
+    """Tell who waits, if anybody does: not where it was told, or its loop is closed."""
+    if not future.done() and not future.get_loop().is_closed():
+        future.set_result(result)
+
+
+class Carrier(Protocol):
+    """What a run needs of its mailer."""
+
+    def take(self, shipment: Shipment) -> None:
+        """Put a message in line."""
+
+    def dispatch(self) -> None:
+        """Send what is in line."""
+
+    def expire(self, shipment: Shipment, seconds: float) -> None:
+        """Its time, so many seconds, is up."""
+
+    def give_up(self, run: Run) -> None:
+        """End what is in line and on no connection."""
+
+    def count(self, state: str) -> None:
+        """A message has this state in the end."""
+
+    def left(self, run: Run, deliveries: Iterable[Delivery]) -> None:
+        """The run is over; nobody has taken these."""
+
+
+class Run:
+    """The account of one `send_all`.
+
+    Args:
+        mailer: who sends.
+        limit: the most messages that may be in flight, or known and not told.
+        octets: about the most octets of content that they may have, where that is more than `least` messages.
+        least: see `octets`.
+        in_order: tell of them in their order.
+        timeout: seconds for the whole of a message, or None.
+        patience: seconds in which an iterable that was cancelled has to end; then it is not waited for; None: no limit.
+
+    Attributes:
+        ready: what can be told.
+        stopped: no more is taken.
+        pulling: the task that takes messages, while there is one; it is `None` when its end was seen to.
+        error: what it raised.
+    """
+
+    def __init__(
+        self,
+        mailer: Carrier,
+        limit: int,
+        octets: int,
+        least: int,
+        *,
+        in_order: bool,
+        timeout: float | None = None,
+        patience: float | None = None,
+    ) -> None:
+        self._mailer = mailer
+        self._limit = limit
+        self._most_octets = octets
+        self._least = least
+        self._in_order = in_order
+        self._timeout = timeout
+        self._patience = patience
+        self._impatience: asyncio.TimerHandle | None = None  # at the end of it
+        self._due: dict[Shipment, float] = {}  # when the time is up of those that are under way, the next one first
+        self._expiry: asyncio.TimerHandle | None = None
+        self.ready: deque[Delivery] = deque()
+        self.stopped = False
+        self.error: BaseException | None = None
+        self._order: deque[Shipment | Delivery] = deque()
+        self._flying = 0
+        self._octets = 0
+        self._sizes: deque[int] = deque()  # the octets of those that are `ready`
+        self._news: asyncio.Future[None] | None = None  # for who awaits what can be told
+        self._room: asyncio.Future[None] | None = None  # for who awaits room
+        self.pulling: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it was begun
+        self._halted = False  # the task's cancellation is our own doing
+        self._cut: SMTPStateError | None = None  # why not all was taken, if nobody asked for that
+        self._abandoned = False
+        self.arrived = self._arrived  # one object, to be compared with
+
+    # ---- taking -----------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be put."""
+        held = (len(self._order) if self._in_order else self._flying) + len(self.ready)
+        return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
+
+    def prepared(self, item: Any) -> Shipment | Delivery:
+        """An item as it is sent, or what is wrong with it.  In any thread, and before the next one is asked for.
+
+        What is changed in the item afterwards has no effect: some use one EmailMessage for all.
+        """
+        envelope = None
+        try:
+            envelope = envelope_of(item)
+            return Shipment(item, envelope, self.arrived, time.time())
+        except Exception as error:
+            return Delivery(item, envelope, state_of(error), None, error)
+
+    def put(self, prepared: Shipment | Delivery) -> None:
+        """Send it; what is wrong with it is told like everything else."""
+        if isinstance(prepared, Delivery):
+            self._tell_of(prepared)
+            return
+        try:
+            if self.stopped:
+                raise SMTPStateError("not begun: nobody asks for more")
+            self._mailer.take(prepared)
+        except Exception as error:
+            self._tell_of(Delivery(prepared.item, prepared.envelope, state_of(error), None, error))
+            return
+        self._flying += 1
+        self._octets += prepared.octets
+        if self._timeout is not None:
+            loop = asyncio.get_running_loop()
+            self._due[prepared] = loop.time() + self._timeout
+            if self._expiry is None:
+                self._expiry = loop.call_later(self._timeout, self._expire, self._timeout)
+        if self._in_order:
+            self._order.append(prepared)
+
+    def _tell_of(self, delivery: Delivery) -> None:
+        """Something that did not come to be sent."""
+        self._mailer.count(delivery.state)
+        if self._in_order:
+            self._order.append(delivery)
+            self._line_up()
+        else:
+            self._now_ready(delivery, 0)
+        self.settled()
+
+    def _expire(self, timeout: float) -> None:
+        """End those whose time is up, and look again when the next one's is."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for shipment in list(itertools.takewhile(lambda one: self._due[one] <= now, self._due)):
+            self._mailer.expire(shipment, timeout)
+            self._due.pop(shipment, None)
+        due = next(iter(self._due.values()), None)
+        self._expiry = None if due is None else loop.call_at(due, self._expire, timeout)
+
+    async def pull(self, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
+        """Take messages as there is room for them."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            if hasattr(messages, "__aiter__"):
+                async for item in messages:
+                    self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
+                    self._mailer.dispatch()
+                    if self.stopped:  # and it did not care that it was cancelled
+                        break
+                    if self.full or loop.time() - begun > SLICE:
+                        await self.room()
+                        begun = loop.time()
+            else:
+                for item in messages:
+                    self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
+                    if self.full or loop.time() - begun > SLICE:
+                        self._mailer.dispatch()
+                        await self.room()
+                        begun = loop.time()
+        finally:
+            self._mailer.dispatch()
+
+    async def _prepared(self, item: Any) -> Shipment | Delivery:
+        """The same for what takes long."""
+        self._mailer.dispatch()
+        return await aside(self.prepared, item, abandon=True)
+
+    def _pulled(self, task: asyncio.Task[None]) -> None:
+        """There are no more messages, or none can be had."""
+        if not task.cancelled():
+            self.error = task.exception()
+            if isinstance(self.error, StopAsyncIteration):  # as a generator does: else it would be taken for the end
+                error, self.error = self.error, RuntimeError("the iterable raised StopAsyncIteration")
+                self.error.__cause__ = error
+            self._cut = None  # all was taken, or there was no more to be had
+        elif not self._halted:
+            self.error = asyncio.CancelledError("the iterable was cancelled")
+        if self._impatience is not None:
+            self._impatience.cancel()
+        self.pulling = None
+        self.stopped = True
+        self.settled()
+
+    async def room(self) -> None:
+        """Until there is room for another, and others have had their turn."""
+        if not self.full:
+            await asyncio.sleep(0)
+        while self.full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        self._room = None
+
+    # ---- telling ----------------------------------------------------------------------------
+
+    def _arrived(self, shipment: Shipment) -> None:
+        self._flying -= 1
+        if self._due:
+            self._due.pop(shipment, None)
+        if not self._in_order:
+            self._tell(shipment)
+        else:
+            self._line_up()
+
+    def _tell(self, shipment: Shipment) -> None:
+        delivery = shipment.delivery(time.time())
+        self._mailer.count(delivery.state)
+        self._now_ready(delivery, shipment.octets)
+
+    def _now_ready(self, delivery: Delivery, octets: int) -> None:
+        self.ready.append(delivery)
+        self._sizes.append(octets)
+
+    def _line_up(self) -> None:
+        """What can be told now, in order."""
+        order = self._order
+        while order:
+            first = order[0]
+            if isinstance(first, Delivery):
+                self._now_ready(first, 0)
+            elif first.parts:
+                break
+            else:
+                self._tell(first)
+            order.popleft()
+
+    def settled(self) -> None:
+        """Something has changed: wake who awaits it."""
+        if self._expiry is not None and self.over:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._news is not None and (self.ready or self.over):
+            resolve(self._news, None)
+        if self._room is not None and not self.full:
+            resolve(self._room, None)
+        if self._abandoned and self.over:
+            self._mailer.left(self, self.ready)
+            self.ready = deque()
+
+    @property
+    def over(self) -> bool:
+        """Whether everything is known."""
+        return self.stopped and not self._flying and self.pulling is None
+
+    async def exchange(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
+        """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
+
+        Another thread may fill the one and empty the other meanwhile.
+        """
+        while items:
+            if self.full:
+                self._mailer.dispatch()
+                await self.news()
+                self._hand_out(told)
+            else:
+                self.put(items.popleft())
+        self._mailer.dispatch()
+        self._hand_out(told)
+
+    async def remaining(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
+        """There are no more messages: tell some of what is left to tell; nothing when all is told."""
+        self.stopped = True
+        await self.news()
+        self._hand_out(told)
+
+    def finish(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
+        """The same where the loop has ended."""
+        self.stopped = True
+        while items:
+            self.put(items.popleft())
+        self._hand_out(told)
+
+    def _hand_out(self, told: deque[Delivery]) -> None:
+        if not self._abandoned:
+            told.extend(self._told())
+
+    def _told(self) -> list[Delivery]:
+        told = list(self.ready)
+        self.ready.clear()
+        self._octets -= sum(self._sizes)
+        self._sizes.clear()
+        return told
+
+    async def next(self, messages: Iterable[Any] | AsyncIterable[Any]) -> Delivery:
+        """What became of another message.
+
+        Raises:
+            StopAsyncIteration: there is none.
+            SMTPStateError: there is none, as the mailer was closed before all was taken.
+        """
+        if self._loop is None and not self.stopped:
+            self._loop = asyncio.get_running_loop()
+            self.pulling = self._loop.create_task(self.pull(messages))
+            self.pulling.add_done_callback(self._pulled)
+        self.bereaved()
+        while not self.ready:
+            if self.over:
+                cut, self._cut = self._cut, None
+                self._end()
+                raise cut or StopAsyncIteration
+            await self.news()
+        return self.pop()
+
+    def pop(self) -> Delivery:
+        """Tell of one, which makes room for another."""
+        delivery = self.ready.popleft()
+        self._octets -= self._sizes.popleft()
+        if self._room is not None and 2 * len(self.ready) < self._limit:
+            self.settled()
+        return delivery
+
+    async def news(self) -> None:
+        """Until there is something to tell, or all is over."""
+        if not self.ready and not self.over:
+            await self.change()
+
+    async def change(self) -> None:
+        """Wait until `settled` finds something new.  Several may wait."""
+        if self._news is None or self._news.done():
+            self._news = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._news)
+
+    def _end(self, untold: Iterable[Delivery] = ()) -> None:
+        """Everything is known.  Raises what the iterable raised; `untold` is for `drain` then."""
+        error, self.error = self.error, None
+        self._mailer.left(self, untold if error is not None else ())
+        if error is not None:
+            raise error
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Take no more, and do not begin what was not begun."""
+        if not self.stopped:
+            self._cut = SMTPStateError("not all was taken: the mailer was closed")
+        if self.pulling is not None and self.pulling.get_loop().is_closed():
+            self.pulling = None
+        elif self.pulling is not None and not self._halted:  # once: it may have to clean up
+            self._halted = True
+            self.pulling.cancel()
+            if self._patience is not None:
+                self._impatience = self.pulling.get_loop().call_later(self._patience, self.forsake)
+        self.stopped = True
+        if self._flying:
+            self._mailer.give_up(self)
+        self.settled()
+
+    def forsake(self) -> None:
+        """Wait no more for an iterable that goes on though it was cancelled."""
+        if self.pulling is not None:
+            self.pulling = None
+            logger.warning("an iterable given to send_all goes on, though it was cancelled: it is not waited for")
+            self.settled()
+
+    def bereaved(self) -> None:
+        """Where the loop that it was begun in is closed, nothing goes on."""
+        if self._loop is not None and self._loop.is_closed():
+            if isinstance(self.error, asyncio.CancelledError):  # as all tasks are at the end of a loop
+                self.error = SMTPStateError("not all was taken: the event loop was closed")
+            self.stop()
+
+    def forget(self) -> None:
+        """The same as `abandon`, in any thread, and though the loop may be closed."""
+        here = None
+        with contextlib.suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+        if self._loop is None or self._loop is here or self._loop.is_closed():
+            self.abandon()
+        else:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.abandon)
+
+    def abandon(self, items: Iterable[Shipment | Delivery] = (), told: Iterable[Delivery] = ()) -> None:
+        """Nobody will ask any more.
+
+        Args:
+            items: what came of the iterable, prepared, and was not put.
+            told: what was told, and reached nobody.
+        """
+        self.stop()
+        for delivery in reversed(list(told)):
+            self.ready.appendleft(delivery)
+            self._sizes.appendleft(0)
+        for item in items:
+            self.put(item)
+        self._abandoned = True
+        self.settled()
+
+    async def rest(self) -> list[Delivery]:
+        """Stop, wait for what is in flight, and give what nobody has taken."""
+        self.bereaved()
+        self.stop()
+        while not self.over:
+            await self.change()
+        self._cut = None
+        if isinstance(self.error, SMTPStateError):
+            self.error = None
+        rest = self._told()
+        self._end(rest)
+        return rest
+
+
+class Deliveries(AsyncIterator[Delivery]):
+    """What `send_all` returns: an async iterator of :class:`~asmtp.Delivery`."""
+
+    def __init__(self, run: Run, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self._run = run
+        self._messages = messages
+
+    def __aiter__(self) -> Deliveries:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """What became of another message."""
+        run = self._run
+        if run.ready:
+            return run.pop()
+        messages = self._messages
+        del self  # else who cancels the loop has it in the traceback, and it is not known that the loop was left
+        return await run.next(messages)
+
+    async def aclose(self) -> list[Delivery]:
+        """Take no more messages, and wait for those in flight.
+
+        Returns:
+            What became of the messages that the loop was not told of.  What was not begun is `not_sent`.
+        """
+        return await self._run.rest()
+
+    def __del__(self) -> None:
+        self._run.forget()

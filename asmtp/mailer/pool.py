@@ -1,0 +1,683 @@
+"""Connections, and the messages that wait for one.
+
+Messages wait in one line.  A connection is opened where that is worth its while, given messages as long as it has
+room for them, left alone where it is silent, and replaced in time: see :func:`asmtp.mailer.schedule.plan`.  What
+becomes of a message is for who owns the pool to judge: a part that has come to an end is handed back, with its outcome
+or its error.
+
+Of several relays one serves: the first that has a connection.  One that failed is tried by a single connection when it
+has rested, while another serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
+from asmtp.mailer.connection import Lane, LMTPLane, Part
+from asmtp.mailer.delivery import replies_of
+from asmtp.mailer.limits import Found, Limit, Meter, limit_of
+from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded
+from asmtp.mailer.relay_state import Source
+from asmtp.mailer.schedule import choose, plan
+from asmtp.protocol.transaction import NotBegun
+
+__all__ = ["Pool"]
+
+LATE = 1.01
+"""A timer may be a little early: it is set for so many times as long."""
+
+BATCH = 0.0005
+"""Seconds that a message which is done waits for others, where its connection has enough to do meanwhile."""
+
+CHANCES = 3
+"""How often a connection may end at a message, which nobody is told."""
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A connection that is being opened."""
+
+    source: Source
+    begun: float
+    now: float = 0.0
+    load: int = 0
+    room: int = 0
+
+    @property
+    def left(self) -> float:
+        elapsed = self.now - self.begun
+        # What is overdue may take as long again.
+        return self.source.connect - elapsed if elapsed < self.source.connect else elapsed
+
+    @property
+    def service(self) -> float:
+        return self.source.service
+
+    def hangs(self, now: float) -> bool:
+        """Whether it has taken so long that something else should be tried."""
+        return now >= self.begun + self.source.patience
+
+
+class Pool:
+    """Connections to one relay, or to several of which the first that can be reached is used.
+
+    Args:
+        sources: the relays, in the order of preference.
+        connections: how many may be open.
+        idle: seconds after which an unused connection is closed, or None.
+        max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
+        pace: how fast messages may go, or None.
+        ended: is called with each part that has come to an end, and the relay.
+        settled: is called when a batch of them has been.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        connections: int,
+        *,
+        idle: float | None,
+        max_messages: int | None,
+        max_age: float | None,
+        pace: Pace | None,
+        ended: Callable[[Part, Source], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.sources = sources
+        self.connections = connections
+        self.idle = idle
+        self.max_messages = max_messages
+        self.max_age = max_age
+        self.pace: Pace | Found | None = pace
+        self.meter = Meter()
+        self.lanes: list[Lane] = []
+        self.waiting: deque[Part] = deque()
+        self._ended = ended
+        self._settled = settled
+        self._opening: dict[asyncio.Task[None], _Opening] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._over: list[Part] = []
+        self._again: list[Part] = []
+        self._gone: list[Lane] = []
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._sweeping_soon = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._short_since = math.inf  # the loop's time since which there was no room for more
+        self._closed = False
+
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened."""
+        return len(self._opening)
+
+    @property
+    def _total(self) -> int:
+        """How many connections there are, open or being opened."""
+        return len(self.lanes) + len(self._opening)
+
+    # ---- what the owner does ----------------------------------------------------------------
+
+    def submit(self, part: Part) -> None:
+        """Put a part in line.  `dispatch` is to be called then."""
+        part.attempts += 1
+        part.since = self.loop.time()
+        self.waiting.append(part)
+
+    def put_back(self, part: Part) -> None:
+        """Have a part that was just handed back at the head of the line again: no try is counted."""
+        part.since = self.loop.time()
+        self._again.append(part)
+
+    def slow_down(self, source: Source, error: Exception, *, find: bool) -> None:
+        """Send less: a relay says that it is sent too much.
+
+        Args:
+            find: find out how much it takes, where no rate was given.
+        """
+        now = self.loop.time()
+        pace = self.pace
+        if isinstance(pace, Pace):
+            self.pace = pace.throttled(now)
+        elif pace is None:
+            self.pace = Found.of(self.meter.rate(now), now) if find else None
+        elif len(self.sources) > 1 and pace.blocked(self.meter.last):
+            self.pace = None  # another one may take what this one does not
+            self.distrust(source, error)
+        else:
+            self.pace = pace.throttled(now, self.meter.rate(now))
+
+    def withdraw(self, part: Part, why: SMTPException) -> None:
+        """Nobody wants it any more: it is stopped if it can be stopped, and handed back in any case."""
+        part.withdrawn = why
+        if part.over:
+            return
+        if part.lane is not None:
+            part.lane.withdraw(part)
+        elif part in self.waiting:
+            self.waiting.remove(part)
+            self._finish(part)
+
+    def dispatch(self) -> None:
+        """Give the messages that wait to connections, and open some if need be."""
+        if self._closed:
+            self._close_line()
+        if not self.waiting:
+            self._short_since = math.inf
+            return
+        now = self.loop.time()
+        allowed = self._allowed(now)
+        if not allowed:
+            self._wake_for_line((), now, paced=True)
+            return
+        source = self._choose(now)
+        lanes = [lane for lane in self.lanes if lane.source is source and lane.serves(now)]
+        if len(self.sources) > 1:
+            self._try_again(source, now, served=bool(lanes))
+        if source.lasting is not None and not (lanes or self._opening or source.rest.over(now)):
+            self._turn_away(source, source.lasting, now, now)
+            return
+        trying, spare = self._spare(source, now, served=bool(lanes))
+        candidates: list[Any] = [*lanes, *trying]  # what is being opened has no room, and is not chosen
+        chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
+        for lane in chosen:
+            part = self.waiting.popleft()
+            most = lane.most_recipients(now)
+            if most is not None and len(part.envelope.recipients) > most and not part.shipment.once:
+                self._split(part, most)
+            if self.pace is not None:
+                self.pace = self.pace.sent(now, len(part.envelope.recipients))
+            lane.begin(part, now)
+        least = 0
+        # What can be seen of the load is what is in flight: where there was no room left for as long, there is more.
+        if len(chosen) == allowed and any(lane.room for lane in lanes):
+            self._short_since = math.inf
+        elif opened or self._opening or self._short_since == math.inf:
+            self._short_since = now
+        elif spare and now - self._short_since > 2 * source.connect:
+            least = 1
+        for _ in range(max(opened, least)):
+            self._open(source, now)
+        if self.waiting:
+            self._wake_for_line(lanes, now, paced=len(chosen) == allowed)
+
+    def _wake_for_line(self, lanes: Sequence[Lane], now: float, *, paced: bool) -> None:
+        """Look again at the line when it may be time, though nothing happens before."""
+        if paced and self.pace is not None:  # they wait for their time, not for room
+            self._wake(now + self.pace.wait(now))
+        elif lanes:
+            self._wake(now + LATE * max(0.0, min(lane.silent_at() for lane in lanes) - now))
+
+    def _allowed(self, now: float) -> int:
+        """How many messages may go by the rate."""
+        if isinstance(self.pace, Found) and self.pace.over(now):
+            self.pace = None
+        pace = self.pace
+        if pace is None:
+            return len(self.waiting)
+        count = 0
+        for part in self.waiting:
+            if pace.wait(now) > 0:
+                break
+            pace = pace.sent(now, len(part.envelope.recipients))
+            count += 1
+        return count
+
+    # ---- which relay ------------------------------------------------------------------------
+
+    def _choose(self, now: float) -> Source:
+        """The relay that serves."""
+        if len(self.sources) == 1:
+            return self.sources[0]
+        serving = {lane.source for lane in self.lanes if lane.serves(now)}
+        hanging = {opening.source for opening in self._opening.values() if opening.hangs(now)}
+        return choose(self.sources, serving, hanging, now)
+
+    def _try_again(self, serving: Source, now: float, *, served: bool) -> None:
+        """See whether a relay that is preferred to the one that serves is back, by one connection."""
+        for task, opening in list(self._opening.items()):
+            if served and opening.source is not serving and opening.hangs(now):
+                opening.source.failed(now, SMTPTimeoutError("timed out: not connected"), random.random())
+                task.cancel()
+        for source in self.sources[: self.sources.index(serving)]:
+            trying = any(opening.source is source for opening in self._opening.values())
+            if trying or not source.rest.over(now):
+                continue
+            if self._total < max(2, self.connections):
+                self._open(source, now)
+            else:
+                self._make_room(source)
+
+    def _make_room(self, source: Source) -> None:
+        """All connections are to other relays than the one that is preferred: one of them has to go."""
+        others = [lane for lane in self.lanes if lane.source is not source]
+        if others and not any(lane.retiring for lane in others):
+            self._retire(min(others, key=lambda lane: lane.load))
+
+    def _spare(self, source: Source, now: float, *, served: bool) -> tuple[list[_Opening], int]:
+        """Its connections that are being opened; how many more may be."""
+        trying = [opening for opening in self._opening.values() if opening.source is source]
+        for opening in trying:
+            opening.now = now
+        here = sum(lane.source is source for lane in self.lanes) + len(trying)
+        # One more than allowed, where that is one: it is not given up for a relay that may not be back, or is left for.
+        limit = self.connections if here else max(2, self.connections)
+        spare = max(0, min(limit - self._total, source.most_connections(self.connections, now) - here))
+        if served:
+            return trying, spare
+        # One finds out whether the relay can be had (several with a wrong password, and the account is locked), and
+        # another if that one hangs.
+        if any(not opening.hangs(now) for opening in trying):
+            return trying, 0
+        due = source.next_try(alone=not any(self._may_be_had(other, now) for other in self.sources))
+        if due > now:
+            self._wake(due)
+            return trying, 0
+        return trying, min(spare, 1)
+
+    def _may_be_had(self, source: Source, now: float) -> bool:
+        """Whether it need not rest, as far as is known."""
+        return source.rest.over(now) and not any(
+            opening.source is source and opening.hangs(now) for opening in self._opening.values()
+        )
+
+    def distrust(self, source: Source, error: Exception) -> None:
+        """It takes connections, but no messages: another one, if there is any, should serve for a while."""
+        if len(self.sources) > 1:
+            source.failed(self.loop.time(), error, random.random())
+            for lane in self.lanes:
+                if lane.source is source and not lane.retiring:
+                    self._retire(lane)
+
+    # ---- the line ---------------------------------------------------------------------------
+
+    def _split(self, part: Part, most: int) -> None:
+        """More recipients than the server takes in a transaction (RFC 9422 §3.2): the others get one of their own."""
+        envelope = part.envelope
+        count = len(envelope.recipients)
+        part.envelope = envelope.only(range(most))
+        others = [
+            Part(part.shipment, envelope.only(range(at, min(at + most, count))), part.attempts)
+            for at in range(most, count, most)
+        ]
+        for other in others:
+            other.since = part.since
+        self.waiting.extendleft(reversed(others))
+
+    # ---- connections ------------------------------------------------------------------------
+
+    def _open(self, source: Source, now: float) -> None:
+        kind = LMTPLane if source.relay.lmtp else Lane
+        lane = kind(source, self._finish, self._lost, self._care)
+        if self.max_messages is not None:
+            lane.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
+        task = self.loop.create_task(self._bring_up(lane))
+        self._opening[task] = _Opening(source, now)
+        task.add_done_callback(self._opened)
+        self._wake(now + LATE * source.patience)
+
+    async def _bring_up(self, lane: Lane) -> None:
+        await asyncio.sleep(0)  # an eager task, which could be over before it is known of, begins here
+        source = lane.source
+        begun = self.loop.time()
+        try:
+            await lane.open()
+            if not lane.is_connected:  # it was closed in the same breath
+                raise lane.session.error or SMTPServerDisconnected("Connection unexpectedly closed")
+        except BaseException as error:
+            released = lane.close()
+            if _ends_tasks(error):
+                raise
+            await released
+            self._not_opened(self._forget_opening(), error)
+            return
+        now = self.loop.time()
+        source.lasting = None
+        source.connect += (now - begun - source.connect) / 2
+        lane.idle_since = now
+        if self.max_age is not None:
+            lane.until = now + self.max_age * random.uniform(0.9, 1)
+            self._wake(lane.until)
+        self._forget_opening()
+        self.lanes.append(lane)
+        serving = self._choose(now)
+        for other in self.lanes:  # that helped out, or came too late for that
+            if other.source is not serving and not other.retiring:
+                self._retire(other)
+        self.dispatch()
+        self._care(lane)
+
+    def _forget_opening(self) -> _Opening:
+        task = asyncio.current_task()
+        assert task is not None
+        return self._opening.pop(task)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a mistake of ours: for the loop's exception handler
+
+    def _not_opened(self, opening: _Opening, error: BaseException) -> None:
+        """A connection could not be opened."""
+        now = self.loop.time()
+        source = opening.source
+        here = sum(lane.source is source and not lane.retiring for lane in self.lanes)
+        if here:
+            # There are others: so many it takes.
+            source.shrink(here, now)
+        else:
+            source.failed(now, error, random.random())
+        if not (here or any(lane.usable for lane in self.lanes)):
+            # Each relay is tried for each message, but for those of which it is known that there is no use in it.
+            tried = [other.failed_at for other in self.sources if other.lasting is None or other.rest.over(now)]
+            until = min([*tried, self._waited_for(opening, now)])
+            self._turn_away(source, error, until, opening.begun)
+        self.dispatch()
+
+    def _waited_for(self, failed: _Opening, now: float) -> float:
+        """Up to when a message must have been put in line, to be turned away as this connection was not opened.
+
+        Another one may be open in time, but where this one has hung, those that have waited for it from its beginning
+        have had the time that there is for each phase.  (There is always another: one is begun where one hangs.)
+        """
+        if not self._opening:
+            return now
+        if not failed.hangs(now):
+            return -math.inf
+        return now if all(other.hangs(now) for other in self._opening.values()) else failed.begun
+
+    def _turn_away(self, source: Source, error: BaseException, until: float, begun: float) -> None:
+        """There is no connection for those that wait since `until` or longer, and will not be soon.
+
+        Args:
+            begun: when it was begun to look for one.
+        """
+        waiting, self.waiting = self.waiting, deque()
+        for part in waiting:
+            if part.since > until:
+                self.waiting.append(part)
+            else:
+                if part.shipment.began is None:
+                    part.shipment.began = max(part.since, begun)
+                part.error = source.no_connection(error)
+                self._finish(part)
+
+    def _lost(self, lane: Lane) -> None:
+        """A connection is gone."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+            self._gone.append(lane)
+        if not self._closed:
+            self._sweep_soon()
+
+    def _bury(self, lane: Lane, now: float) -> None:
+        """A connection was lost, and it is known how much it answered."""
+        source, why = lane.source, lane.session.error
+        if why is None or lane.retiring:
+            return
+        others = [other for other in self.lanes if other.source is source]
+        if is_crowded(str(why)):
+            self._crowded(lane, why, now)
+            return
+        served = lane.answered or any(other.answered for other in others)
+        if lane.begun and not (served or lane.cut or lane.at_probe):
+            source.failed(now, why, random.random())  # to greet is not enough
+
+    def _crowded(self, lane: Lane, why: Exception, now: float) -> None:
+        """Its relay has too many connections: this one is used no more, and so many as are left are enough."""
+        lane.retiring = True  # and closed by `_care`
+        left = sum(other.source is lane.source and not other.retiring for other in self.lanes)
+        if left:
+            lane.source.shrink(left, now)
+        else:
+            lane.source.failed(now, why, random.random())
+
+    def _retire(self, lane: Lane) -> None:
+        """Give it no more messages, and close it when it has none left."""
+        lane.retiring = True
+        if lane.load == lane.tidying and not self._closed:
+            task = self.loop.create_task(lane.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    def _care(self, lane: Lane) -> None:
+        """See to a connection that has nothing to do, but for a RSET of its own, the end of which nobody is told."""
+        if lane.load > lane.tidying or lane not in self.lanes:
+            return
+        lane.idle_since = now = self.loop.time()
+        if lane.retiring or (lane.limit is not None and lane.begun >= lane.limit):
+            self._retire(lane)
+            return
+        lane.tidy()
+        due = min(math.inf if self.idle is None else now + self.idle, math.inf if lane.until is None else lane.until)
+        if due < math.inf:
+            self._wake(due)
+
+    def _wake(self, when: float) -> None:
+        """Look again at `when`."""
+        if self._closed or self._timer_at <= when:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self.loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """It is time for something."""
+        self._timer = None
+        self._timer_at = math.inf
+        now = self.loop.time()
+        for lane in list(self.lanes):
+            if lane.retiring:
+                continue
+            idle = math.inf if self.idle is None or lane.load != lane.tidying else lane.idle_since + self.idle
+            due = min(idle, math.inf if lane.until is None else lane.until)
+            if now >= due:
+                self._retire(lane)
+            elif due < math.inf:
+                self._wake(due)
+        self.dispatch()
+
+    # ---- messages that have come to an end --------------------------------------------------
+
+    def _finish(self, part: Part) -> None:
+        """A part is done with; it is looked at together with others, behind what is being read."""
+        part.over = True
+        self._over.append(part)
+        if part.lane is None or not part.lane.busy:
+            self._sweep_soon()
+        elif self._sweeping is None:
+            self._sweeping = self.loop.call_later(BATCH, self._sweep)
+
+    def _sweep_soon(self) -> None:
+        if not self._sweeping_soon:
+            self._sweeping_soon = True
+            self.loop.call_soon(self._sweep)
+
+    def _sweep(self) -> None:
+        """Hand back what is done with, and let others go."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        self._sweeping_soon = False
+        over, self._over = self._over, []
+        now = self.loop.time()
+        answered: dict[Lane, int] = {}
+        taken = 0
+        for part in over:
+            if (lane := part.lane) is not None:
+                answered[lane] = answered.get(lane, 0) + _is_answered(part.error)
+                taken += part.error is None
+        if taken:
+            self.meter.took(now, taken)
+            if isinstance(self.pace, Found):
+                self.pace = self.pace.took(now)
+        for served, count in answered.items():
+            if count:
+                served.measure(now, count)
+        gone, self._gone = self._gone, []
+        for lost in gone:
+            self._bury(lost, now)
+        for part in over:
+            lane, error = part.lane, part.error
+            if error is None and lane is not None:
+                lane.taken += 1
+                if part.spent or lane.source.rest.failures:
+                    self._heed_taken(part, lane.source, now)
+            if error is not None:
+                part.keep_doubt()
+            part.lane = part.exchange = part.transaction = None
+            part.over = False
+            if lane is None:  # it did not come to any
+                self._ended(part, self.sources[0])
+            elif error is not None and not (part.withdrawn or self._closed) and self._stays(part, lane, error, now):
+                self.put_back(part)
+            else:
+                self._ended(part, lane.source)
+        again, self._again = self._again, []
+        self.waiting.extendleft(reversed(again))
+        self.dispatch()
+        for served in answered:
+            self._care(served)
+        self._settled()
+
+    def _heed_taken(self, part: Part, source: Source, now: float) -> None:
+        """A message was taken, which says something of its relay, too."""
+        source.rest = Rest()
+        if part.spent and len(self.sources) == 1:  # it was the connection, not the sender
+            source.ended(part.spent, now)
+            part.spent = 0
+
+    def _stays(self, part: Part, lane: Lane, error: BaseException, now: float) -> bool:
+        """Whether a message goes back into the line without its owner's knowing; else it is told why it met a limit."""
+        part.limit = limit = limit_of(error, lane.taken)
+        if limit is None or not isinstance(error, Exception):
+            return self._silently(part, lane, error)
+        if limit is Limit.CONNECTIONS:
+            self._crowded(lane, error, now)
+        elif limit in (Limit.MESSAGES, Limit.SENDER):
+            if limit is Limit.MESSAGES and not lane.retiring:
+                self._heed_end(lane, lane.taken, certain=True)
+            elif limit is Limit.SENDER:
+                if part.returned or (len(self.sources) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
+                    part.limit = None  # it is not the connection, or all of the relay
+                else:
+                    part.spent = lane.taken
+            lane.retiring = True  # and closed by `_care`
+        return False
+
+    def _silently(self, part: Part, lane: Lane, error: BaseException) -> bool:
+        """Whether a message goes back into the line without anyone's knowing."""
+        if isinstance(error, NotBegun) or (lane.source.overlap and not lane.session.overlap):
+            # A server that does not take a RSET behind an unanswered message (Haraka: 503), or loses it (Courier).
+            for other in {lane, *self.lanes}:
+                if other.source is lane.source:
+                    other.alone()
+        if isinstance(error, NotBegun):
+            part.not_begun += 1
+            if part.not_begun < 2:
+                return True
+            part.error = SMTPResponseException(*error.reply)
+            part.error.state = "not_sent"
+            return False
+        ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
+        if lane.at_probe and ended and not part.shipment.once:
+            return True  # it was not begun, and the relay is not probed again
+        if not lane.answered or part.shipment.once or not (ended or _is_closing(error)):
+            return False
+        # A connection that has served others came to its end: of this message that says nothing, unless it is the one
+        # that it ended at.  There are messages that servers do not survive, so that counts when it happens again.
+        if lane.suspect is None:
+            lane.suspect = part
+            if not lane.stale:
+                part.silently += 1
+                self._heed_end(lane, lane.answered)
+        return lane.suspect is not part or part.silently <= CHANCES
+
+    def _heed_end(self, lane: Lane, messages: int, *, certain: bool = False) -> None:
+        """Some servers take so many messages on a connection, and end it, or say so."""
+        source, now = lane.source, self.loop.time()
+        source.ended(messages, now, certain=certain)
+        for other in self.lanes:
+            if other.source is source:
+                other.at_most(source.most_messages(now))
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Say QUIT on every connection, and close it.  Nothing should be under way any more."""
+        for lane in self.lanes:
+            if not lane.retiring:
+                self._retire(lane)
+        try:
+            for task in [*self._retiring, *self._opening]:
+                if task in self._opening:
+                    task.cancel()
+                await asyncio.wait([task])
+        finally:
+            self.abort()
+
+    async def wait_closed(self) -> None:
+        """Until nothing of ours goes on any more."""
+        tasks = {*self._opening, *self._retiring}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def abort(self) -> None:
+        """Close everything at once; what is under way is handed back with what is known of it."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in [*self._opening, *self._retiring]:
+            task.cancel()
+        for lane in list(self.lanes):
+            lane.close()
+        self._close_line()
+
+    def orphaned(self) -> None:
+        """The loop was closed, and the connections with it: what is under way is handed back at once."""
+        self._closed = self._sweeping_soon = True  # nothing can be put off any more
+        for lane in self.lanes:
+            lane.orphaned()
+        self._close_line()
+        self._sweep()
+
+    def _close_line(self) -> None:
+        """Nothing goes any more."""
+        waiting, self.waiting = self.waiting, deque()
+        for part in waiting:
+            part.error = SMTPStateError("the mailer was closed")
+            part.error.state = "not_sent"
+            self._finish(part)
+
+
+def _ends_tasks(error: BaseException) -> bool:
+    """Whether it is not to be told to those who wait: the program ends, or the pool has cancelled the task.
+
+    A CancelledError out of a function of the caller's (a token's refresh that was shared, and cancelled) is neither.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+def _is_answered(error: BaseException | None) -> bool:
+    """Whether a server has given its answer to a message; 421 is none, but the end of the connection."""
+    if error is None:
+        return True
+    return getattr(error, "state", None) == "refused" and not _is_closing(error)
+
+
+def _is_closing(error: BaseException) -> bool:
+    """Whether the server said 421: it closes, whatever it was asked (RFC 5321 §3.8).  Not, that it is sent too much."""
+    replies = replies_of(error)
+    return any(reply.code == 421 for reply in replies) and not any_throttling(replies)

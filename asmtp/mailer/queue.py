@@ -1,0 +1,388 @@
+"""What is on its way: messages on connections, in line, and waiting to be tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Collection
+
+from asmtp.errors import (
+    DeliveryState,
+    SMTPException,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPSenderRefused,
+    SMTPStateError,
+    SMTPTimeoutError,
+    reason,
+)
+from asmtp.mailer.connection import Part
+from asmtp.mailer.delivery import Shipment, own_copy, refusals, replies_of, state_of
+from asmtp.mailer.limits import Limit, limit_of
+from asmtp.mailer.policy import Retry, any_throttling
+from asmtp.mailer.pool import Pool
+from asmtp.mailer.relay_state import Source
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.reply import Reply
+from asmtp.protocol.transaction import Outcome
+
+__all__ = ["Outbox"]
+
+
+class Outbox:
+    """Judges what became of each transaction: to be told, to be tried again, or to be divided.
+
+    Args:
+        open_pool: makes the pool; it is given what is called with each part that has come to an end, and when a batch
+            of them has.
+        retry: what is tried again, and when.
+        settled: is called when a batch of messages has been seen to.
+
+    Attributes:
+        loop: the event loop that it belongs to.
+        in_flight: how many messages have no outcome yet.
+        retried: how often one was sent again.
+    """
+
+    def __init__(
+        self,
+        open_pool: Callable[[Callable[[Part, Source], None], Callable[[], None]], Pool],
+        retry: Retry | None,
+        settled: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.in_flight = 0
+        self.retried = 0
+        self.pool = open_pool(self._ended, self._settled)
+        self._retry = retry
+        self._tell_settled = settled
+        self._aborted = False
+        self._quiet: asyncio.Future[None] | None = None
+        self._later: list[tuple[float, int, Part]] = []  # a heap: parts that are tried again at a time
+        self._counter = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.TimerHandle | None = None  # of what was put back
+
+    @property
+    def waiting(self) -> int:
+        """How many parts are on no connection now."""
+        return len(self._later) + len(self.pool.waiting)
+
+    # ---- what its owner does ----------------------------------------------------------------
+
+    def submit(self, shipment: Shipment) -> None:
+        """Put a message in line.  `pool.dispatch` is to be called then."""
+        self.in_flight += 1
+        self.pool.submit(Part(shipment, shipment.envelope))
+
+    def withdraw(self, shipment: Shipment, why: SMTPException | None = None) -> DeliveryState:
+        """Nobody wants it any more: it is stopped, as far as it can be stopped.
+
+        Returns:
+            What is known of it at this moment.
+        """
+        for part in self._taken_back(lambda part: part.shipment is shipment):
+            self._give_up(part)
+        for part in list(shipment.parts):
+            self.pool.withdraw(part, why or SMTPException("given up"))
+        known = shipment.known({part.state for part in shipment.parts})
+        self.pool.dispatch()
+        self._settled()
+        return known
+
+    def expire(self, shipment: Shipment, seconds: float) -> None:
+        """Its time is up: it is stopped as far as it can be, and told at once, with what is known of it."""
+        why = SMTPTimeoutError(f"timed out: not sent within {seconds:g} seconds")
+        self.withdraw(shipment, why)
+        for part in list(shipment.parts):
+            if not part.over:  # what is, is told in a moment; the server has not said what became of this one
+                told = SMTPTimeoutError(*why.args)
+                told.state = part.state
+                shipment.failed_for(part.envelope.recipients, told)
+                self._close(part)
+        self._settled()
+
+    def give_up(self, chosen: Callable[[Part], bool]) -> None:
+        """End those that are chosen, of what is on no connection."""
+        waiting = self.pool.waiting
+        found = [part for part in waiting if chosen(part)]
+        if found:
+            rest = [part for part in waiting if not chosen(part)]
+            waiting.clear()
+            waiting.extend(rest)
+        for part in [*found, *self._taken_back(chosen)]:
+            self._give_up(part)
+        self._settled()
+
+    async def quiet(self) -> None:
+        """Until nothing is in flight."""
+        while self.in_flight:
+            if self._quiet is None or self._quiet.done():
+                self._quiet = self.loop.create_future()
+            await asyncio.shield(self._quiet)
+
+    def abort(self) -> None:
+        """Close all connections at once; what is in flight is ended with what is known of it."""
+        self._aborted = True
+        for timer in (self._timer, self._ending):
+            if timer is not None:
+                timer.cancel()
+        self.pool.abort()
+        self._give_up_later()
+        self._settled()
+
+    def orphaned(self) -> None:
+        """The event loop was closed: what is in flight is ended with what is known of it."""
+        self._aborted = True
+        self.pool.orphaned()
+        self._give_up_later()
+
+    def _give_up_later(self) -> None:
+        later, self._later = self._later, []
+        for _, _, part in later:
+            self._give_up(part)
+
+    # ---- the end of a try -------------------------------------------------------------------
+
+    def _ended(self, part: Part, source: Source) -> None:
+        """A part has come to an end: to tell, or to try again."""
+        shipment = part.shipment
+        if part not in shipment.parts:
+            return  # it was told that its time was up
+        shipment.attempts = max(shipment.attempts, part.attempts)
+        outcome, error = part.outcome, part.error
+        if error is None and outcome is not None:
+            shipment.took(outcome, source.name)
+            if outcome.refused:
+                self._refused_for_some(part, outcome, source)
+        elif part.withdrawn is not None or not isinstance(error, Exception):
+            shipment.failed_for(part.envelope.recipients, _given_up(part, error))
+        else:
+            self._failed(part, error, source)
+            return
+        self._close(part)
+
+    def _close(self, part: Part) -> None:
+        """A part of a message is done with."""
+        shipment = part.shipment
+        shipment.parts.remove(part)
+        if not shipment.parts:
+            self.in_flight -= 1
+            shipment.arrived(shipment)
+
+    def _failed(self, part: Part, error: Exception, source: Source) -> None:
+        """It came to nothing: try again, or leave it at that."""
+        self._heed(part, error, source)
+        delay = None
+        if self._retry is not None and not part.shipment.once and not self._aborted:
+            if part.limit is not None and self._put_back(part, error):
+                return
+            delay = self._retry.delay(part.attempts, self._elapsed(part.shipment), error, random.random())
+        if delay is not None:
+            self._drop_refused(part, error)
+            self._try_later(part, delay)
+            return
+        part.shipment.failed_for(part.envelope.recipients, error)
+        self._close(part)
+
+    def _elapsed(self, shipment: Shipment) -> float:
+        """Seconds since it was tried first."""
+        return 0.0 if shipment.began is None else self.loop.time() - shipment.began
+
+    def _drop_refused(self, part: Part, error: Exception) -> None:
+        """What is tried again is tried for those only whom the server may take later."""
+        if isinstance(error, SMTPRecipientsRefused):
+            final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
+            if final:
+                part.shipment.refused.update(final)
+                part.envelope = _only(part, set(part.envelope.recipients) - set(final))
+
+    def _refused_for_some(self, part: Part, outcome: Outcome, source: Source) -> None:
+        """It was taken, but not for everyone: some may get a transaction of their own."""
+        shipment, refused = part.shipment, outcome.refused
+        others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
+        limit = limit_of(others, 0)
+        self._heed_pace(limit, others, source)
+        if shipment.once or part.withdrawn or self._aborted:
+            shipment.refused.update(refused)
+            return
+        crowded = self._crowded_out(part, outcome, source)
+        later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
+        if later and not self._again_for(part, later, limit):
+            later = {}
+        shipment.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
+
+    def _again_for(self, part: Part, later: dict[str, Reply], limit: Limit | None) -> bool:
+        """Whether there is another transaction for these, who were refused for now."""
+        if self._retry is None:
+            return False
+        error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
+        error.state = "refused"
+        delay = self._retry.wait(part.attempts, self._elapsed(part.shipment), random.random())
+        free = limit is not None and self._until(part) > self.loop.time()
+        if delay is None and not free:
+            return False
+        again = Part(part.shipment, _only(part, later), part.attempts)
+        again.error = error
+        if free:
+            self._put_back(again, error)
+        elif delay is not None:
+            self._try_later(again, delay)
+        return True
+
+    def _crowded_out(self, part: Part, outcome: Outcome, source: Source) -> set[str]:
+        """Those behind the server's limit of recipients, who get a transaction of their own (RFC 5321 §4.5.3.1.10)."""
+        crowded = {who: reply for who, reply in outcome.refused.items() if _too_many(reply)}
+        if crowded:
+            recipients = part.envelope.recipients
+            if set(recipients[-len(crowded) :]) == set(crowded):
+                certain = all(map(_says_too_many, crowded.values()))
+                source.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
+            self.pool.waiting.append(Part(part.shipment, _only(part, crowded), part.attempts))
+        return set(crowded)
+
+    def _heed(self, part: Part, error: Exception, source: Source) -> None:
+        """What the reply says of the server, not of the message."""
+        replies = replies_of(error)
+        if any_throttling(replies) or part.limit is not None:
+            self._heed_pace(part.limit, error, source)
+        elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
+            self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
+
+    def _heed_pace(self, limit: Limit | None, error: Exception, source: Source) -> None:
+        """A server that says it is sent too much is sent less."""
+        if limit is Limit.PACE or any_throttling(replies_of(error)):
+            find = limit is Limit.PACE and self._retry is not None
+            self.pool.slow_down(source, error, find=find)
+
+    # ---- back in line -----------------------------------------------------------------------
+
+    def _until(self, part: Part) -> float:
+        """The loop's time up to which a part may be put back; without a limit none is, as there would be no end."""
+        if self._retry is None or self._retry.within is None or part.shipment.began is None:
+            return -math.inf
+        return part.shipment.began + self._retry.within
+
+    def _put_back(self, part: Part, error: Exception) -> bool:
+        """Have a part go again that met a limit of the server's, if there is time: no try is counted."""
+        until = self._until(part)
+        if until <= self.loop.time():
+            return False
+        self._drop_refused(part, error)
+        part.returned += 1
+        part.said = error
+        part.until = until
+        self.retried += 1
+        self.pool.put_back(part)
+        self._end_at(until)
+        return True
+
+    def _end_at(self, when: float) -> None:
+        """Look at `when` whether there are parts whose time is over."""
+        if when < math.inf and (self._ending is None or when < self._ending.when()):
+            if self._ending is not None:
+                self._ending.cancel()
+            self._ending = self.loop.call_at(when, self._end_of_time)
+
+    def _end_of_time(self) -> None:
+        """End the parts that were put back and were not taken in time, by what the server said."""
+        self._ending = None
+        now, waiting = self.loop.time(), self.pool.waiting
+        over = [part for part in waiting if part.until <= now]
+        for part in over:
+            part.error = part.said
+        if over and self._retry is not None and self.pool.meter.last < now - (self._retry.within or 0):
+            # Nothing was taken: those that waited as long behind them have had their time, too.
+            for part in waiting:
+                if part.until == math.inf and part.since <= now - (self._retry.within or 0):
+                    part.until = now
+                    part.error = _not_tried(over[0])
+        self.give_up(lambda part: part.until <= now)
+        self._end_at(min((part.until for part in waiting), default=math.inf))
+
+    # ---- trying again -----------------------------------------------------------------------
+
+    def _try_later(self, part: Part, delay: float) -> None:
+        """Try a part again, in so many seconds."""
+        self.retried += 1
+        heapq.heappush(self._later, (self.loop.time() + delay, next(self._counter), part))
+        if self._later[0][2] is part:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(self._later[0][0], self._due) if self._later else None
+
+    def _due(self) -> None:
+        """It is time for some parts."""
+        now = self.loop.time()
+        while self._later and self._later[0][0] <= now:
+            self.pool.submit(heapq.heappop(self._later)[2])
+        self._set_timer()
+        self.pool.dispatch()
+
+    def _taken_back(self, chosen: Callable[[Part], bool]) -> list[Part]:
+        """Those that were to be tried again, and are not any more."""
+        found = [entry[2] for entry in self._later if chosen(entry[2])]
+        if found:
+            self._later = [entry for entry in self._later if not chosen(entry[2])]
+            heapq.heapify(self._later)
+            self._set_timer()
+        return found
+
+    def _give_up(self, part: Part) -> None:
+        """A part that is on no connection is not tried any more."""
+        error = part.error
+        if not isinstance(error, Exception):
+            error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
+            error.state = "not_sent"
+        part.shipment.failed_for(part.envelope.recipients, error)
+        self._close(part)
+
+    def _settled(self) -> None:
+        """A batch of parts has been seen to."""
+        self._tell_settled()
+        if self._quiet is not None and not self.in_flight and not self._quiet.done():
+            self._quiet.set_result(None)
+
+
+def _given_up(part: Part, error: BaseException | None) -> Exception:
+    """What is told of a part that was withdrawn, or met what is not to be raised: what a server said, or why."""
+    if isinstance(error, Exception) and error is not part.withdrawn and state_of(error) == "refused":
+        return error
+    why = part.withdrawn
+    if why is None:
+        why = SMTPException(f"given up: {reason(error)}")
+    told = own_copy(why)
+    told.state = state_of(error) if error is not None else "not_sent"
+    told.__cause__ = error
+    return told
+
+
+def _only(part: Part, chosen: Collection[str]) -> Envelope:
+    return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who in chosen])
+
+
+def _not_tried(other: Part) -> Exception:
+    """Return what is said of a message that waited while the server took nothing: its words to another."""
+    assert other.said is not None
+    replies = replies_of(other.said)
+    error: SMTPException = SMTPException(str(other.said))
+    if replies:
+        error = SMTPResponseException(*replies[0])
+    error.state = "not_sent"
+    return error
+
+
+def _too_many(reply: Reply) -> bool:
+    """RFC 5321 §4.5.3.1.10: 452, and 552 of old servers, may mean that there are too many recipients."""
+    return reply.code in (452, 552) and (_says_too_many(reply) or (reply.code == 452 and not reply.enhanced))
+
+
+def _says_too_many(reply: Reply) -> bool:
+    text = reply.message.lower()  # not: a mailbox with too many messages
+    return reply.enhanced.endswith(".5.3") or (b"too many" in text and (b"recipient" in text or b"rcpt" in text))

@@ -1,0 +1,167 @@
+"""A relay as the pool knows it: whether it is to be left alone, and what it takes."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from dataclasses import dataclass, field
+
+from asmtp.auth.selection import Logins
+from asmtp.client.relay import Relay
+from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
+from asmtp.mailer.delivery import own_copy
+from asmtp.mailer.policy import Rest, is_transient
+from asmtp.protocol.chunking import RelayChunking
+from asmtp.transport.tls import Sessions, is_no_tls
+
+__all__ = ["Kept", "Source"]
+
+ALONE = 0.5
+"""Seconds between two tries of a relay that cannot be reached, where there is no other."""
+
+HANGING = 10.0
+"""Seconds, at least, after which a connection that is being opened is not waited for alone; some greet after 5 s."""
+
+SHRUNK = 60.0
+"""Seconds in which no more connections are opened than a server said it takes."""
+
+LEARNT = 600.0
+"""Seconds in which no more recipients are given to a transaction, and messages to a connection, than a server took."""
+
+_WHY = 4000  # characters of what is told of a connection: a certificate may have many names
+
+CERTAIN = 10
+"""Recipients that a server took before it said "452", which may mean other things too, without an enhanced code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a mailer remembers of a relay from one event loop to the next.
+
+    Attributes:
+        logins: what it said to logins.
+        chunking: what its connections have shown of BDAT.
+    """
+
+    logins: Logins = field(default_factory=Logins)
+    chunking: RelayChunking = field(default_factory=RelayChunking)
+
+
+class Source:
+    """A relay, and what was learnt of it.
+
+    Args:
+        kept: what was learnt of it before.
+
+    Attributes:
+        rest: whether it is to be left alone.
+        failed_at: the loop's time at which it could not be reached, or was of no use, last.
+        lasting: why, where that is nothing that passes: a wrong password, say.
+        connect, service: seconds it takes to connect, and for a message, as last seen.
+        sessions: its TLS sessions, which connections resume.
+        logins, chunking: see :class:`Kept`.
+        overlap: it takes a transaction behind an unanswered message.
+    """
+
+    def __init__(self, relay: Relay, kept: Kept | None = None) -> None:
+        kept = kept or Kept()
+        self.relay = relay
+        self.name = relay.name
+        self.rest = Rest()
+        self.failed_at = -math.inf
+        self.lasting: BaseException | None = None
+        self.connect = 0.05
+        self.service = 0.001
+        self.sessions = Sessions()
+        self.logins = kept.logins
+        self.chunking = kept.chunking
+        self.overlap = True
+        self._most_recipients: int | None = None
+        self._recipients_until = 0.0
+        self._most_messages: int | None = None
+        self._messages_until = 0.0
+        self._ended_after = 0
+        self._cap = 0
+        self._cap_until = 0.0
+
+    # ---- whether it can be had --------------------------------------------------------------
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a connection that is being opened is taken to hang."""
+        return max(HANGING, 3 * self.connect)
+
+    def failed(self, now: float, error: BaseException, chance: float) -> None:
+        """It could not be reached, or is of no use.
+
+        Args:
+            chance: a random number from 0 to 1.
+        """
+        self.failed_at = now
+        if self.rest.over(now):  # several connections that fail together have failed once
+            self.rest = self.rest.failed(now, chance)
+        self.lasting = None if is_transient(self.no_connection(error)) else error
+
+    def next_try(self, *, alone: bool) -> float:
+        """The loop's time at which it may be tried.
+
+        Args:
+            alone: there is no other, so that all wait for it.
+        """
+        soon = self.failed_at + ALONE
+        return soon if alone and self.lasting is None else max(soon, self.rest.until)
+
+    def no_connection(self, error: BaseException) -> SMTPException:
+        """What a message is told that there was no connection for: an exception of its own."""
+        if isinstance(error, SMTPException):
+            told = own_copy(error)
+            told.state = error.state or "not_sent"
+            return told
+        # A certificate that does not fit, a port without TLS, no token to be had: it will not be better in a second.
+        wrong_port = self.relay.tls == "implicit" and is_no_tls(error)
+        lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or wrong_port
+        why = reason(error, _WHY)
+        told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
+        told.__cause__ = error
+        told.state = "not_sent"
+        return told
+
+    # ---- what it takes ----------------------------------------------------------------------
+
+    def most_connections(self, limit: int, now: float) -> int:
+        """How many connections it may have."""
+        return min(limit, self._cap) if now < self._cap_until else limit
+
+    def shrink(self, connections: int, now: float) -> None:
+        """It does not take more connections than these."""
+        self._cap = max(1, connections)
+        self._cap_until = now + SHRUNK
+
+    def most_recipients(self, now: float) -> int | None:
+        """The most it takes in one transaction, as far as it is known."""
+        return self._most_recipients if now < self._recipients_until else None
+
+    def crowded(self, taken: int, now: float, *, certain: bool) -> None:
+        """It took so many recipients of a transaction, and no more (RFC 5321 §4.5.3.1.10).
+
+        Args:
+            certain: it said that they are too many.
+        """
+        if certain or taken >= CERTAIN:
+            self._most_recipients = max(1, taken)
+            self._recipients_until = now + LEARNT
+
+    def most_messages(self, now: float) -> int | None:
+        """The most it takes on one connection, as far as it is known."""
+        return self._most_messages if now < self._messages_until else None
+
+    def ended(self, answered: int, now: float, *, certain: bool = False) -> None:
+        """It ended a busy connection after so many messages.  Twice after as many, that is its limit.
+
+        Args:
+            certain: it said that they are enough.
+        """
+        if certain or answered == self._ended_after:
+            self._most_messages = answered
+            self._messages_until = now + LEARNT
+        self._ended_after = answered

@@ -1,0 +1,1 @@
+"""The blocking facades: SMTP, SMTP_SSL, LMTP, Mailer."""

@@ -1,0 +1,1 @@
+"""Sockets, TLS, proxies and deadlines: what binds a session to the network."""

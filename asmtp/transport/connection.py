@@ -1,0 +1,864 @@
+"""The first floor's plumbing: the only file that touches sockets, TLS and the loop.
+
+:class:`Connection` is an asyncio protocol that binds octets to a :class:`~asmtp.protocol.session.Session`:
+what comes in is fed to it, what it has to write is corked until the end of the loop's pass and leaves in one
+`send`, and one watchdog watches over the deadlines of all that is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import math
+import os
+import re
+import select
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NoReturn, Protocol, cast
+
+import aiohappyeyeballs
+import anyio
+
+from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line, reason
+from asmtp.protocol.envelope import ascii_domain
+from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
+from asmtp.protocol.proxy import ProxyHeader
+from asmtp.protocol.session import Session
+from asmtp.protocol.state import State
+from asmtp.transport.offload import resolve
+from asmtp.transport.proxy import through
+from asmtp.transport.timeouts import Timeouts
+from asmtp.transport.tls import Handshake, explain, explain_no_tls, is_no_tls
+
+__all__ = [
+    "THIS_MACHINE", "Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve",
+]  # fmt: skip
+
+Address = tuple[str, int] | str
+"""(host, port), or the path of a Unix socket."""
+
+Resolver = Callable[[str, int], Awaitable[list[tuple[Any, ...]]]]
+
+INCOMING = 1 << 14
+"""Octets read at a time: some hundred replies."""
+
+UNREAD = 1 << 17
+"""Octets that are read at most, when a write has failed."""
+
+CLOSING = 10.0
+"""Seconds that a server which has said 421 is given to close, where it was sent more."""
+
+BEHIND = 10.0
+"""Seconds for the reply to RSET behind another message's content, once that is answered; see `_may_be_lost`."""
+
+LEAST = 1024
+"""Octets that the server has to take within a phase; a server that takes one now and then would never end."""
+
+STALLED = 1.0
+"""Seconds without an answer after which messages go one by one until there is one."""
+
+HAPPY_EYEBALLS_DELAY = 0.25
+"""Seconds before the next address is tried as well (RFC 8305 §8)."""
+
+THIS_MACHINE = "[127.0.0.1]"
+"""What EHLO says where nothing better is known."""
+
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.|\Z))+")  # RFC 5321 §4.1.2
+
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
+
+
+class Owner(Protocol):
+    """Who is told that an exchange is over or pulls content: a future, or what has these of its methods."""
+
+    def done(self) -> bool:
+        """Whether it was told."""
+
+    def set_result(self, result: None, /) -> None:
+        """Tell it."""
+
+
+class SocketView:
+    """What there is to see of the connection's socket; reading and writing is the connection's own business.
+
+    Args:
+        connection: it.
+        timeout: what gettimeout() says unless settimeout() was called, in seconds.
+        close: closes the connection.
+    """
+
+    __slots__ = ("_connection", "_socket", "_ssl", "_timeout", "close")
+
+    def __init__(self, connection: Connection, timeout: float | None, close: Callable[[], object]) -> None:
+        self._connection = connection
+        self._socket = connection.transport.get_extra_info("socket")
+        self._ssl: ssl.SSLObject | None = connection.transport.get_extra_info("ssl_object")
+        self._timeout = timeout
+        self.close = close
+
+    def __getattr__(self, name: str) -> Any:
+        why = ""
+        if hasattr(socket.socket, name):
+            why = "; what is read and written is the connection's business: there are docmd(), send() and getreply()"
+        raise AttributeError(f"sock has no {name!r}{why}", name=name, obj=self)
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Limit every phase on this connection from now on, in seconds; None: without limit.
+
+        Raises:
+            ValueError, TypeError: no number above 0.
+        """
+        self._connection.limit(Timeouts.of(timeout))
+
+    def gettimeout(self) -> float | None:
+        """The time allowed for a command, in seconds."""
+        connection = self._connection
+        return connection.timeouts.command if connection.limited else self._timeout
+
+    def setsockopt(self, *args: Any) -> None:
+        """Set an option of the socket."""
+        self._socket.setsockopt(*args)
+
+    def shutdown(self, how: int) -> None:
+        """Shut down one half of the socket or both: the connection ends."""
+        with socket.fromfd(self.fileno(), self.family, socket.SOCK_STREAM) as same:  # uvloop's view has no shutdown
+            same.shutdown(how)
+
+    def fileno(self) -> int:
+        """The file descriptor; -1 when closed."""
+        return cast("int", self._socket.fileno())
+
+    def getpeername(self) -> Any:
+        """The address of the server."""
+        return self._socket.getpeername()
+
+    def getsockname(self) -> Any:
+        """Our own address."""
+        return self._socket.getsockname()
+
+    def getsockopt(self, *args: int) -> int | bytes:
+        """An option of the socket."""
+        return cast("int | bytes", self._socket.getsockopt(*args))
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The server's certificate, as ssl.SSLSocket has it; None without TLS."""
+        return None if self._ssl is None else self._ssl.getpeercert(binary_form)
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """Name, protocol and secret bits of the cipher; None without TLS."""
+        return None if self._ssl is None else self._ssl.cipher()
+
+    def version(self) -> str | None:
+        """The version of TLS; None without."""
+        return None if self._ssl is None else self._ssl.version()
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+        return cast("int", self._socket.family)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A transport, and the session that speaks over it.
+
+    Args:
+        session: the protocol state.
+        timeouts: the deadlines.
+    """
+
+    def __init__(self, session: Session, timeouts: Timeouts) -> None:
+        self.session = session
+        self.limited = False  # by `limit`
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it has begun
+        self.begun = False
+        self._loop = asyncio.get_running_loop()
+        # A buffer of its own: a transport that has to make one makes it of 256 KiB, for every reply.
+        self._incoming = memoryview(bytearray(INCOMING))
+        self._corked = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._lost = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._set_limits(timeouts)
+        self._since = 0.0  # when the last progress was seen
+        self._seen = (0, 0)  # replies read, octets taken by the kernel, then
+        self._written = 0
+        self.awaited: asyncio.Future[None] | None = None  # what `finished` waits for
+        self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
+        self._poll: Callable[[float], bool] | None = None
+        self._quickack = False
+        self._says_goodbye = True
+        self._process = os.getpid()  # a fork has the same socket
+        self.proxied = False
+        self.on_lost: Callable[[], None] | None = None  # called once, when there is no connection any more
+        self.on_closed: Callable[[str], None] | None = None  # the same, with the reason
+        self._feeder: tuple[Exchange, asyncio.Task[Any]] | None = None  # the task that waits for content
+        session.on_output = self._on_output
+        session.notify = self._on_notify
+
+    # ---- asyncio.BufferedProtocol -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.begun = True
+        if self.session.closed:  # by us, while we connected
+            self.transport.abort()
+        sock = transport.get_extra_info("socket")
+        self._quickack = _QUICKACK is not None and sock.family in (socket.AF_INET, socket.AF_INET6)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._incoming
+
+    def buffer_updated(self, nbytes: int) -> None:
+        written = self._written
+        self._corked = True
+        self.session.receive_data(bytes(self._incoming[:nbytes]))
+        self._flush()
+        if self._written == written and self._quickack and self.session.head is not None:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Some replies are in, more are owed, and nothing is written that would carry an acknowledgement.
+
+        The kernel would delay it (RFC 1122 §4.2.3.2), and a server that leaves Nagle's algorithm on, as Postfix does,
+        would keep its next reply until it has come: 40 ms for each message larger than its buffer.
+        """
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+    def eof_received(self) -> None:
+        self.session.receive_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.session.closed:
+            # What a write has met; but a refusal may have come before, which nobody has read.
+            for octets in _unread(self.transport):
+                self.session.receive_data(octets)
+        if exc is not None and not self.session.closed and self.session.closing is None:
+            error = SMTPServerDisconnected(f"Connection unexpectedly closed: {one_line(exc)}")
+            error.__cause__ = exc
+            self.session.fail(error)
+        self.session.receive_eof()
+        self._lost.set()
+        self._writable.set()
+        self._stop_timer()
+        closed, self.on_closed = self.on_closed, None
+        if closed is not None:
+            closed(str(self.session.error))
+        told, self.on_lost = self.on_lost, None
+        if told is not None:
+            told()
+
+    def pause_writing(self) -> None:
+        self.session.paused = True
+        self._writable.clear()
+        if self._timer is None:
+            self._start_timer()
+
+    def resume_writing(self) -> None:
+        self.session.paused = False
+        self._writable.set()
+        self.session.pump()
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def _on_output(self) -> None:
+        """The session has something to write, or has ended.
+
+        What is written in one pass of the loop leaves in one `send`; but what is written while nothing is
+        under way leaves at once: nobody else's commands are to be expected.
+        """
+        if self._corked:
+            return
+        if self.session.lone:
+            self._flush()
+            return
+        self._corked = True
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._corked = False
+        session = self.session
+        data = session.output()
+        if data and not self._lost.is_set():
+            self._written += len(data)
+            self.transport.write(data)
+        if not self.begun:
+            return
+        if session.closed:
+            self._stop_timer()
+            # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
+            # close() also writes what TLS has not seen leave, though it may have left: never in the middle of anything.
+            whole = self._says_goodbye and session.state is State.CLOSED
+            if whole and self._process == os.getpid():
+                self.transport.close()
+            self.transport.abort()
+        elif self._timer is None:
+            self._start_timer()
+
+    # ---- deadlines --------------------------------------------------------------------------
+
+    def _set_limits(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        self._limits = {phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None}
+        # Progress is noticed at a tick, and the limit counts from there: ticks must be close.
+        self._tick = min(1.0, min(self._limits.values(), default=0.0) / 8)
+
+    def limit(self, timeouts: Timeouts) -> None:
+        """Have other deadlines from now on, for what is awaited already, too."""
+        self.limited = True
+        self._set_limits(timeouts)
+        self._stop_timer()
+        self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._limits and (self.session.head is not None or self.session.paused):
+            self._since = self._loop.time()
+            self._seen = self._progress()
+            self._timer = self._loop.call_later(self._tick, self._watch)
+
+    def _progress(self) -> tuple[int, int]:
+        return self.session.progress, self._written - self.transport.get_write_buffer_size()
+
+    def _moved(self, progress: tuple[int, int]) -> bool:
+        """Whether there is a reply, or so much was taken, or all there is, that a message comes to an end."""
+        (replies, taken), (replies_seen, taken_seen) = progress, self._seen
+        if replies != replies_seen or taken - taken_seen >= LEAST:
+            return True
+        return taken != taken_seen and not self.transport.get_write_buffer_size()
+
+    def _watch(self) -> None:
+        """One timer a connection: it looks whether anything has moved, at the latest when it must have."""
+        self._timer = None
+        session = self.session
+        head = session.head
+        if session.closed or (head is None and not session.paused):
+            return  # set again when something is written
+        phase = Phase.CONTENT if head is None else head.phase
+        now = self._loop.time()
+        progress = self._progress()
+        # Where the caller's content is awaited, the server is not to blame.
+        ours = head is not None and head.pulling and not self.transport.get_write_buffer_size()
+        if ours or self._moved(progress):
+            self._seen = progress
+            self._since = now
+        elif now - self._since >= STALLED:
+            session.slow_start()
+        limit = self._limits.get(phase, math.inf)
+        what, lost = phase.value, False
+        if head is not None and head.group is not None and _may_be_lost(head.group) and limit > BEHIND:
+            limit = BEHIND
+            what = "commands behind another message's content, which some servers lose; with window=1 there are none"
+            lost = True
+        if session.closing is not None:
+            limit = min(limit, CLOSING)
+        deadline = self._since + limit
+        if now >= deadline:
+            session.overlap = session.overlap and not lost
+            session.fail(SMTPTimeoutError(f"timed out: no answer to {what} within {limit:g} seconds"))
+            return
+        self._timer = self._loop.call_at(min(deadline, now + self._tick), self._watch)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # ---- dialogues --------------------------------------------------------------------------
+
+    def _on_notify(self, exchange: Exchange) -> None:
+        owner: Owner | None = exchange.owner
+        if owner is not None and not owner.done():
+            owner.set_result(None)
+            if exchange.done and self._feeder is not None and self._feeder[0] is exchange:
+                self._feeder[1].cancel()
+            if self.on_finished is not None:
+                stop, self.on_finished = self.on_finished, None
+                stop()
+
+    async def run(self, dialogue: Dialogue, *, alone: bool = False, raw: bool = False) -> Any:
+        """Take a dialogue through the session: its result, or its exception.
+
+        Cancellation leaves the connection in step, or closes it; it always propagates.
+        """
+        return await self.finished(self.session.start(dialogue, alone=alone, raw=raw))
+
+    async def run_streamed(self, dialogue: Dialogue, pieces: AsyncIterator[bytes], *, alone: bool = False) -> Any:
+        """Take a dialogue that pulls its content through the session.
+
+        Args:
+            pieces: an async iterator of bytes.  It is asked for a piece when the transport can take one.
+        """
+        future = self._loop.create_future()
+        exchange = self.session.start(dialogue, future, alone=alone)
+        try:
+            while not exchange.done:
+                await future
+                exchange.owner = future = self._loop.create_future()
+                if exchange.pulling:
+                    await self._feed(exchange, pieces)
+                    await asyncio.sleep(0)  # a kernel that takes all there is must not keep the loop from others
+        except asyncio.CancelledError:
+            self.session.cancel(exchange)
+            raise
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.result
+
+    async def finished(self, exchange: Exchange) -> Any:
+        """The result of an exchange that was started without waiting for it."""
+        if not exchange.done:
+            exchange.owner = self.awaited = future = self._loop.create_future()
+            if self._timer is None:  # a reply can be owed though nothing was written: the greeting
+                self._start_timer()
+            try:
+                await future
+            except asyncio.CancelledError:
+                self.session.cancel(exchange)
+                raise
+        if exchange.error is not None:
+            raise exchange.error
+        return exchange.result
+
+    async def drained(self) -> None:
+        """Until what was written has left, or the transport can take more."""
+        await asyncio.sleep(0)
+        await self._writable.wait()
+
+    @staticmethod
+    def _ended(exchange: Exchange) -> bool:
+        return exchange.done
+
+    async def _feed(self, exchange: Exchange, pieces: AsyncIterator[bytes]) -> None:
+        await self._writable.wait()
+        task = asyncio.current_task()
+        self._feeder = None if task is None else (exchange, task)
+        before = 0 if task is None else task.cancelling()  # who has caught a cancellation may send all the same
+        try:
+            piece = await anext(pieces, None)
+        except asyncio.CancelledError:
+            # The connection ended while the caller's iterator kept us waiting; unless others cancel, too.
+            if not self._ended(exchange) or task is None or task.uncancel() > before:
+                raise
+            return
+        except BaseException as error:  # a function of the caller's may raise anything
+            self._feeder = None  # this is no longer what the exchange would have to cut short
+            self.session.abort(exchange, error)
+            return
+        finally:
+            self._feeder = None
+        if exchange.pulling:  # the session may have ended meanwhile
+            self.session.push(exchange, piece)
+
+    # ---- TLS, the end -----------------------------------------------------------------------
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """TLS, if there is."""
+        return cast("ssl.SSLObject | None", self.transport.get_extra_info("ssl_object"))
+
+    @property
+    def local(self) -> bool:
+        """Whether it does not leave this machine."""
+        if self.proxied:
+            return False
+        sock = self.transport.get_extra_info("socket")
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return True
+        with contextlib.suppress(OSError, ValueError):  # it has been closed
+            return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
+        return False
+
+    async def start_tls(self, dialogue: Dialogue, context: Handshake, server_hostname: str | None) -> Any:
+        """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.
+
+        Raises:
+            ssl.SSLError: the handshake failed; the connection is closed.
+        """
+        future = self._loop.create_future()
+        exchange = self.session.start(dialogue, future, alone=True)
+        try:
+            if not exchange.done and not exchange.pulling:
+                await future
+            if exchange.pulling:
+                await self._handshake(context, server_hostname)
+                self.session.push(exchange, None)
+        except asyncio.CancelledError:
+            self.session.cancel(exchange)
+            raise
+        return await self.finished(exchange)
+
+    async def _handshake(self, context: Handshake, server_hostname: str | None) -> None:
+        await self.wrap(context, server_hostname)
+        self._written = 0
+        self.session.secured()
+        self.session.secure = context.verifies
+
+    async def wrap(self, context: Handshake, server_hostname: str | None, said: bytes = b"") -> None:
+        """Put TLS on the transport, by a handshake.
+
+        Args:
+            said: what the server has said before.
+
+        Raises:
+            ssl.SSLError, SMTPServerDisconnected: it failed; the connection is closed.
+        """
+        plain = self.transport
+        if said:  # TLS knows what to make of it, once it has begun, which it does in the next pass
+            self._loop.call_soon(self._loop.call_soon, lambda: _feed(cast("Any", plain.get_protocol()), said))
+        try:
+            transport = await self._loop.start_tls(
+                plain,
+                self,
+                context,
+                server_hostname=server_hostname or "",
+                ssl_handshake_timeout=_handshake_limit(self.timeouts),
+            )
+            if transport is None or self.session.closed:
+                raise ConnectionError("closed")
+        except BaseException as error:
+            self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {one_line(error)}"))
+            plain.abort()
+            self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
+            _raise_tls_error(error, self.timeouts.tls, context)
+        context.succeeded()
+        plain.set_protocol(_BelowTLS(plain))
+        self.transport = transport
+
+    def readable(self, seconds: float = 0) -> bool:
+        """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`.
+
+        This and :meth:`read` are for who runs the loop now and then only, and not at the same time.
+        """
+        if self._poll is None:
+            self._poll = _poll(self.transport.get_extra_info("socket").fileno())
+        return self._poll(seconds)
+
+    def read(self) -> bool:
+        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it.
+
+        The loop sees to TLS, to what the kernel could not take yet, and to a deadline that is near.
+        """
+        transport = self.transport
+        if not _READV or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size():
+            return False
+        timer = self._timer
+        if (timer is not None and timer.when() <= self._loop.time()) or not self.readable(self._tick):
+            return False
+        try:
+            octets = os.readv(transport.get_extra_info("socket").fileno(), [self._incoming])
+        except OSError:
+            return False  # the loop will meet it too
+        if octets:
+            self.buffer_updated(octets)
+        return octets > 0
+
+    def close(self) -> None:
+        """Close at once; who still waits is told."""
+        if not self.session.idle:
+            self._says_goodbye = False
+        self.session.close()
+        self._flush()
+        if not self.begun:
+            self._lost.set()
+
+    def abort(self) -> None:
+        """Close at once, without what transports do first: asyncio's would write again what it was interrupted in."""
+        self._says_goodbye = False
+        self.close()
+
+    def cut(self) -> None:
+        """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
+        if not self.begun:
+            return
+        with contextlib.suppress(OSError):  # it has ended
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    async def wait_closed(self) -> None:
+        """Until the transport has let go of the socket."""
+        await self._lost.wait()
+
+
+class _BeforeTLS(asyncio.Protocol):
+    """What a transport has until there is TLS on it: what comes before the handshake is for that alone."""
+
+    def __init__(self) -> None:
+        self.said = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.said += data
+
+
+class _BelowTLS(asyncio.BufferedProtocol):
+    """Stands between a transport and the TLS on it, which would not read what is left when a write has failed."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._tls = tls = cast("asyncio.BufferedProtocol", transport.get_protocol())
+        self.get_buffer = tls.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = tls.buffer_updated  # type: ignore[method-assign]
+        self.eof_received = tls.eof_received  # type: ignore[method-assign]
+        self.pause_writing = tls.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = tls.resume_writing  # type: ignore[method-assign]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            for octets in _unread(self._transport):
+                _feed(self._tls, octets)
+        self._tls.connection_lost(exc)
+
+
+def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
+    """Give octets to a protocol as a transport would."""
+    buffer = memoryview(protocol.get_buffer(len(octets)))
+    buffer[: len(octets)] = octets
+    protocol.buffer_updated(len(octets))
+
+
+def _unread(transport: asyncio.Transport) -> Iterator[bytes]:
+    """What has come on the socket of a transport that has failed, and was not read."""
+    sock = transport.get_extra_info("socket")
+    if not _READV or sock is None:  # of what was under TLS there is none any more: see _BelowTLS
+        return
+    descriptor = sock.fileno()
+    left = UNREAD
+    with contextlib.suppress(OSError):  # nothing more
+        while left > 0 and (octets := os.read(descriptor, INCOMING)):
+            left -= len(octets)
+            yield octets
+
+
+def _poll(descriptor: int) -> Callable[[float], bool]:
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return lambda seconds: bool(poll.poll(seconds * 1000))
+    return lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
+
+
+_READV = hasattr(os, "readv")  # not on Windows
+
+
+def _may_be_lost(group: Group) -> bool:
+    """Whether it was written behind content that is answered now, and nothing of it is: Courier's esmtpd drops it.
+
+    It begins with RSET, which takes no time, and has no content, so that the message is not in doubt.
+    """
+    return group.behind and group.final is Phase.DATA and not group.replies
+
+
+def _handshake_limit(timeouts: Timeouts) -> float:
+    return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
+
+
+def _raise_tls_error(error: BaseException, limit: float | None, handshake: Handshake | None) -> NoReturn:
+    if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
+        explain(error, handshake)
+    if isinstance(error, ssl.SSLError) and is_no_tls(error):
+        explain_no_tls(error)
+    told = error
+    if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
+        told = SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
+    elif isinstance(error, ConnectionError):
+        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {reason(error)}")
+    if handshake is not None and isinstance(error, OSError):
+        handshake.failed(told)
+    if told is error:
+        raise error
+    raise told from error
+
+
+def local_hostname() -> str:
+    """What EHLO says this machine is called: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks.
+
+    A machine may have any name, also one that is no domain (`my_host.lan`), or that cannot even be looked up.
+    """
+    try:
+        name = ascii_domain(socket.getfqdn().removesuffix("."), "local_hostname")
+    except ValueError:  # a UnicodeError too
+        name = ""
+    if "." in name and _DOMAIN.fullmatch(name):
+        return name
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except (OSError, UnicodeError):
+        return THIS_MACHINE
+    return f"[{address}]"
+
+
+async def open_connection(
+    address: Address,
+    session: Session,
+    timeouts: Timeouts,
+    *,
+    source_address: tuple[str, int] | None = None,
+    ssl_context: Handshake | None = None,
+    server_hostname: str | None = None,
+    sock: socket.socket | None = None,
+    proxy: str | None = None,
+    proxy_header: ProxyHeader | None = None,
+    resolver: Resolver = resolve,
+    made: Callable[[Connection], None] = lambda connection: None,
+) -> Connection:
+    """Connect, over TCP (happy eyeballs, RFC 8305), a Unix socket, or a socket that is connected already.
+
+    Args:
+        ssl_context: TLS from the first octet.
+        server_hostname: the name that the certificate has to be for.
+        proxy: the URL of a proxy to go through.
+        proxy_header: what the server is told first.
+        made: is given the connection before there is one, so that it can be closed at any moment.
+
+    Raises:
+        OSError: no connection; as the system says it.
+        SMTPTimeoutError: no connection within `timeouts.connect` seconds.
+        ssl.SSLError: the TLS handshake failed.
+    """
+    connection = Connection(session, timeouts)
+    made(connection)
+    try:
+        if sock is None:
+            with anyio.fail_after(timeouts.connect):
+                if proxy is None:
+                    sock = await _connect(address, source_address, resolver)
+                else:
+                    sock = await _through_proxy(proxy, address, source_address)
+                    connection.proxied = True
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        if proxy_header is not None:
+            header = proxy_header.encode(sock.getsockname(), sock.getpeername())
+            await asyncio.get_running_loop().sock_sendall(sock, header)
+        begin = (lambda: connection) if ssl_context is None else _BeforeTLS
+        transport, first = await asyncio.get_running_loop().create_connection(begin, sock=sock)
+    except BaseException as error:
+        connection.connection_lost(None)
+        if connection.begun:  # the socket is the transport's
+            connection.transport.abort()
+            raise
+        if sock is not None:
+            sock.close()
+            _raise_tls_error(error, timeouts.tls, ssl_context)
+        if type(error) is TimeoutError and error.errno is None and timeouts.connect is not None:
+            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            limit = f"{timeouts.connect:g} seconds"
+            raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit}") from None
+        raise
+    if ssl_context is not None:
+        connection.connection_made(transport)
+        await connection.wrap(ssl_context, server_hostname, cast("_BeforeTLS", first).said)
+        session.secure = ssl_context.verifies
+    return connection
+
+
+async def _through_proxy(proxy: str, address: Address, source_address: tuple[str, int] | None) -> socket.socket:
+    if isinstance(address, str):
+        raise ValueError("proxy: a Unix socket cannot be reached through one")
+    return await through(proxy, *address, source_address)
+
+
+async def _connect(address: Address, source_address: tuple[str, int] | None, resolver: Resolver) -> socket.socket:
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await _connect_unix(sock, address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    infos = await _look_up(resolver, *address, "host")
+    local = None
+    if source_address:
+        # The source address decides the family: only the server's addresses of that family can be reached.
+        given, port = source_address
+        local = await _look_up(resolver, given, port, "source_address") if given else _any_source(infos, port)
+    delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
+    attempts: Any = _Attempts(asyncio.get_running_loop())
+    try:
+        sock = await aiohappyeyeballs.start_connection(
+            cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=attempts
+        )
+    except OSError as error:
+        if error.errno is not None or not attempts.failures:
+            raise
+        raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
+    if _is_its_own_peer(sock):
+        sock.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return sock
+
+
+def _is_its_own_peer(sock: socket.socket) -> bool:
+    """Whether TCP has connected a socket to itself, as nobody listens at a port of this machine that is its own."""
+    try:
+        return cast("bool", sock.getsockname() == sock.getpeername())
+    except OSError:  # the server has ended the connection already
+        return False
+
+
+async def _connect_unix(sock: socket.socket, path: str) -> None:
+    """Connect at once, or as soon as there is room where the server has too many who wait: Linux says EAGAIN then.
+
+    The loop would take that for a connection that is being made, and the socket for connected.
+    """
+    pause = 0.001
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        else:
+            return
+
+
+async def _look_up(resolver: Resolver, host: str, port: int, argument: str) -> list[tuple[Any, ...]]:
+    try:
+        return await resolver(host, port)
+    except UnicodeError as error:  # of Python's idna codec; a ValueError
+        raise UnicodeError(f"{argument}: no host name: {host!a}") from error
+
+
+class _Attempts:
+    """The event loop, as aiohappyeyeballs uses it; it keeps why addresses could not be reached.
+
+    Attributes:
+        failures: the errno of each.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.failures: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        try:
+            await self._loop.sock_connect(sock, address)
+        except OSError as error:
+            self.failures.append(error.errno or 0)
+            raise
+
+    @property
+    def telling(self) -> int:
+        """The errno that says most: a server that refuses is there, and a family without a way to it says nothing."""
+        return max(reversed(self.failures), key=lambda number: (number == errno.ECONNREFUSED, number not in _NO_WAY))
+
+
+_NO_WAY = {
+    0, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL,
+}  # fmt: skip
+"""Where no packet could even be sent."""
+
+
+def _any_source(infos: list[tuple[Any, ...]], port: int) -> list[tuple[Any, ...]]:
+    wildcard = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+    families = dict.fromkeys(info[0] for info in infos)
+    return [(family, socket.SOCK_STREAM, 0, "", (wildcard[family], port)) for family in families]
