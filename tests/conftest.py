@@ -23,8 +23,7 @@ from asmtp.protocol import transaction
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.session import Session
 from asmtp.transport.connection import Connection
-
-from .servers.clock import VirtualClockLoop
+from tests.servers.clock import VirtualClockLoop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -33,16 +32,6 @@ LOOPS: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop":
 MORE_THAT_BLOCKS = (
     "socket.getaddrinfo", "socket.getfqdn", "socket.gethostbyname", "ssl.create_default_context", "builtins.open",
 )  # fmt: skip
-
-BEHIND_THE_PROBE = {
-    "test_cancellation", "test_client_pipelining", "test_client_requests", "test_client_sending", "test_client_sharing",
-    "test_content_borders", "test_events", "test_faults_client", "test_lane", "test_lies", "test_mailer_retry",
-    "test_misbehaving", "test_pool", "test_run_scale", "test_run_servers",
-    "test_session", "test_session_cancel", "test_session_overlap",
-    "test_session_random", "test_transaction",
-    "test_transaction_requests", "test_transaction_streamed", "test_transport_deadlines",
-}  # fmt: skip
-"""Modules about what follows once a connection has shown what it does with a refused chunk: see `bdat_at_once`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,9 +47,6 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        module = item.module.__name__ if isinstance(item, pytest.Function) else ""
-        if module.rpartition(".")[2] in BEHIND_THE_PROBE:
-            item.fixturenames.insert(0, "bdat_at_once")
         if pytest_asyncio.is_async_test(item):
             for name in ("nothing_blocks", "nothing_is_left"):
                 if name not in item.fixturenames:

@@ -12,9 +12,8 @@ from typing import Any
 
 import asmtp
 from asmtp import AsyncMailer, Delivery, Reply
-
-from .servers.relay import Conversation, Relay
-from .servers.script import Scripted
+from tests.servers.relay import Conversation, Relay
+from tests.servers.script import Scripted
 
 __all__ = [
     "Gate", "Impatient", "Tired", "agree", "answering", "comings_and_goings", "email", "item", "items", "mailer",

@@ -14,8 +14,7 @@ import httpx
 import pytest
 
 from asmtp.cli.demo.server import Inbox, serving
-
-from .servers.relay import Relay, relaying
+from tests.servers.relay import Relay, relaying
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

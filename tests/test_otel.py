@@ -16,10 +16,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 import asmtp
 from asmtp.client.events import Event
 from asmtp.otel import Telemetry
-
-from .conftest import Certificates
-from .servers.embedded import PASSWORD, USER, Embedded, embedded
-from .servers.relay import Relay, relaying
+from tests.conftest import Certificates
+from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
+from tests.servers.relay import Relay, relaying
 
 SENDER, WHO = "a@b.example", "c@d.example"
 

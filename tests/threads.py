@@ -19,9 +19,8 @@ import pytest
 
 from asmtp import Mailer
 from asmtp.sync import mailer as blocking
-
-from .facade import relay_at
-from .servers.relay import SHAPES, Relay
+from tests.facade import relay_at
+from tests.servers.relay import SHAPES, Relay
 
 __all__ = [
     "Stop",

@@ -22,7 +22,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import engine
+from tests.fuzz import engine
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".fuzz"
@@ -48,8 +48,8 @@ def main() -> int:
     guided = not (options.random or options.quick or options.replay or options.list)
     guided = guided and importlib.util.find_spec("atheris") is not None
     if guided:
-        from . import guided as atheris  # before anything of asmtp is imported
-    from .targets import TARGETS
+        from tests.fuzz import guided as atheris  # before anything of asmtp is imported
+    from tests.fuzz.targets import TARGETS
 
     if options.list:
         for target in TARGETS.values():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from asmtp.protocol.content import ContentEncoder, encode_content, wire_size
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["TOKENS", "canonical", "content", "received"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["Failure", "Result", "Target", "attempt", "fuzz", "smallest"]
 

@@ -8,8 +8,7 @@ from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["commands", "envelope"]
 

@@ -15,9 +15,9 @@ from typing import NoReturn
 import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["asmtp"]):
-    from . import targets  # noqa: F401  # and all of asmtp with it
+    from tests.fuzz import targets  # noqa: F401  # and all of asmtp with it
 
-from .engine import LONGEST, Result, Target, attempt, smallest
+from tests.fuzz.engine import LONGEST, Result, Target, attempt, smallest
 
 __all__ = ["run"]
 

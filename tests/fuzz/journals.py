@@ -10,8 +10,7 @@ from typing import Any, get_args
 
 from asmtp.cli.bulk.journal import Journal, JournalError
 from asmtp.errors import DeliveryState
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["journal"]
 

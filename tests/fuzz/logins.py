@@ -12,8 +12,7 @@ from asmtp.errors import SMTPAuthenticationError, SMTPException
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import MAX_COMMAND, Conversation, Credentials, Mechanism, from_authobject
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["sasl"]
 

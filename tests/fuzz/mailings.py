@@ -12,10 +12,9 @@ from typing import Any, cast
 
 import asmtp
 from asmtp import AsyncMailer, Delivery, Retry
-
-from ..servers.clock import VirtualClockLoop
-from ..servers.relay import SHAPES, Conversation, Relay, relaying
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
+from tests.servers.clock import VirtualClockLoop
+from tests.servers.relay import SHAPES, Conversation, Relay, relaying
 
 __all__ = ["mailing"]
 

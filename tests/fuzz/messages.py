@@ -10,8 +10,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 
 from asmtp.protocol.message import flatten
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["message"]
 

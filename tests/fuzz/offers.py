@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from asmtp.protocol.extensions import Extensions
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["ehlo"]
 

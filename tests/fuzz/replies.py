@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from asmtp.errors import said
 from asmtp.protocol.reply import MAX_LINE, MAX_REPLY, Reply, ReplyReader
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["Reading", "read", "reply", "status"]
 

@@ -6,7 +6,7 @@ import base64
 import re
 from dataclasses import dataclass
 
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["EXTENSIONS", "Server", "Taken"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from asmtp.errors import SMTPException, SMTPProtocolError, SMTPSenderRefused
 from asmtp.protocol.transaction import NotBegun, Outcome
-
-from .contents import canonical
-from .data import FuzzedData
-from .server import Server
-from .world import Sent, World
+from tests.fuzz.contents import canonical
+from tests.fuzz.data import FuzzedData
+from tests.fuzz.server import Server
+from tests.fuzz.world import Sent, World
 
 __all__ = ["liar", "session"]
 

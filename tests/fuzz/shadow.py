@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .replies import read
+from tests.fuzz.replies import read
 
 __all__ = ["Entry", "Shadow", "Written"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import contents, envelopes, journals, logins, mailings, messages, offers, replies, sessions, urls
-from .data import FuzzedData
-from .engine import Target
+from tests.fuzz import contents, envelopes, journals, logins, mailings, messages, offers, replies, sessions, urls
+from tests.fuzz.data import FuzzedData
+from tests.fuzz.engine import Target
 
 __all__ = ["TARGETS"]
 

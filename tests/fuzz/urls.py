@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from asmtp.client.relay import Relay
-
-from .data import FuzzedData
+from tests.fuzz.data import FuzzedData
 
 __all__ = ["url"]
 

@@ -18,10 +18,9 @@ from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD, Event, State
 from asmtp.protocol.transaction import Body, NotBegun, Transaction
-
-from . import contents
-from .data import FuzzedData
-from .shadow import Shadow
+from tests.fuzz import contents
+from tests.fuzz.data import FuzzedData
+from tests.fuzz.shadow import Shadow
 
 __all__ = ["Sent", "World"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .mail import SHAPES
-from .servers import MailServer, Unavailable, running
+from tests.interop.mail import SHAPES
+from tests.interop.servers import MailServer, Unavailable, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from asmtp import AsyncLMTP, AsyncSMTP, SMTPRecipientsRefused
-
-from .servers import DOMAIN
+from tests.interop.servers import DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 SENDER = f"sender@{DOMAIN}"
 ALICE, BOB, CAROL, DAVE, NOBODY, TEMPFAIL, FULL, BROKEN = (

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
-    from . import recipes
+    from tests.interop import recipes
 else:  # run as a script
     import recipes
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asmtp
-
-from .servers import DOMAIN
+from tests.interop.servers import DOMAIN
 
 if TYPE_CHECKING:
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 ALICE, BOB = f"alice@{DOMAIN}", f"bob@{DOMAIN}"
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .mail import ALICE, BOB, FIELD, Letter, as_stored, connected
-from .servers import DOMAIN
+from tests.interop.mail import ALICE, BOB, FIELD, Letter, as_stored, connected
+from tests.interop.servers import DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 SMUGGLED = b"MAIL FROM:<smuggler@example.org>\r\nRCPT TO:<bob@lab.test>\r\nDATA\r\n"
 

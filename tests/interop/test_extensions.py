@@ -9,11 +9,10 @@ import pytest
 
 import asmtp
 from asmtp import DeliverBy, Recipient
-
-from .servers import DOMAIN
+from tests.interop.servers import DOMAIN
 
 if TYPE_CHECKING:
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 ALICE, BOB, CAROL, DAVE, NOBODY = (f"{name}@{DOMAIN}" for name in ("alice", "bob", "carol", "dave", "nobody"))
 

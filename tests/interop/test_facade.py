@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asmtp
-
-from ..conftest import LOOPS
-from .mail import ALICE, BOB, BROKEN, FULL, NOBODY, SENDER, SHAPES, TEMPFAIL, TEMPORARY, Letter, as_stored
-from .servers import DOMAIN, UTF8_LOCAL
+from tests.conftest import LOOPS
+from tests.interop.mail import ALICE, BOB, BROKEN, FULL, NOBODY, SENDER, SHAPES, TEMPFAIL, TEMPORARY, Letter, as_stored
+from tests.interop.servers import DOMAIN, UTF8_LOCAL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 
 def connect(server: MailServer, shape: str = "bdat-pipelined", **options: Any) -> asmtp.SMTP:

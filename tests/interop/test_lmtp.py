@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asmtp
-
-from .mail import ALICE, BOB, BROKEN, FULL, NOBODY, SENDER, SHAPES, TEMPFAIL, Letter, settled
-from .servers import DOMAIN, UTF8_LOCAL
+from tests.interop.mail import ALICE, BOB, BROKEN, FULL, NOBODY, SENDER, SHAPES, TEMPFAIL, Letter, settled
+from tests.interop.servers import DOMAIN, UTF8_LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 
 @pytest.fixture(params=["port", "socket"])

@@ -13,17 +13,15 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer
-
-from .mail import ALICE, BOB, CAROL, NOBODY, SHAPES, TEMPFAIL, Letter
-from .servers import DOMAIN, PASSWORD, USERNAME
-from .test_pipelining import check_all, letters
+from tests.interop.mail import ALICE, BOB, CAROL, NOBODY, SHAPES, TEMPFAIL, Letter
+from tests.interop.servers import DOMAIN, PASSWORD, USERNAME
+from tests.interop.test_pipelining import check_all, letters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from asmtp import Delivery
-
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 MAILBOXES = {ALICE: "alice", BOB: "bob", CAROL: "carol"}
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from .servers import DOMAIN, PROXY_HEADER
+from tests.interop.servers import DOMAIN, PROXY_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 ALICE, BOB, DAVE, NOBODY = (f"{name}@{DOMAIN}" for name in ("alice", "bob", "dave", "nobody"))
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3

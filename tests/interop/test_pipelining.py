@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asmtp
-
-from .mail import ALICE, BOB, BROKEN, CAROL, FULL, MAILBOXES, NOBODY, TEMPFAIL, TEMPORARY, Letter, connected, settled
-from .servers import DOMAIN
+from tests.interop.mail import (
+    ALICE,
+    BOB,
+    BROKEN,
+    CAROL,
+    FULL,
+    MAILBOXES,
+    NOBODY,
+    TEMPFAIL,
+    TEMPORARY,
+    Letter,
+    connected,
+    settled,
+)
+from tests.interop.servers import DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from asmtp import AsyncSMTP
-
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 RECIPIENTS = {"alice": ALICE, "bob": BOB, "carol": CAROL}
 

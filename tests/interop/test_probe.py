@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asmtp
-
-from .mail import ALICE, BOB, NOBODY, SENDER, Letter
-from .servers import PASSWORD, USERNAME
+from tests.interop.mail import ALICE, BOB, NOBODY, SENDER, Letter
+from tests.interop.servers import PASSWORD, USERNAME
 
 if TYPE_CHECKING:
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 PROBE = b"BDAT 8 LAST\r\nXASMTP\r\n"
 

@@ -8,11 +8,10 @@ from urllib.parse import quote
 import pytest
 
 import asmtp
-
-from .servers import DOMAIN
+from tests.interop.servers import DOMAIN
 
 if TYPE_CHECKING:
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 ALICE, BOB = f"alice@{DOMAIN}", f"bob@{DOMAIN}"
 LETTER = b"Subject: far away\r\n\r\nhi\r\n"

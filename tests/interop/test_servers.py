@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .servers import DOMAIN, MAX_SIZE, UTF8_LOCAL, Unavailable, running
+from tests.interop.servers import DOMAIN, MAX_SIZE, UTF8_LOCAL, Unavailable, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 SENDER = f"sender@{DOMAIN}"
 FEATURES = {

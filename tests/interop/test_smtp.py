@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asmtp
-
-from .mail import ALICE, BOB, CAROL, NOBODY, SENDER, TEMPFAIL, Letter, connect, connected, settled
-from .servers import DOMAIN, MAX_SIZE, UTF8_LOCAL
+from tests.interop.mail import ALICE, BOB, CAROL, NOBODY, SENDER, TEMPFAIL, Letter, connect, connected, settled
+from tests.interop.servers import DOMAIN, MAX_SIZE, UTF8_LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from .servers import MailServer
+    from tests.interop.servers import MailServer
 
 CREDENTIALS = {"username": "tester", "password": "s3cret-Pa55"}
 

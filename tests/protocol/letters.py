@@ -13,8 +13,7 @@ from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import Body, Transaction
-
-from .transcript import Start
+from tests.protocol.transcript import Start
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "lock-step": (),

@@ -12,9 +12,8 @@ from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
 from asmtp.protocol.transaction import manual_content
-
-from .letters import STARTS, opened, unsettled
-from .transcript import Start, play
+from tests.protocol.letters import STARTS, opened, unsettled
+from tests.protocol.transcript import Start, play
 
 
 def say(verb: str, name: str = "me.example") -> Start:

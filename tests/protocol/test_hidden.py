@@ -18,11 +18,10 @@ import asmtp
 from asmtp.auth import gssapi as gssapi
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.sasl import Credentials
-
-from ..servers.background import in_background
-from ..servers.embedded import embedded
-from ..servers.scram import Scram
-from ..servers.script import listening
+from tests.servers.background import in_background
+from tests.servers.embedded import embedded
+from tests.servers.scram import Scram
+from tests.servers.script import listening
 
 USER, PASSWORD = "kim", "pa55-hunter"
 SECRETS = [

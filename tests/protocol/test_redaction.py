@@ -11,9 +11,8 @@ from asmtp.protocol.dialogue import hello
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
-
-from .letters import LOGIN, opened
-from .transcript import play
+from tests.protocol.letters import LOGIN, opened
+from tests.protocol.transcript import play
 
 
 def b64(data: bytes) -> bytes:

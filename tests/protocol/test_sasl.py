@@ -14,9 +14,8 @@ from asmtp.errors import SMTPAuthenticationError
 from asmtp.protocol.dialogue import authentication
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import Conversation, Credentials, Mechanism, from_authobject, unproven
-
-from .letters import NOOP, STARTS, opened
-from .transcript import Start, play
+from tests.protocol.letters import NOOP, STARTS, opened
+from tests.protocol.transcript import Start, play
 
 
 def b64(text: str | bytes) -> str:

@@ -9,9 +9,10 @@ from asmtp.protocol.dialogue import greeting, quit_, raw_write
 from asmtp.protocol.exchange import Dialogue, Group, Phase
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import Event, State
+from tests.protocol.letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unsettled
+from tests.protocol.transcript import Start, play
 
-from .letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unsettled
-from .transcript import Start, play
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 shapes = pytest.mark.parametrize("shape", SHAPES)
 

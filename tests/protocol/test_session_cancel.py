@@ -7,10 +7,11 @@ import pytest
 from asmtp.protocol.dialogue import greeting
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
+from tests.protocol.echo import Delivered, Echo
+from tests.protocol.letters import SHAPES, STARTS, TWO_BY_BDAT, opened, replies
+from tests.protocol.transcript import Start, play
 
-from .echo import Delivered, Echo
-from .letters import SHAPES, STARTS, TWO_BY_BDAT, opened, replies
-from .transcript import Start, play
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 shapes = pytest.mark.parametrize("shape", SHAPES)
 protocols = pytest.mark.parametrize("lmtp", [False, True], ids=["SMTP", "LMTP"])

@@ -6,9 +6,10 @@ import pytest
 
 from asmtp.errors import SMTPServerDisconnected
 from asmtp.protocol.session import Session
+from tests.protocol.letters import SHAPES, STARTS, TWO_BY_BDAT, conversation, cut, letter, opened, replies
+from tests.protocol.transcript import play
 
-from .letters import SHAPES, STARTS, TWO_BY_BDAT, conversation, cut, letter, opened, replies
-from .transcript import play
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 shapes = pytest.mark.parametrize("shape", SHAPES)
 protocols = pytest.mark.parametrize("lmtp", [False, True], ids=["SMTP", "LMTP"])

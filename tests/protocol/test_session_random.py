@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +14,10 @@ from asmtp.protocol.dialogue import quit_, single
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.state import State
 from asmtp.protocol.transaction import NotBegun, Outcome
+from tests.protocol.echo import Delivered, Echo
+from tests.protocol.letters import SHAPES, letter, opened, streamed
 
-from .echo import Delivered, Echo
-from .letters import SHAPES, letter, opened, streamed
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 CODES = st.lists(st.sampled_from(["", "", "", "", "", "550", "550", "421"]), min_size=2, max_size=12)
 

@@ -13,9 +13,10 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.state import State
 from asmtp.protocol.transaction import Body, Transaction
+from tests.protocol.letters import SHAPES, STARTS, conversation, cut, letter, opened, unsettled
+from tests.protocol.transcript import Start, play
 
-from .letters import SHAPES, STARTS, conversation, cut, letter, opened, unsettled
-from .transcript import Start, play
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 ONE_TO_TWO = {"one": letter(recipients=["b@x", "c@x"])}
 ONE_TO_THREE = {"one": letter(recipients=["b@x", "c@x", "d@x"])}

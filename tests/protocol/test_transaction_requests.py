@@ -12,9 +12,10 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, Transaction
+from tests.protocol.letters import CONTENT, NOOP, SHAPES, conversation, opened
+from tests.protocol.transcript import Start, play
 
-from .letters import CONTENT, NOOP, SHAPES, conversation, opened
-from .transcript import Start, play
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 shapes = pytest.mark.parametrize("shape", SHAPES)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from .letters import SHAPES, cut, opened, streamed
-from .transcript import parse, play, played_until
+from tests.protocol.letters import SHAPES, cut, opened, streamed
+from tests.protocol.transcript import parse, play, played_until
+
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
 ONE = {"one": streamed(recipients=["b@x", "c@x"])}
 

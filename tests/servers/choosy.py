@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from .script import listening
+from tests.servers.script import listening
 
 __all__ = ["Choosy", "choosy"]
 

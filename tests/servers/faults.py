@@ -30,10 +30,9 @@ from typing import Any, Literal, cast
 import pytest
 
 from asmtp.transport.connection import Connection
-
-from .clock import VirtualClockLoop
-from .relay import Conversation, Relay
-from .script import RST, listening
+from tests.servers.clock import VirtualClockLoop
+from tests.servers.relay import Conversation, Relay
+from tests.servers.script import RST, listening
 
 __all__ = [
     "FAULTS", "FIRST", "PATIENCE", "TIMELESS", "Door", "Fault", "Link", "Outcome", "Plan", "Point", "Proxy", "door",

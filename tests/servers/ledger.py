@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from asmtp import SMTPProtocolError
-
-from .faults import Proxy
+from tests.servers.faults import Proxy
 
 __all__ = ["Message", "Said", "complaints", "picky"]
 

@@ -13,10 +13,9 @@ from asmtp import (
     SMTPNotSupportedError,
     SMTPResponseException,
 )
-
-from .liar import PASSWORD, USER, Slowly
-from .lies import Contract, Lie, broken, gone, late, sent
-from .script import Peer, Step, drip, fin, flood, octets, rst, send, silence
+from tests.servers.liar import PASSWORD, USER, Slowly
+from tests.servers.lies import Contract, Lie, broken, gone, late, sent
+from tests.servers.script import Peer, Step, drip, fin, flood, octets, rst, send, silence
 
 __all__ = ["AUTH", "OPENING", "dripping", "says", "then"]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from asmtp import SMTPDataError, SMTPRecipientsRefused, SMTPSenderRefused
-
-from .liar import Slowly
-from .lies import BOB, CAROL, Contract, Lie, broken, content_begun, gone, late, refused, sent
-from .lies_opening import dripping, says, then
-from .script import Peer, deaf, fin, flood, read_all, rst, send, silence
+from tests.servers.liar import Slowly
+from tests.servers.lies import BOB, CAROL, Contract, Lie, broken, content_begun, gone, late, refused, sent
+from tests.servers.lies_opening import dripping, says, then
+from tests.servers.script import Peer, deaf, fin, flood, read_all, rst, send, silence
 
 __all__ = ["SENDING"]
 

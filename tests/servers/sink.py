@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import cast
 
-from .script import listening
+from tests.servers.script import listening
 
 __all__ = ["Sink", "sinking"]
 

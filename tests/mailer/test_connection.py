@@ -1,0 +1,846 @@
+"""A connection of a pool: every kind of message, what it may be given, and what becomes of a message in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator, Callable
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asmtp
+from asmtp.client.content import PIECE, WHOLE
+from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, Lane, LMTPLane, Part
+from asmtp.mailer.delivery import Shipment
+from asmtp.mailer.relay_state import Source
+from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.message import flatten
+from asmtp.protocol.transaction import NotBegun
+from tests.servers.relay import COMMON, SHAPES, Relay, relaying
+from tests.servers.script import expect, fin, scripted, send, silence, until
+
+pytestmark = pytest.mark.usefixtures("bdat_at_once")
+
+SENDER, WHO = "a@x.example", "b@y.example"
+
+LIMITS = "LIMITS MAILMAX=20 RCPTMAX=50"
+
+
+class Bench:
+    """A lane, and what it tells its pool."""
+
+    def __init__(self, relay: Any, source: Source | None = None, **options: Any) -> None:
+        lmtp = getattr(relay, "lmtp", False)
+        where = asmtp.Relay(relay.host, relay.port, lmtp=lmtp, **{"local_hostname": "me.example", **options})
+        self.over: list[Part] = []
+        self.lost: list[Lane] = []
+        self._news = asyncio.Event()
+        kind = LMTPLane if lmtp else Lane
+        self.lane = kind(source or Source(where), self._over, self._lost)
+
+    def _over(self, part: Part) -> None:
+        part.over = True
+        self.over.append(part)
+        self._news.set()
+
+    def _lost(self, lane: Lane) -> None:
+        self.lost.append(lane)
+        self._news.set()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Until something has happened that makes it so."""
+        async with asyncio.timeout(60):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    def part(self, content: Any = b"hello\r\n", *recipients: str, shipment: Shipment | None = None) -> Part:
+        if shipment is None:
+            envelope = Envelope(SENDER, recipients or [WHO], content=content)
+            shipment = Shipment("item", envelope, lambda shipment: None, 0)
+        return Part(shipment, shipment.envelope)
+
+    def begin(self, content: Any = b"hello\r\n", *recipients: str) -> Part:
+        part = self.part(content, *recipients)
+        self.lane.begin(part, asyncio.get_running_loop().time())
+        return part
+
+    def withdraw(self, part: Part) -> None:
+        """As a pool does it."""
+        if not part.over:
+            self.lane.withdraw(part)
+
+    async def ended(self, *parts: Part) -> None:
+        """Until these have come to an end, each once."""
+        await self.until(lambda: set(parts) <= set(self.over))
+        assert all(self.over.count(part) == 1 for part in parts)
+
+    async def sent(self, *parts: Part) -> None:
+        await self.ended(*parts)
+        for part in parts:
+            assert part.error is None
+            assert part.outcome is not None
+            assert list(part.outcome.accepted) == list(part.envelope.recipients)
+
+    async def error(self, part: Part) -> Any:
+        await self.ended(part)
+        assert part.outcome is None
+        return part.error
+
+    async def in_step(self, relay: Relay) -> None:
+        """Another message goes over it, and is the message that it is."""
+        await self.sent(self.begin(b"in step\r\n", "step@y.example"))
+        assert relay.letters[-1].content == b"in step\r\n"
+        assert relay.letters[-1].recipients == ["step@y.example"]
+
+
+@contextlib.asynccontextmanager
+async def lane_to(relay: Any, source: Source | None = None, **options: Any) -> AsyncIterator[Bench]:
+    """An open lane."""
+    bench = Bench(relay, source, **options)
+    try:
+        await bench.lane.open()
+        bench.lane.idle_since = asyncio.get_running_loop().time()
+        yield bench
+    finally:
+        await bench.lane.close()
+    await bench.until(lambda: bench.lost)
+    assert bench.lost == [bench.lane]
+
+
+@pytest.fixture(params=sorted(SHAPES))
+def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return SHAPES[request.param]
+
+
+# ---- every kind of content ---------------------------------------------------------------------
+
+
+def email(text: str, **fields: str) -> EmailMessage:
+    made = EmailMessage()
+    made["From"], made["To"] = SENDER, WHO
+    for name, value in fields.items():
+        made[name] = value
+    made.set_content(text, cte="8bit" if not text.isascii() else None)
+    return made
+
+
+async def pieces(*octets: bytes) -> AsyncIterator[bytes]:
+    for piece in octets:
+        yield piece
+
+
+SMALL = b"Subject: hi\r\n\r\n.hello\r\n..\r\n.\r\n"
+LARGE = b"Subject: hi\r\n\r\n" + b".hello, hello\r\n" * (WHOLE // 15 + 1)
+HUGE = b"Subject: hi\r\n\r\n" + b".hello, hello\r\n" * (PIECE // 15 + 1)
+LINES = "hello, hello\n"
+
+# What is given, with a path; and the octets that arrive.
+KINDS: dict[str, Callable[[Path], tuple[Any, bytes]]] = {
+    "bytes": lambda path: (SMALL, SMALL),
+    "just small enough bytes": lambda path: (b"x" * WHOLE, b"x" * WHOLE + b"\r\n"),
+    "just too large bytes": lambda path: (b"x" * (WHOLE + 1), b"x" * (WHOLE + 1) + b"\r\n"),
+    "large bytes": lambda path: (HUGE, HUGE),
+    "str": lambda path: (SMALL.decode().replace("\r\n", "\n"), SMALL),
+    "large str": lambda path: (LARGE.decode(), LARGE),
+    "bytearray": lambda path: (bytearray(SMALL), SMALL),
+    "large bytearray": lambda path: (bytearray(LARGE), LARGE),
+    "memoryview": lambda path: (memoryview(SMALL), SMALL),
+    "large memoryview": lambda path: (memoryview(LARGE), LARGE),
+    "message": lambda path: (message := email("hello\n"), flatten(message)),
+    # Light enough to be worked on at once, and too large then.
+    "message that grows": lambda path: (message := email("\n" * (WHOLE - 10)), flatten(message)),
+    "large message": lambda path: (message := email(LINES * (WHOLE // len(LINES) + 1)), flatten(message)),
+    "huge message": lambda path: (message := email(LINES * (PIECE // len(LINES) + 1)), flatten(message)),
+    "message with 8 bits": lambda path: (message := email("gr\u00fc\u00dfe\n"), flatten(message)),
+    "path": lambda path: (path.write_bytes(LARGE) and path, LARGE),
+    "path of a small file": lambda path: (path.write_bytes(SMALL) and path, SMALL),
+    "file": lambda path: (io.BytesIO(LARGE), LARGE),
+    "async iterator": lambda path: (pieces(SMALL[:20], b"", SMALL[20:]), SMALL),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_kind_arrives(kind: str, shape: tuple[str, ...], tmp_path: Path) -> None:
+    content, arrives = KINDS[kind](tmp_path / "m")
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        await bench.sent(bench.begin(content))
+        assert [letter.content for letter in relay.letters] == [arrives]
+        assert bench.lane.load == 0
+        assert bench.lane.begun == 1
+        await bench.in_step(relay)
+
+
+async def test_many_at_once(shape: tuple[str, ...], tmp_path: Path) -> None:
+    """Of all kinds, given without waiting: each arrives as it is, and the account is right."""
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        parts, expected = [], []
+        for number, make in enumerate(list(KINDS.values()) * 2):
+            content, arrives = make(tmp_path / str(number))
+            parts.append(bench.begin(content))
+            expected.append(arrives)
+        assert bench.lane.load == len(parts)
+        await bench.sent(*parts)
+        assert sorted(letter.content for letter in relay.letters) == sorted(expected)
+        assert len(bench.over) == len(parts) == bench.lane.begun
+        assert bench.lane.load == 0
+        assert len(relay.connections) == 1
+
+
+async def test_lmtp() -> None:
+    relay = Relay(SHAPES["both"], lmtp=True, answer=lambda verb, line: "550 5.2.2 full" if verb == ".full@y" else None)
+    async with relaying(relay), lane_to(relay) as bench:
+        part = bench.begin(SMALL, WHO, "full@y")
+        await bench.ended(part)
+        assert part.outcome is not None
+        assert (list(part.outcome.accepted), list(part.outcome.refused)) == ([WHO], ["full@y"])
+        assert relay.verbs[0] == "LHLO"
+
+
+# ---- message objects ---------------------------------------------------------------------------
+
+INTERNATIONAL = "j\u00f6rg@y.example"
+
+
+@pytest.mark.parametrize("eight", [True, False])
+@pytest.mark.parametrize(
+    "text", ["gr\u00fc\u00dfe\n", "gr\u00fc\u00dfe, hello\n" * 10_000, "gr\u00fc\u00dfe, hello\n" * 30_000]
+)
+async def test_eight_bits_only_where_they_are_taken(text: str, eight: bool, shape: tuple[str, ...]) -> None:
+    common = COMMON if eight else COMMON[1:]
+    async with relaying(Relay(shape, common)) as relay, lane_to(relay) as bench:
+        await bench.sent(bench.begin(email(text)))
+        letter = relay.letters[0]
+        assert letter.content.isascii() is not eight
+        assert ("BODY=8BITMIME" in letter.parameters) is eight
+        assert (text.encode().strip() in letter.content.replace(b"\r\n", b"\n")) is eight
+
+
+@pytest.mark.parametrize("lines", [1, 30_000])
+async def test_an_international_address(lines: int) -> None:
+    message = email("hello\n" * lines)
+    message.replace_header("To", INTERNATIONAL)
+    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
+        await bench.sent(bench.begin(message, INTERNATIONAL))
+        letter = relay.letters[0]
+        assert "SMTPUTF8" in letter.parameters
+        assert letter.recipients == [INTERNATIONAL]
+        assert f"To: {INTERNATIONAL}".encode() in letter.content
+        # The same message to others is written in ASCII.
+        await bench.sent(bench.begin(message, WHO))
+        assert relay.letters[1].content.isascii()
+        assert "SMTPUTF8" not in relay.letters[1].parameters
+
+
+@pytest.mark.parametrize("content", [b"hello", b"x" * (WHOLE + 1), email("hello\n")], ids=["small", "large", "message"])
+async def test_an_international_address_that_is_not_taken(content: Any, shape: tuple[str, ...]) -> None:
+    async with relaying(Relay(shape, ("8BITMIME",))) as relay, lane_to(relay) as bench:
+        error = await bench.error(bench.begin(content, INTERNATIONAL))
+        assert isinstance(error, asmtp.SMTPNotSupportedError)
+        assert relay.verbs == ["EHLO"]
+        await bench.in_step(relay)
+
+
+@pytest.mark.parametrize("lines", [1, 10_000, 30_000])
+async def test_a_message_for_several_kinds_of_servers(lines: int) -> None:
+    async with (
+        relaying(Relay(SHAPES["both"])) as modern,
+        relaying(Relay(SHAPES["none"], ())) as old,
+        lane_to(modern) as first,
+        lane_to(old) as second,
+    ):
+        part = first.part(email("gr\u00fc\u00dfe, hello\n" * lines))
+        for bench in (first, second, second, first):
+            another = bench.part(shipment=part.shipment)
+            bench.lane.begin(another, 0)
+            await bench.sent(another)
+        assert len({letter.content for letter in modern.letters}) == 1
+        assert len({letter.content for letter in old.letters}) == 1
+        assert old.letters[0].content.isascii()
+
+
+# ---- what cannot be sent -----------------------------------------------------------------------
+
+
+async def failing() -> AsyncIterator[bytes]:
+    yield b"x" * 1000
+    raise LookupError("no more")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda path: path, FileNotFoundError),
+        (lambda path: failing(), LookupError),
+        (lambda path: "\u00e9" * (WHOLE + 1), UnicodeEncodeError),
+    ],
+    ids=["path", "iterator", "str"],
+)
+async def test_content_that_cannot_be_had(
+    make: Callable[[Path], Any], kind: type[Exception], shape: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        error = await bench.error(bench.begin(make(tmp_path / "no such file")))
+        assert isinstance(error, kind)
+        assert relay.letters == []
+        if bench.lane.usable:
+            await bench.in_step(relay)
+
+
+async def test_a_message_over_the_server_s_size(shape: tuple[str, ...]) -> None:
+    async with relaying(Relay(shape, ("SIZE 100",))) as relay, lane_to(relay) as bench:
+        for content in (b"x" * 200, b"x" * 100_000):
+            error = await bench.error(bench.begin(content))
+            assert isinstance(error, asmtp.SMTPSenderRefused)
+            assert (error.smtp_code, error.state) == (552, "refused")
+        assert relay.verbs == ["EHLO"]
+        await bench.in_step(relay)
+
+
+async def test_what_the_server_says_is_handed_back(shape: tuple[str, ...]) -> None:
+    def answer(verb: str, line: str) -> str | None:
+        return "550 5.1.1 no" if "no@" in line else "554 5.7.1 spam" if verb == "." and "spam" in line else None
+
+    async with relaying(Relay(shape, answer=answer)) as relay, lane_to(relay) as bench:
+        parts = [bench.begin(b"hello", "no@y"), bench.begin(b"spam"), bench.begin(b"hello", WHO, "no@y"), bench.begin()]
+        await bench.ended(*parts)
+        assert isinstance(parts[0].error, asmtp.SMTPRecipientsRefused)
+        assert isinstance(parts[1].error, asmtp.SMTPDataError)
+        assert parts[2].outcome is not None
+        assert list(parts[2].outcome.refused) == ["no@y"]
+        assert parts[3].outcome is not None
+        await bench.in_step(relay)
+
+
+@pytest.mark.parametrize("content", [b"hello", LARGE, email(LINES * 10_000)], ids=["small", "large", "message"])
+async def test_begun_on_a_connection_that_is_gone(content: Any, shape: tuple[str, ...]) -> None:
+    """The pool gives none to such a one; but a connection may end in the breath in which it does."""
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        part = bench.begin(content)
+        bench.lane.close()
+        later = bench.begin(content)
+        for each in (part, later):
+            error = await bench.error(each)
+            assert isinstance(error, asmtp.SMTPServerDisconnected)
+            assert error.state == "not_sent" or (each is part and type(content) is bytes and len(content) < WHOLE)
+        assert bench.lane.load == 0
+
+
+# ---- a connection on which nothing has happened for a while ------------------------------------
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize(("seconds", "apart"), [(0, False), (0.5, False), (1, False), (1.01, True), (3600, True)])
+async def test_content_waits_for_the_envelope(seconds: float, apart: bool) -> None:
+    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
+        await asyncio.sleep(seconds)
+        before = len(relay.reads)
+        await bench.sent(bench.begin(b"hello\r\n"), bench.begin(b"again\r\n"))
+        reads = b"|".join(relay.reads[before:])
+        assert (b"rcpt to:<b@y.example>\r\n|BDAT 7 LAST\r\nhello" in reads) is apart
+        # What is known of a connection that may be dead is known when a message is answered: one at a time until then.
+        assert (b"hello\r\nrset\r\nmail" in reads.replace(b"|", b"")) is not apart
+        # Neither the next nor another while it is busy.
+        assert b"rcpt to:<b@y.example>\r\nBDAT 7 LAST\r\nagain" in reads
+
+
+@pytest.mark.virtual_clock
+async def test_a_busy_connection_is_not_stale(shape: tuple[str, ...]) -> None:
+    async with relaying(Relay(shape, latency=5)) as relay, lane_to(relay) as bench:
+        first = bench.begin(b"first\r\n")
+        await asyncio.sleep(3)
+        second = bench.begin(b"second\r\n")
+        await bench.sent(first, second)
+        if shape == SHAPES["both"]:
+            assert relay.reads[1:] == [b"".join(read) for read in ([relay.reads[1]], [relay.reads[2]])]
+            assert b"LAST\r\nsecond" in relay.reads[2]
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("seconds", [0.5, 2])
+async def test_what_is_known_of_a_message_on_a_dead_connection(seconds: float) -> None:
+    """Just used, it may have gone through; unused for a while, the server cannot have it."""
+    hello = [send("220 hi"), expect("ehlo me.example"), send("250-hi", "250-PIPELINING", "250 CHUNKING")]
+
+    async def reading(peer: Any) -> None:
+        await peer.more()
+        await peer.take(peer.coming)
+
+    async with scripted([*hello, reading, fin]) as server, lane_to(server) as bench:
+        await asyncio.sleep(seconds)
+        error = await bench.error(bench.begin(b"hello\r\n"))
+        assert error.state == ("in_doubt" if seconds < 1 else "not_sent")
+
+
+# ---- how much it may be given ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offers", "options", "depth"),
+    [
+        ("none", {}, SHALLOW),
+        ("chunking", {}, SHALLOW),
+        ("pipelining", {}, SHALLOW),
+        ("both", {}, 100),
+        ("both", {"window": 7}, 7),
+        ("both", {"window": 1}, 1),
+        ("pipelining", {"window": 1}, SHALLOW),
+        ("both", {"pipelining": False}, SHALLOW),
+        ("both", {"chunking": False}, SHALLOW),
+    ],
+)
+async def test_depth(offers: str, options: dict[str, Any], depth: int) -> None:
+    async with relaying(Relay(SHAPES[offers], hold=2)) as relay, lane_to(relay, **options) as bench:
+        parts = []
+        for given in range(depth):
+            assert bench.lane.room == depth - given
+            parts.append(bench.begin())
+        assert bench.lane.room == 0
+        relay.release()
+        await bench.sent(*parts)
+        assert bench.lane.room == depth
+
+
+async def test_depth_of_a_server_that_takes_nothing_behind_another() -> None:
+    async with relaying(Relay(SHAPES["both"])) as relay:
+        source = Source(asmtp.Relay(relay.host, relay.port))
+        source.overlap = False
+        async with lane_to(relay, source) as bench:
+            assert bench.lane.room == SHALLOW
+            parts = [bench.begin() for _ in range(3)]
+            await bench.sent(*parts)
+            assert [verb for verb in relay.verbs if verb in ("MAIL", "RSET")] == ["MAIL"] * 3
+
+
+@pytest.mark.parametrize(
+    ("each", "depth"), [(0, DEEP), (0.0001, DEEP), (AHEAD / DEEP, DEEP), (AHEAD / 8, 8), (AHEAD, SHALLOW), (5, SHALLOW)]
+)
+async def test_depth_of_what_goes_one_by_one_is_some_20_ms(each: float, depth: int, shape: tuple[str, ...]) -> None:
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        lane.busy_since = 0
+        lane.measure(10 * each, 10)
+        assert lane.room == (100 if shape == SHAPES["both"] else depth)
+
+
+async def test_no_room_is_never_less_than_none() -> None:
+    """A server that becomes slow has been given more than it would be given now."""
+    async with relaying(Relay(SHAPES["pipelining"], hold=2)) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        lane.measure(lane.busy_since, 10)
+        parts = [bench.begin() for _ in range(DEEP)]
+        assert lane.room == 0
+        lane.measure(lane.busy_since + 50, 10)
+        assert (lane.room, lane.load) == (0, DEEP)
+        relay.release()
+        await bench.sent(*parts)
+        assert lane.room == SHALLOW
+
+
+async def test_busy(shape: tuple[str, ...]) -> None:
+    """It has more than half of what it can have."""
+    async with relaying(Relay(shape, hold=2)) as relay, lane_to(relay, window=4) as bench:
+        parts = []
+        for given in range(4):
+            assert bench.lane.busy is (given > 2)
+            parts.append(bench.begin())
+        assert bench.lane.busy
+        relay.release()
+        await bench.sent(*parts)
+        assert not bench.lane.busy
+
+
+@pytest.mark.parametrize(
+    ("offered", "ours", "limit"),
+    [
+        ("", None, None),
+        ("", 5, 5),
+        (" MAILMAX=3", None, 3),
+        (" MAILMAX=3", 5, 3),
+        (" MAILMAX=3", 2, 2),
+        (" MAILMAX=0", 5, 5),
+    ],
+)
+async def test_how_many_messages_it_takes(offered: str, ours: int | None, limit: int | None) -> None:
+    async with relaying(Relay((*SHAPES["both"], f"LIMITS{offered}"))) as relay:
+        bench = Bench(relay, window=4)
+        lane = bench.lane
+        lane.limit = ours
+        await lane.open()
+        assert lane.limit == limit
+        for given in range(limit or 10):
+            assert lane.usable
+            assert lane.room == min(4, (limit or 100) - given)
+            await bench.sent(bench.begin())
+        assert lane.usable is (limit is None)
+        assert lane.room == (4 if limit is None else 0)
+        await lane.retire()
+
+
+@pytest.mark.parametrize(
+    ("offered", "learnt", "most"),
+    [("", None, None), ("", 7, 7), (" RCPTMAX=5", None, 5), (" RCPTMAX=5", 7, 5), (" RCPTMAX=9", 7, 7)],
+)
+async def test_how_many_recipients_it_takes(offered: str, learnt: int | None, most: int | None) -> None:
+    async with relaying(Relay((f"LIMITS{offered}",))) as relay, lane_to(relay) as bench:
+        if learnt is not None:
+            bench.lane.source.crowded(learnt, 1000, certain=True)
+        assert bench.lane.most_recipients(1000) == most
+        assert bench.lane.most_recipients(2000) == bench.lane._recipients
+
+
+async def test_when_it_is_of_use() -> None:
+    async with relaying(Relay()) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        assert (lane.usable, lane.room, lane.left) == (True, SHALLOW, 0)
+        lane.retiring = True
+        assert not lane.usable
+        assert lane.room == 0
+        lane.retiring = False
+        relay.say("421 4.3.2 going down")
+        await bench.until(lambda: bench.lost)
+        assert not lane.usable
+        assert lane.room == 0
+
+
+async def test_before_it_is_open() -> None:
+    lane = Bench(asmtp.Relay("127.0.0.1", 1)).lane
+    assert not lane.usable
+    assert lane.room == 0
+    with pytest.raises(OSError, match="Connect call failed"):
+        await lane.open()
+    assert not lane.usable
+
+
+# ---- how long a message takes ------------------------------------------------------------------
+
+
+async def test_measuring() -> None:
+    """The average moves a tenth of the way for each message; the relay's is that of the last connection seen."""
+    async with relaying(Relay()) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        lane.service = 1.0
+        lane.busy_since = 100.0
+        lane.measure(102.0, 1)
+        assert lane.service == pytest.approx(1.0 + 0.1 * (2.0 - 1.0))
+        assert lane.source.service == lane.service
+        lane.measure(104.0, 4)  # half a second each
+        assert lane.service == pytest.approx(1.1 + 0.4 * (0.5 - 1.1))
+        lane.measure(107.0, 10)
+        assert lane.service == pytest.approx(0.3)
+        lane.measure(108.0, 100)
+        assert lane.service == pytest.approx(0.01)
+        assert lane.answered == 115
+        assert Bench(relay, lane.source).lane.service == lane.service
+
+
+async def test_a_connection_that_has_just_answered_is_not_stale() -> None:
+    """It may be given more before anyone has seen that it has nothing to do: that content need not wait."""
+    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        now = asyncio.get_running_loop().time()
+        lane.idle_since = now - 100
+        lane.measure(now, 1)
+        await bench.sent(bench.begin())
+        assert relay.reads[-1].count(b"BDAT") == relay.reads[-1].lower().count(b"mail") == 1
+
+
+@pytest.mark.virtual_clock
+async def test_measured_is_the_time_in_which_it_is_busy() -> None:
+    async with relaying(Relay(latency=0.5)) as relay, lane_to(relay) as bench:
+        lane = bench.lane
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(100)
+        begun = loop.time()
+        part = bench.begin()
+        assert lane.busy_since == begun
+        await bench.sent(part)
+        took = loop.time() - begun
+        assert took == pytest.approx(2)  # MAIL, RCPT, DATA, content
+        lane.service = 0
+        lane.measure(loop.time(), 1)
+        assert lane.service == pytest.approx(0.1 * took)
+
+
+# ---- between messages --------------------------------------------------------------------------
+
+
+def refusing(verb: str, line: str) -> str | None:
+    return "550 5.1.1 no" if "no@" in line else None
+
+
+async def test_a_transaction_that_may_be_open_is_ended(shape: tuple[str, ...]) -> None:
+    async with relaying(Relay(shape, answer=refusing)) as relay, lane_to(relay) as bench:
+        bench.lane.tidy()  # nothing to do
+        await bench.sent(bench.begin())
+        bench.lane.tidy()
+        assert "RSET" not in relay.verbs
+        await bench.error(bench.begin(b"hello", "no@y"))
+        bench.lane.tidy()
+        assert bench.lane.load == 1
+        bench.lane.tidy()
+        await until(lambda: bench.lane.session.idle)
+        bench.lane.tidy()
+        assert relay.verbs.count("RSET") == 1
+        assert relay.verbs[-1] == "RSET"
+        await bench.in_step(relay)
+        assert relay.verbs.count("RSET") == 1
+
+
+async def test_a_busy_connection_is_left_alone() -> None:
+    """The RSET goes with the next message."""
+    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, lane_to(relay) as bench:
+        refused, behind = bench.begin(b"hello", "no@y"), bench.begin()
+        bench.lane.tidy()
+        await bench.ended(refused, behind)
+        bench.lane.tidy()
+        assert relay.verbs == ["EHLO", "MAIL", "RCPT", "BDAT", "RSET", "MAIL", "RCPT", "BDAT"]
+
+
+async def test_a_connection_that_is_tidied_serves() -> None:
+    """However long that takes: nobody is told of its end, and who waits for it would wait in vain."""
+    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, lane_to(relay) as bench:
+        await bench.error(bench.begin(b"hello", "no@y"))
+        lane, now = bench.lane, asyncio.get_running_loop().time()
+        lane.tidy()
+        assert lane.load == 1
+        lane.busy_since = now - 100
+        assert lane.serves(now)
+        part = bench.begin()
+        assert lane.busy_since >= now
+        await bench.sent(part)
+
+
+async def test_a_server_out_of_step_is_left() -> None:
+    def answer(verb: str, line: str) -> str | None:
+        return "503 5.5.1 what?" if verb == "RSET" else refusing(verb, line)
+
+    async with relaying(Relay(answer=answer)) as relay, lane_to(relay) as bench:
+        await bench.error(bench.begin(b"hello", "no@y"))
+        assert bench.lane.room
+        bench.lane.tidy()
+        await bench.until(lambda: bench.lost)
+        assert not bench.lane.usable
+        assert relay.verbs[-1] == "RSET"
+
+
+async def test_a_connection_that_ends_over_it() -> None:
+    async with relaying(Relay(answer=refusing)) as relay, lane_to(relay) as bench:
+        await bench.error(bench.begin(b"hello", "no@y"))
+        bench.lane.tidy()
+        relay.drop()
+        await bench.until(lambda: bench.lost)
+        bench.lane.tidy()  # and nothing comes of it any more
+        assert not bench.lane.usable
+
+
+async def test_retiring_is_to_say_quit() -> None:
+    async with relaying(Relay()) as relay, lane_to(relay) as bench:
+        await bench.sent(bench.begin())
+        await bench.lane.retire()
+        assert relay.verbs[-1] == "QUIT"
+        await asyncio.wait_for(relay.quiet(), 5)
+        assert bench.lost == [bench.lane]
+        await bench.lane.retire()  # there is nothing left to do
+        assert relay.verbs.count("QUIT") == 1
+
+
+async def test_retiring_does_not_raise() -> None:
+    def answer(verb: str, line: str) -> str | None:
+        return "550 5.0.0 stay" if verb == "QUIT" else None
+
+    async with relaying(Relay(answer=answer)) as relay, lane_to(relay) as bench:
+        await bench.lane.retire()
+        assert not bench.lane.usable
+    async with relaying(Relay()) as relay, lane_to(relay) as bench:
+        relay.drop()
+        await bench.lane.retire()
+        assert not bench.lane.usable
+
+
+@pytest.mark.virtual_clock
+async def test_retiring_does_not_wait_for_ever() -> None:
+    hello = [send("220 hi"), expect("ehlo me.example"), send("250 hi")]
+    async with scripted([*hello, expect("quit"), silence]) as server, lane_to(server) as bench:
+        await bench.lane.retire()
+        assert asyncio.get_running_loop().time() == pytest.approx(10, abs=1.1)
+        assert bench.lost == [bench.lane]
+
+
+# ---- a message that nobody wants any more ------------------------------------------------------
+
+EITHER = {"small": b"hello\r\n", "large": LARGE}
+
+
+async def test_withdrawn_before_it_is_written(shape: tuple[str, ...]) -> None:
+    """It waits for the turn behind another; neither that one nor the connection is harmed."""
+    async with relaying(Relay(shape, hold=2)) as relay, lane_to(relay, window=1) as bench:
+        first, second, third = bench.begin(b"first\r\n"), bench.begin(b"second\r\n"), bench.begin(b"third\r\n")
+        bench.withdraw(second)
+        await bench.ended(second)
+        assert (second.outcome, second.error) == (None, None)
+        relay.release()
+        await bench.sent(first, third)
+        assert [letter.content for letter in relay.letters] == [b"first\r\n", b"third\r\n"]
+        await bench.in_step(relay)
+
+
+async def test_withdrawn_when_all_of_it_is_written() -> None:
+    """It is known then what became of it."""
+    async with relaying(Relay(SHAPES["both"], hold=2)) as relay, lane_to(relay) as bench:
+        part, other = bench.begin(b"gone\r\n"), bench.begin(b"other\r\n")
+        await asyncio.sleep(0)
+        bench.withdraw(part)
+        assert part not in bench.over
+        relay.release()
+        await bench.sent(part, other)
+        assert [letter.content for letter in relay.letters] == [b"gone\r\n", b"other\r\n"]
+        await bench.in_step(relay)
+
+
+@pytest.mark.parametrize("content", EITHER)
+@pytest.mark.parametrize("owed", [2, 3, 4, 5])
+async def test_withdrawn_at_every_reply(owed: int, content: str, shape: tuple[str, ...]) -> None:
+    """Whatever reply is awaited: the message is handed back, and the connection is in step or at its end."""
+    async with relaying(Relay(shape, hold=owed)) as relay, lane_to(relay) as bench:
+        part = bench.begin(EITHER[content])
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(relay.held.wait(), 0.05)
+        bench.withdraw(part)
+        relay.release()
+        await bench.ended(part)
+        await until(lambda: bench.lane.session.idle)
+        assert (part.outcome is not None) <= (len(relay.letters) == 1)
+        if bench.lane.usable:
+            await bench.in_step(relay)
+        else:
+            assert part.outcome is None
+
+
+@pytest.mark.parametrize("lines", [30_000, 10_000])
+async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str, ...]) -> None:
+    """As it is where it was begun in the same pass of the loop."""
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        part = bench.begin(email("hello, hello\n" * lines))
+        bench.withdraw(part)
+        await bench.ended(part)
+        assert part.outcome is None
+        assert bench.lane.load == 0
+        assert relay.verbs == ["EHLO"]
+        await bench.in_step(relay)
+
+
+@pytest.mark.parametrize("owed", [2, 3, 4, 5])
+async def test_what_is_known_of_a_large_one_that_is_withdrawn(owed: int, shape: tuple[str, ...]) -> None:
+    """The end of it may have been written: then it is in doubt."""
+    async with relaying(Relay(shape, hold=owed)) as relay, lane_to(relay) as bench:
+        part = bench.begin(LARGE)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(relay.held.wait(), 0.05)
+        bench.withdraw(part)
+        relay.release()
+        await bench.ended(part)
+        await until(lambda: bench.lane.session.idle)
+        state = getattr(part.error, "state", "sent" if part.outcome else "not_sent")
+        assert relay.letters == [] or state != "not_sent"
+
+
+async def test_withdrawn_while_its_content_is_awaited(shape: tuple[str, ...]) -> None:
+    """The content is closed, and the message does not arrive."""
+    closed = asyncio.Event()
+    waiting = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            yield b"x" * 1000
+            waiting.set()
+            await asyncio.sleep(1000)
+        finally:
+            closed.set()
+
+    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+        part = bench.begin(endless())
+        await asyncio.wait_for(waiting.wait(), 5)
+        bench.withdraw(part)
+        await bench.ended(part)
+        assert closed.is_set()
+        assert isinstance(part.error, asyncio.CancelledError)
+        assert bench.lane.load == (1 if bench.lane.session.load else 0)
+        assert relay.letters == []
+        if bench.lane.usable:
+            assert "CHUNKING" in shape
+            await bench.in_step(relay)
+
+
+async def test_withdrawn_twice(shape: tuple[str, ...]) -> None:
+    async with relaying(Relay(shape, hold=2)) as relay, lane_to(relay, window=1) as bench:
+        first, second, large = bench.begin(), bench.begin(b"second\r\n"), bench.begin(LARGE)
+        for _ in range(2):
+            bench.withdraw(first)
+            bench.withdraw(large)
+        bench.withdraw(second)
+        relay.release()
+        await bench.ended(first, second, large)
+        await until(lambda: not bench.lane.load)
+
+
+# ---- a server that does not take one message behind another ------------------------------------
+
+
+async def test_what_was_not_begun_is_handed_back() -> None:
+    relay = Relay(SHAPES["both"], quick_tempered=True)
+    async with relaying(relay), lane_to(relay) as bench:
+        first, *behind = [bench.begin() for _ in range(5)]  # the first leaves at once, the others in one write
+        await bench.sent(first)
+        await bench.ended(*behind)
+        refused = [part for part in behind if part.outcome is None]
+        assert len(refused) >= 3
+        for part in refused:
+            assert isinstance(part.error, NotBegun)
+            assert part.error.reply.code == 503
+        assert len(relay.letters) == 5 - len(refused)
+
+
+async def test_alone() -> None:
+    """Where the connection goes one by one from then on, it holds no more than is needed for that."""
+    relay = Relay(SHAPES["both"], quick_tempered=True)
+    async with relaying(relay), lane_to(relay) as bench:
+        assert bench.lane.room == 100
+        bench.lane.alone()
+        assert bench.lane.room == SHALLOW
+        assert not bench.lane.source.overlap
+        await bench.sent(*[bench.begin() for _ in range(4)])
+        assert "RSET" not in relay.verbs
+        bench.lane.measure(asyncio.get_running_loop().time(), 1)
+        assert SHALLOW <= bench.lane.room <= DEEP
+
+
+async def test_a_large_message_is_begun_again_at_once() -> None:
+    """And what was learnt is for the relay, not for this connection alone."""
+
+    def answer(verb: str, line: str) -> str | None:
+        return "503 5.5.1 not now" if verb == "RSET" and relay.verbs.count("RSET") == 1 else None
+
+    relay = Relay(SHAPES["both"], answer=answer)
+    async with relaying(relay), lane_to(relay) as bench:
+        first, large = bench.begin(), bench.begin(LARGE)
+        await bench.sent(first, large)
+        assert [letter.content for letter in relay.letters] == [b"hello\r\n", LARGE]
+        assert relay.verbs.count("RSET") == 2
+        assert not bench.lane.source.overlap
+        assert bench.lane.room == SHALLOW
+
+
+async def test_silence_from_the_server() -> None:
+    hello = [send("220 hi"), expect("ehlo me.example"), send("250 hi")]
+    async with scripted([*hello, expect("mail from:<a@x.example>"), silence]) as server, lane_to(server) as bench:
+        part = bench.begin()
+        await asyncio.sleep(0.01)
+        assert part not in bench.over
+        bench.lane.close()
+        error = await bench.error(part)
+        assert error.state == "not_sent"

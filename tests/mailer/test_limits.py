@@ -1,0 +1,484 @@
+"""What a server's 4yz says of the server: what it is taken for, and what becomes of the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import asmtp
+from asmtp import Delivery, Retry, errors
+from asmtp.mailer.limits import Found, Limit, Meter, limit_of
+from asmtp.protocol.reply import Reply
+from tests.mailing import agree, item, items, mailer, till
+from tests.servers.relay import SHAPES, Conversation, Relay, relaying
+
+C, M, S, P = Limit.CONNECTIONS, Limit.MESSAGES, Limit.SENDER, Limit.PACE
+
+CROWDED = "4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information."
+THROTTLED = "454 Throttling failure: Maximum sending rate exceeded."
+ENOUGH = "452 4.5.3 Session: Too many messages sent"
+
+# ---- what a reply says: at MAIL of a new connection, of one that took messages, and anywhere else ------------
+
+SAID = [
+    (f"432 {CROWDED}", C, C, C),
+    ("432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded", C, C, C),
+    ("421 4.7.0 mx.example Error: too many connections from 192.0.2.1", C, C, C),
+    ("451 too many sessions", C, C, C),
+    ("550 5.7.1 too many connections", None, None, None),
+    (THROTTLED, P, P, P),
+    ("454 try again", P, P, P),
+    ("454 4.7.0 Temporary failure", P, P, P),
+    ("454 4.7.1 Relay access denied", None, S, None),
+    ("421 4.4.2 Message submission rate for this client has exceeded the configured limit", P, P, P),
+    ("421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume", P, P, P),
+    ("421 4.4.2 mx.example Error: timeout exceeded", None, None, None),
+    (ENOUGH, None, M, None),
+    ("451 too many messages in this session", None, M, None),
+    ("450 Max 100 messages per connection", None, M, None),
+    ("421 too many messages in this connection", None, None, None),
+    ("452 4.5.3 Error: too many recipients", None, M, None),
+    ("451 4.3.0 later", None, S, None),
+    ("450 4.7.1 Greylisted", None, S, None),
+    ("550 5.1.0 no", None, None, None),
+]
+
+
+@pytest.mark.parametrize(("line", "new", "used", "elsewhere"), SAID)
+def test_what_a_reply_says(line: str, new: Limit | None, used: Limit | None, elsewhere: Limit | None) -> None:
+    code, text = int(line[:3]), line[4:].encode()
+    sender = errors.SMTPSenderRefused(code, text, "a@x.example")
+    if line == ENOUGH:
+        new = P  # "too many messages" is a rate, too, where none was taken
+        elsewhere = P
+    assert limit_of(sender, 0) is new
+    assert limit_of(sender, 100) is used
+    for taken in (0, 100):
+        assert limit_of(errors.SMTPDataError(code, text), taken) is elsewhere
+        recipients = {"b@y.example": Reply(250, b"ok"), "c@y.example": Reply(code, text)}
+        assert limit_of(errors.SMTPRecipientsRefused(recipients), taken) is elsewhere
+
+
+def test_what_one_of_several_says() -> None:
+    replies = {"b@y.example": Reply(454, b"4.7.0 slow down"), "c@y.example": Reply(432, CROWDED.encode())}
+    assert limit_of(errors.SMTPRecipientsRefused(replies), 0) is C
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "taken", "expected"),
+    [
+        ("server closed the connection: 421 too many connections", "not_sent", 0, C),
+        ("server closed the connection: 421 too many connections", "not_sent", 1, None),
+        ("server closed the connection: 421 too many connections", "in_doubt", 0, None),
+        ("Connection unexpectedly closed", "not_sent", 0, None),
+    ],
+)
+def test_what_stood_behind_another(text: str, state: Any, taken: int, expected: Limit | None) -> None:
+    error = errors.SMTPServerDisconnected(text)
+    error.state = state
+    assert limit_of(error, taken) is expected
+
+
+def test_what_is_no_reply() -> None:
+    assert limit_of(ValueError("too many connections"), 0) is None
+    assert limit_of(asyncio.CancelledError(), 1) is None
+
+
+# ---- how much was taken ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("taken", "now", "rate"),
+    [
+        ([], 10, 0),
+        ([(10, 14)], 10, 14),
+        ([(10, 7), (10.5, 7)], 10.9, 14),
+        ([(10, 14)], 11.5, 14),
+        ([(10, 14)], 12, 0),
+        ([(10, 14), (11, 3)], 11, 14),
+        ([(10, 3), (11, 14)], 11.5, 14),
+        ([(10, 14), (11, 3)], 12.5, 3),
+        ([(10, 14), (13, 3)], 13, 3),
+    ],
+)
+def test_the_meter(taken: list[tuple[float, int]], now: float, rate: int) -> None:
+    meter = Meter()
+    for when, count in taken:
+        meter.took(when, count)
+        assert meter.last == when
+    assert meter.rate(now) == rate
+
+
+# ---- a rate that nobody gave -------------------------------------------------------------------
+
+
+def test_first_nothing_then_one_then_the_others() -> None:
+    pace = Found.of(20, 100)
+    assert pace.rate == 18
+    assert pace.wait(100) == 1
+    assert pace.wait(101) == 0
+    tried = pace.sent(101, 5)
+    assert tried.wait(101) == 1
+    assert tried.throttled(101.1, 0) == tried  # it is known
+    going = tried.took(101.5)
+    assert going.wait(101.5) == 0
+    assert going.took(101.5) == going
+    count = 0
+    while not going.wait(102.5):
+        going = going.sent(102.5, 1)
+        count += 1
+    assert count == pytest.approx(0.1 * 18, abs=1)  # what was not used is no credit
+
+
+def test_what_is_found_is_at_least_one_a_second() -> None:
+    assert Found.of(1, 100).rate == 1
+
+
+def test_where_nothing_was_taken_nothing_is_known() -> None:
+    pace = Found.of(0, 100).sent(101, 1).took(101.5)
+    for _ in range(1000):
+        pace = pace.sent(101.5, 1)
+    assert pace.wait(101.5) == 0
+
+
+def test_it_doubles_and_ends() -> None:
+    pace = Found.of(20, 100).took(101)
+    for later, factor in ((0, 1), (30, 2), (60, 4), (6000, 2**20)):
+        now = 100 + later
+        assert pace.sent(now, 1).at == pytest.approx(max(pace.at, now - 0.1) + 1 / (18 * factor))
+    assert not pace.over(699)
+    assert pace.over(700)
+
+
+def test_told_again() -> None:
+    """By what was taken meanwhile, or, where nothing was, as before."""
+    pace = Found.of(20, 100).sent(101, 1).took(101)
+    assert pace.throttled(105, 10) == Found.of(10, 105)
+    assert pace.throttled(105, 0) == Found(18, 105, 106)
+
+
+def test_blocked() -> None:
+    pace = Found.of(20, 100)
+    assert not pace.blocked(99)  # nobody has tried
+    assert pace.sent(101, 1).blocked(99)
+    assert not pace.sent(101, 1).blocked(100.5)
+    assert not pace.sent(101, 1).took(101).blocked(99)
+
+
+# ---- servers -----------------------------------------------------------------------------------
+
+pytestmark = pytest.mark.virtual_clock
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Crowded(Relay):
+    """Takes so many connections, and says at `where` to the others that they are too many."""
+
+    most = 3
+    where = "MAIL"
+    code = 450
+
+    def accept(self) -> Conversation:
+        conversation = _Guest(self)
+        alive = [each for each in self.connections if not each.closed.is_set() and not getattr(each, "bad", False)]
+        conversation.bad = len(alive) >= self.most
+        self.connections.append(conversation)
+        return conversation
+
+
+class _Guest(Conversation):
+    relay: Crowded
+    bad = False
+
+    def _answer(self, verb: str, line: str) -> str | None:
+        relay = self.relay
+        return f"{relay.code} {CROWDED}" if self.bad and verb == relay.where else None
+
+    def _command(self, line: str) -> None:
+        self.relay.answer = self._answer
+        super()._command(line)
+
+    def _end(self, content: bytes) -> None:
+        self.relay.answer = self._answer
+        super()._end(content)
+
+
+async def all_of(posting: asmtp.AsyncMailer, count: int) -> list[Delivery]:
+    return [delivery async for delivery in posting.send_all(items(count))]
+
+
+@pytest.mark.parametrize("code", [421, 432, 451])
+@pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize(("connections", "most"), [(4, 3), (6, 1)])
+async def test_too_many_connections(where: str, code: int, connections: int, most: int) -> None:
+    """Wherever it is said: nothing is lost, no try is counted, and there is no storm of connects."""
+    relay = Crowded(SHAPES["pipelining"], latency=0.02)
+    relay.where, relay.code, relay.most = where, code, most
+    async with relaying(relay), mailer(relay, connections=connections) as posting:
+        told = await all_of(posting, 120)
+        assert agree(relay, told, 120) == {"sent": 120}
+        assert {delivery.receipt.attempts for delivery in told if delivery.receipt} == {1}
+        assert len(relay.connections) <= connections
+        assert posting.stats.open <= most
+
+
+async def test_two_relays_of_which_the_first_has_too_many_connections() -> None:
+    """Where none of its connections serves, the second relay is tried; where some do, they do the work."""
+    full, free = Crowded(), Relay()
+    full.most = 0
+    async with relaying(full), relaying(free), mailer(full, free) as posting:
+        assert agree([full, free], await all_of(posting, 50), 50) == {"sent": 50}
+        assert len(full.connections) <= 2
+        assert len(free.letters) == 50
+
+
+async def test_one_message_to_a_relay_that_has_room_later() -> None:
+    """A web app's: not more than two connections a second, and taken as soon as it can be."""
+    relay = Crowded()
+    relay.most = 0
+    async with relaying(relay), mailer(relay) as posting:
+        asyncio.get_running_loop().call_later(20, setattr, relay, "most", 1)
+        receipt = await posting.send(b"hi", "a@x.example", "b@y.example")
+        assert receipt.attempts == 1
+        assert 20 <= now() < 22
+        assert len(relay.connections) <= 42
+
+
+@pytest.mark.parametrize("reply", [f"421 {CROWDED}", f"432 {CROWDED}", THROTTLED, "421 4.7.0 slow down"])
+@pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
+async def test_what_is_put_back_ends_in_its_time(where: str, reply: str) -> None:
+    """By `Retry.within` from its first try, with the last reply as its error, and those behind it with it."""
+    relay = Relay(SHAPES["pipelining"], answer=lambda verb, line: reply if verb == where else None)
+    async with relaying(relay), mailer(relay, retry=Retry(within=30)) as posting:
+        told = await all_of(posting, 300)
+        assert agree(relay, told, 300)["sent"] == 0
+        assert 30 <= now() < 35
+        for delivery in told:
+            assert isinstance(delivery.error, asmtp.SMTPException)
+            assert reply[4:10] in str(delivery.error)
+            assert delivery.state == "refused" or delivery.state == "not_sent"
+        assert sum(delivery.state == "refused" for delivery in told)
+        assert len(relay.connections) <= 70
+        assert relay.verbs.count("MAIL") <= 70 * 16
+
+
+@pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize("reply", [f"421 {CROWDED}", f"432 {CROWDED}", THROTTLED])
+async def test_a_limit_that_lifts_within_the_minute(where: str, reply: str) -> None:
+    """With the default settings nothing is lost."""
+    relay = Relay(SHAPES["pipelining"], answer=lambda verb, line: reply if verb == where and now() < 55 else None)
+    async with relaying(relay), mailer(relay) as posting:
+        assert agree(relay, await all_of(posting, 1000), 1000) == {"sent": 1000}
+        assert now() < 60
+
+
+@pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize("reply", [f"421 {CROWDED}", f"432 {CROWDED}", THROTTLED])
+async def test_without_a_retry_nothing_is_put_back(where: str, reply: str) -> None:
+    relay = Relay(SHAPES["pipelining"], answer=lambda verb, line: reply if verb == where else None)
+    async with relaying(relay), mailer(relay, retry=None) as posting:
+        with pytest.raises((errors.SMTPResponseException, errors.SMTPRecipientsRefused)) as caught:
+            await posting.send(b"hi", "a@x.example", "b@y.example")
+        assert caught.value.state == "refused"
+        assert caught.value.transient  # type: ignore[union-attr]
+        assert now() < 1
+        assert relay.verbs.count("MAIL") == 1
+
+
+async def test_without_an_end_tries_are_counted() -> None:
+    """`within=None`: it would go on for ever."""
+    relay = Relay(answer=lambda verb, line: THROTTLED if verb == "." else None)
+    async with relaying(relay), mailer(relay, retry=Retry(within=None)) as posting:
+        with pytest.raises(asmtp.SMTPDataError):
+            await posting.send(b"hi", "a@x.example", "b@y.example")
+        assert relay.verbs.count("MAIL") == 3
+
+
+# ---- so many messages on a connection ------------------------------------------------------------
+
+
+class Spent(Relay):
+    """Says to MAIL that a connection has taken as many as it takes, and leaves it open (OpenSMTPD: max-mails)."""
+
+    most = 100
+    enough = ENOUGH
+
+    def accept(self) -> Conversation:
+        conversation = _Spent(self)
+        self.connections.append(conversation)
+        return conversation
+
+
+class _Spent(Conversation):
+    relay: Spent
+    taken = 0
+
+    def _command(self, line: str) -> None:
+        if self.taken >= self.relay.most and line.upper().startswith("MAIL"):
+            self.relay.commands.append(line)
+            self._reply(self.relay.enough)
+        else:
+            super()._command(line)
+
+    def _end(self, content: bytes) -> None:
+        super()._end(content)
+        self.taken += 1
+
+
+@pytest.mark.parametrize("enough", [ENOUGH, "452 try again later", "451 4.3.0 not now"])
+@pytest.mark.parametrize("offers", ["none", "pipelining", "both"])
+@pytest.mark.parametrize("connections", [1, 4])
+async def test_a_connection_that_is_spent_is_replaced(enough: str, offers: str, connections: int) -> None:
+    """Nothing is refused, each connection is left by QUIT, and the limit is learnt."""
+    relay = Spent(SHAPES[offers], latency=0.001)
+    relay.enough = enough
+    async with relaying(relay), mailer(relay, connections=connections) as posting:
+        told = await all_of(posting, 1000)
+        assert agree(relay, told, 1000) == {"sent": 1000}
+        assert len(relay.connections) <= 10 + 2 * connections
+        if enough == ENOUGH:
+            assert {delivery.receipt.attempts for delivery in told if delivery.receipt} == {1}
+            assert relay.verbs.count("MAIL") <= 1000 + connections * 100
+    assert relay.verbs.count("QUIT") == len(relay.connections)
+
+
+async def test_one_after_the_other_over_a_connection_that_is_spent() -> None:
+    relay = Spent()
+    relay.most = 3
+    async with relaying(relay), mailer(relay) as posting:
+        for number in range(20):
+            receipt = await posting.send(*reversed_item(number))
+            assert receipt.attempts == 1
+        assert now() < 1
+        assert relay.verbs.count("MAIL") == 21  # it was learnt the first time
+
+
+@pytest.mark.parametrize("offers", ["none", "pipelining", "both"])
+async def test_a_connection_is_spent_by_a_large_message(offers: str) -> None:
+    """A RSET may be under way when that is known: the connection is left all the same."""
+    relay = Spent(SHAPES[offers])
+    relay.most, relay.enough = 2, "451 4.3.0 not now"
+    content = b"Subject: large\r\n\r\n" + b"x" * 70 + b"\r\n" * 40_000
+    async with relaying(relay), mailer(relay, connections=1) as posting:
+        several = [item(number, content if number == 1 else None) for number in range(3)]
+        told = [delivery async for delivery in posting.send_all(several)]
+        assert [delivery.state for delivery in told] == ["sent"] * 3
+        assert sorted(letter.sender for letter in relay.letters) == [f"a{number}@x.example" for number in range(3)]
+        assert now() < 10
+    assert relay.verbs.count("QUIT") == len(relay.connections)
+
+
+def reversed_item(number: int) -> tuple[bytes, str, str]:
+    sender, recipient, content = item(number)
+    return content, sender, recipient
+
+
+async def test_a_sender_that_is_refused_for_now() -> None:
+    """It is tried once more for nothing, over another connection, and then as ever; the others do not suffer."""
+    relay = Relay(answer=lambda verb, line: "450 4.1.8 who?" if verb == "MAIL" and "<bad@" in line else None)
+    async with relaying(relay), mailer(relay, retry=Retry(jitter=0)) as posting:
+        await posting.send(b"hi", "a@x.example", "b@y.example")
+        with pytest.raises(asmtp.SMTPSenderRefused):
+            await posting.send(b"hi", "bad@x.example", "b@y.example")
+        assert relay.verbs.count("MAIL") == 1 + 4
+        for _ in range(20):
+            await posting.send(b"hi", "a@x.example", "b@y.example")
+        assert len(relay.connections) <= 4
+
+
+# ---- throttled ---------------------------------------------------------------------------------
+
+
+def bucket(rate: float, burst: float, where: str, reply: str = THROTTLED) -> Callable[[str, str], str | None]:
+    """Answers of a server that takes so many a second, and so many at once."""
+    at = -1e9
+
+    def answer(verb: str, line: str) -> str | None:
+        nonlocal at
+        if verb != where:
+            return None
+        if (due := max(at, now() - burst / rate) + 1 / rate) > now() + 1e-9:
+            return reply
+        at = due
+        return None
+
+    return answer
+
+
+@pytest.mark.parametrize("reply", [THROTTLED, "421 4.4.2 Message submission rate exceeded", "450 4.7.0 slow down"])
+@pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize("rate", [3, 14])
+async def test_throttled_without_a_rate(where: str, reply: str, rate: int) -> None:
+    """Nothing is lost, and it goes at about the server's rate, not far more often asked."""
+    relay = Relay(SHAPES["pipelining"], answer=bucket(rate, rate, where, reply), latency=0.005)
+    async with relaying(relay), mailer(relay) as posting:
+        count = rate * 20
+        assert agree(relay, await all_of(posting, count), count) == {"sent": count}
+        assert now() < 40
+        assert relay.verbs.count("MAIL") < 2 * count + 400
+
+
+async def test_throttled_for_one_of_two_recipients() -> None:
+    times = 3
+
+    def answer(verb: str, line: str) -> str | None:
+        nonlocal times
+        if verb != "RCPT" or "<c@" not in line or not times:
+            return None
+        times -= 1
+        return THROTTLED
+
+    async with relaying(Relay(answer=answer)) as relay, mailer(relay) as posting:
+        receipt = await posting.send(b"hi", "a@x.example", ["b@y.example", "c@y.example"])
+        assert receipt.complete
+        assert [letter.recipients for letter in relay.letters] == [["b@y.example"], ["c@y.example"]]
+
+
+async def test_throttled_by_the_first_of_two_relays() -> None:
+    """One that takes nothing any more is left for the other."""
+    first = Relay(answer=lambda verb, line: THROTTLED if verb == "." else None)
+    async with relaying(first), relaying(Relay()) as second, mailer(first, second) as posting:
+        receipt = await posting.send(b"hi", "a@x.example", "b@y.example")
+        assert receipt.relay.endswith(str(second.port))
+        assert now() < 3
+
+
+async def test_lmtp_that_is_sent_too_much() -> None:
+    relay = Relay(answer=bucket(10, 10, "."), lmtp=True)
+    async with relaying(relay), mailer(relay) as posting:
+        assert agree(relay, await all_of(posting, 100), 100) == {"sent": 100}
+
+
+async def test_lmtp_that_has_too_many_connections() -> None:
+    relay = Crowded(lmtp=True)
+    async with relaying(relay), mailer(relay) as posting:
+        assert agree(relay, await all_of(posting, 100), 100) == {"sent": 100}
+
+
+async def test_closed_while_it_is_held_up() -> None:
+    """What waits is told at once."""
+    relay = Relay(answer=lambda verb, line: THROTTLED if verb == "." else None)
+    async with relaying(relay), mailer(relay) as posting:
+        sending = asyncio.create_task(posting.send(b"hi", "a@x.example", "b@y.example"))
+        await till(lambda: relay.verbs.count("MAIL") > 2)
+        posting.abort()
+        with pytest.raises(asmtp.SMTPException) as caught:
+            await sending
+        assert caught.value.state in ("refused", "not_sent")
+        assert now() < 10
+
+
+async def test_it_is_forgotten() -> None:
+    relay = Relay(answer=lambda verb, line: THROTTLED if verb == "." and now() < 2 else None)
+    async with relaying(relay), mailer(relay) as posting:
+        await posting.send(b"hi", "a@x.example", "b@y.example")
+        await asyncio.sleep(700)
+        begun = now()
+        await asyncio.gather(*(posting.send(b"hi", "a@x.example", "b@y.example") for _ in range(500)))
+        assert now() - begun < 0.5
