@@ -23,7 +23,7 @@ from asmtp.protocol import transaction
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.session import Session
 from asmtp.transport.connection import Connection
-from tests.servers.clock import VirtualClockLoop
+from tests.fakes.clock import VirtualClockLoop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

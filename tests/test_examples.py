@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from asmtp.cli.demo.server import Inbox, serving
-from tests.servers.relay import Relay, relaying
+from tests.fakes.relay import Relay, relaying
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -17,8 +17,8 @@ import asmtp
 from asmtp.client.events import Event
 from asmtp.otel import Telemetry
 from tests.conftest import Certificates
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Relay, relaying
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Relay, relaying
 
 SENDER, WHO = "a@b.example", "c@d.example"
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import asmtp
-from tests.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Relay
-from tests.servers.script import expect, nothing_more, scripted, send
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Relay
+from tests.fakes.script import expect, nothing_more, scripted, send
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
 
 WELCOME = b"2.7.0 Authentication successful"
 

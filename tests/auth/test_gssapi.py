@@ -15,7 +15,7 @@ from asmtp import AsyncSMTP
 from asmtp.auth import gssapi as gssapi
 from asmtp.errors import SMTPAuthenticationError
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
-from tests.servers.script import expect, nothing_more, scripted, send
+from tests.fakes.script import expect, nothing_more, scripted, send
 
 ME = Credentials("me", "s3cret-Pa55", host="mx.example")
 

@@ -15,10 +15,10 @@ import asmtp
 from asmtp.auth import selection as login
 from asmtp.protocol.sasl import UNPROVEN
 from tests.conftest import Certificates
-from tests.facade import connected
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, embedded
-from tests.servers.scram import LIES, SCRAM, Scram
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, embedded
+from tests.fakes.scram import LIES, SCRAM, Scram
+from tests.sync.facade import connected
 
 PLUS = tuple(name for name in SCRAM if name.endswith("-PLUS"))
 BARE = tuple(name for name in SCRAM if not name.endswith("-PLUS"))

@@ -21,9 +21,9 @@ from asmtp import AsyncSMTP
 from asmtp.transport.connection import Connection
 from asmtp.transport.tls import unverified_context
 from tests.conftest import Certificates
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.script import Step, expect, fin, nothing_more, scripted, send
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.script import Step, expect, fin, nothing_more, scripted, send
 
 SECRET = base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
 

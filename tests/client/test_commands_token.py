@@ -19,8 +19,8 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP
 from tests.conftest import Certificates
-from tests.servers.embedded import Embedded, embedded
-from tests.servers.script import Peer, Step, expect, fin, nothing_more, scripted, send, silence, until
+from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.script import Peer, Step, expect, fin, nothing_more, scripted, send, silence, until
 
 USER = "me@b.example"
 ERROR = base64.b64encode(b'{"status":"401","schemes":"bearer","scope":"https://mail.b.example/"}').decode()

@@ -17,7 +17,7 @@ import pytest
 
 from asmtp import AsyncSMTP
 from asmtp.client.content import PIECE
-from tests.servers.script import listening
+from tests.fakes.script import listening
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -14,11 +14,11 @@ from asmtp.client.events import Watch, _commands, _message_id
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.state import Event as Command
 from tests.conftest import Certificates
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Relay, relaying
-from tests.servers.scram import Scram
-from tests.servers.script import expect, nothing_more, scripted, send, until
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Relay, relaying
+from tests.fakes.scram import Scram
+from tests.fakes.script import expect, nothing_more, scripted, send, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

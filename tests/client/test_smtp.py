@@ -13,8 +13,8 @@ from asmtp import AsyncLMTP, AsyncMailer, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.client import commands as commands
 from asmtp.protocol.extensions import Extensions
 from asmtp.transport import connection as transport_module
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import drip, expect, fin, nothing_more, rst, scripted, send, silence, until
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import drip, expect, fin, nothing_more, rst, scripted, send, silence, until
 
 HELLO = [send("220 hi"), expect("ehlo me.example")]
 

@@ -16,9 +16,9 @@ import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP
 from asmtp.transport import connection as transport_module
 from tests.conftest import Certificates
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import expect, read_all, scripted, send, silence, until
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import expect, read_all, scripted, send, silence, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pytest
 
 import asmtp
-from tests.servers.careless import BLOCKED, Careless, Front, careless, fronted
+from tests.fakes.careless import BLOCKED, Careless, Front, careless, fronted
 
 LETTER = b"Subject: hi\r\n\r\nNOOP this\r\n"
 INJECTED = (

@@ -9,8 +9,8 @@ import pytest
 
 import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP
-from tests.servers import clock
-from tests.servers.faults import (
+from tests.fakes import clock
+from tests.fakes.faults import (
     TIMELESS,
     Door,
     Fault,
@@ -23,8 +23,8 @@ from tests.servers.faults import (
     proxying,
     record_writes,
 )  # fmt: skip
-from tests.servers.ledger import Message, Said, complaints, picky
-from tests.servers.relay import SHAPES, Relay
+from tests.fakes.ledger import Message, Said, complaints, picky
+from tests.fakes.relay import SHAPES, Relay
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("bdat_at_once")]
 

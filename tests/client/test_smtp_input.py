@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asmtp import AsyncSMTP
-from tests.servers.relay import Relay, relaying
+from tests.fakes.relay import Relay, relaying
 
 BAD = ["\r\nquit", "\n", "\r", "\0", "\x7f", "\t", "\x1b", "\x85"]
 

@@ -1,6 +1,6 @@
 """Servers that lie, to the async client, to the facade and to the mailer: what each has to make of it.
 
-The lies and the contracts are in tests/servers/lies*.py.  Whatever the lie, and whoever it is told to:
+The lies and the contracts are in tests/fakes/lies*.py.  Whatever the lie, and whoever it is told to:
 
 * the call comes to an end, by itself or in the time allowed for its phase;
 * what is said of the message is so: it is not "not_sent" where the server has all of it;
@@ -28,13 +28,13 @@ import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP, SMTPServerDisconnected, Timeouts
 from asmtp.protocol.reply import MAX_REPLY
 from tests.conftest import Certificates
-from tests.mailing import mailer
-from tests.servers.background import calling, in_background
-from tests.servers.liar import NOBODY, PASSWORD, USER, Liar
-from tests.servers.lies import Lie
-from tests.servers.lies_opening import AUTH, OPENING
-from tests.servers.lies_sending import SENDING
-from tests.servers.script import running
+from tests.fakes.background import calling, in_background
+from tests.fakes.liar import NOBODY, PASSWORD, USER, Liar
+from tests.fakes.lies import Lie
+from tests.fakes.lies_opening import AUTH, OPENING
+from tests.fakes.lies_sending import SENDING
+from tests.fakes.script import running
+from tests.mailer.mailing import mailer
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

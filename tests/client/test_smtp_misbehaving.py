@@ -15,8 +15,8 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP
 from asmtp.protocol.reply import MAX_LINE, MAX_REPLY
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import Step, drip, expect, fin, flood, nothing_more, read_all, rst, scripted, send
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import Step, drip, expect, fin, flood, nothing_more, read_all, rst, scripted, send
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -10,8 +10,8 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import expect, nothing_more, scripted, send, until
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import expect, nothing_more, scripted, send, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -9,9 +9,9 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
-from tests.facade import relay_at
-from tests.mailing import answering, items, mailer
-from tests.servers.relay import SHAPES, Relay, relaying
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.mailer.mailing import answering, items, mailer
+from tests.sync.facade import relay_at
 
 SENDER, WHO = "a@x.example", "b@y.example"
 LETTER = b"Subject: hi\r\n\r\nhello\r\n"

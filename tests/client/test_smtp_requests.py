@@ -13,10 +13,10 @@ import asmtp
 from asmtp import DeliverBy, Recipient
 from asmtp.transport.tls import unverified_context
 from tests.conftest import Certificates
-from tests.facade import nothing_left
-from tests.servers.background import in_background
-from tests.servers.embedded import Embedded, embedded
-from tests.servers.script import Step, expect, nothing_more, scripted, send, start_tls
+from tests.fakes.background import in_background
+from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.script import Step, expect, nothing_more, scripted, send, start_tls
+from tests.sync.facade import nothing_left
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

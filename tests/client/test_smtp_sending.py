@@ -15,7 +15,7 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP
 from asmtp.client.content import WHOLE
-from tests.servers.relay import SHAPES, Relay, relaying
+from tests.fakes.relay import SHAPES, Relay, relaying
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -11,9 +11,9 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP, SMTPServerDisconnected
 from tests.conftest import Certificates
-from tests.servers.embedded import Embedded, embedded
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import expect, fin, scripted, send, silence, until
+from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import expect, fin, scripted, send, silence, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

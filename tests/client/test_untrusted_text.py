@@ -10,8 +10,8 @@ import pytest
 import asmtp
 from asmtp.cli.bulk.account import outcomes_of
 from asmtp.cli.bulk.tally import Tally, shown
-from tests.mailing import item
-from tests.servers.script import Step, expect, fin, scripted, send
+from tests.fakes.script import Step, expect, fin, scripted, send
+from tests.mailer.mailing import item
 
 NASTY = "\x1b[2J\x07 a\rb\x7f\u2028\u202e\x9b ok".encode() + b"\xff"
 LONG = b"x" * 8000  # a line that is read

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import asmtp
 from asmtp import AsyncMailer, Delivery, Retry
+from tests.fakes.clock import VirtualClockLoop
+from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.fuzz.data import FuzzedData
-from tests.servers.clock import VirtualClockLoop
-from tests.servers.relay import SHAPES, Conversation, Relay, relaying
 
 __all__ = ["mailing"]
 

@@ -11,9 +11,9 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Envelope, Retry
-from tests.mailing import Gate, agree, answering, email, item, items, mailer, name, till
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import until
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import until
+from tests.mailer.mailing import Gate, agree, answering, email, item, items, mailer, name, till
 
 SENDER, WHO = "a@x.example", "b@y.example"
 

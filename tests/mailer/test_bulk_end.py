@@ -15,8 +15,8 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer, Delivery, Retry, SMTPStateError
 from tests.conftest import LOOPS
-from tests.mailing import agree, answering, item, items, mailer, name, till
-from tests.servers.relay import SHAPES, Relay, relaying
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.mailer.mailing import agree, answering, item, items, mailer, name, till
 
 SENDER, WHO = "a@x.example", "b@y.example"
 

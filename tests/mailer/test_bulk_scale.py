@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from asmtp import AsyncMailer
-from tests.mailing import agree, item, items, mailer, till
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.sink import Sink, sinking
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.sink import Sink, sinking
+from tests.mailer.mailing import agree, item, items, mailer, till
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("bdat_at_once")]
 

@@ -11,8 +11,8 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Retry
-from tests.mailing import Impatient, Tired, agree, answering, comings_and_goings, item, items, mailer, till
-from tests.servers.relay import SHAPES, Relay, relaying
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.mailer.mailing import Impatient, Tired, agree, answering, comings_and_goings, item, items, mailer, till
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("bdat_at_once")]
 

@@ -20,8 +20,8 @@ from asmtp.mailer.relay_state import Source
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import NotBegun
-from tests.servers.relay import COMMON, SHAPES, Relay, relaying
-from tests.servers.script import expect, fin, scripted, send, silence, until
+from tests.fakes.relay import COMMON, SHAPES, Relay, relaying
+from tests.fakes.script import expect, fin, scripted, send, silence, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -12,8 +12,8 @@ import asmtp
 from asmtp import Delivery, Retry, errors
 from asmtp.mailer.limits import Found, Limit, Meter, limit_of
 from asmtp.protocol.reply import Reply
-from tests.mailing import agree, item, items, mailer, till
-from tests.servers.relay import SHAPES, Conversation, Relay, relaying
+from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
+from tests.mailer.mailing import agree, item, items, mailer, till
 
 C, M, S, P = Limit.CONNECTIONS, Limit.MESSAGES, Limit.SENDER, Limit.PACE
 

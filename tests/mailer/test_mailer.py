@@ -15,8 +15,8 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Envelope, Receipt
-from tests.mailing import answering, email, mailer, people
-from tests.servers.relay import SHAPES, Relay, relaying
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.mailer.mailing import answering, email, mailer, people
 
 SENDER, WHO = "a@x.example", "b@y.example"
 ALL = ["b@y.example", "c@y.example", "d@y.example"]

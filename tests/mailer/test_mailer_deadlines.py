@@ -20,10 +20,10 @@ from asmtp import AsyncMailer, Mailer, Timeouts
 from asmtp.client.events import Watch
 from asmtp.mailer.bulk import Run
 from asmtp.mailer.delivery import Shipment
-from tests.mailing import agree, item, items, mailer
-from tests.servers.background import in_background
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import listening
+from tests.fakes.background import in_background
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import listening
+from tests.mailer.mailing import agree, item, items, mailer
 
 LETTER = (b"hello", "a@x.example", "b@y.example")
 

@@ -1,7 +1,7 @@
 """A mailer whose connections are cut at every point of the dialogue: nothing is lost, nothing is sent twice.
 
 Every message has its name in its sender, its recipients and its content, so that what the relay took can be held
-against what was said of it: see :mod:`tests.servers.ledger`.
+against what was said of it: see :mod:`tests.fakes.ledger`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer, Delivery, Receipt, Retry
 from asmtp.mailer import relay_state as source
-from tests.servers import clock
-from tests.servers.faults import (
+from tests.fakes import clock
+from tests.fakes.faults import (
     FIRST,
     PATIENCE,
     TIMELESS,
@@ -37,8 +37,8 @@ from tests.servers.faults import (
     record_writes,
     virtual,
 )  # fmt: skip
-from tests.servers.ledger import Message, Said, complaints, picky
-from tests.servers.relay import SHAPES, Relay
+from tests.fakes.ledger import Message, Said, complaints, picky
+from tests.fakes.relay import SHAPES, Relay
 
 pytestmark = pytest.mark.long
 

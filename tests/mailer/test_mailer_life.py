@@ -17,12 +17,12 @@ import asmtp
 from asmtp import AsyncMailer, Rate, Retry, Timeouts
 from asmtp.mailer.mailer import Statistics
 from tests.conftest import LOOPS, Certificates
-from tests.facade import relay_at
-from tests.mailing import Tired, answering, comings_and_goings, email, item, items, mailer, till
-from tests.servers.embedded import Embedded, embedded
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import until
-from tests.threads import Stop
+from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import until
+from tests.mailer.mailing import Tired, answering, comings_and_goings, email, item, items, mailer, till
+from tests.sync.facade import relay_at
+from tests.sync.threads import Stop
 
 SENDER, WHO = "a@x.example", "b@y.example"
 

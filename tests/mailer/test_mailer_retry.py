@@ -11,9 +11,9 @@ import pytest
 
 import asmtp
 from asmtp import Envelope, Retry
-from tests.mailing import answering, comings_and_goings, email, mailer, people, till
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import expect, fin, nothing_more, read_all, rst, scripted, send, silence
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import expect, fin, nothing_more, read_all, rst, scripted, send, silence
+from tests.mailer.mailing import answering, comings_and_goings, email, mailer, people, till
 
 SENDER = "a@x.example"
 ALL = ["b@y.example", "c@y.example", "d@y.example"]

@@ -13,9 +13,9 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer
 from asmtp.mailer.delivery import Delivery
-from tests.mailing import agree, answering, email, item, items, mailer
-from tests.servers.relay import SHAPES, Conversation, Relay, relaying
-from tests.servers.script import listening
+from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
+from tests.fakes.script import listening
+from tests.mailer.mailing import agree, answering, email, item, items, mailer
 
 
 @pytest.fixture(params=sorted(SHAPES))

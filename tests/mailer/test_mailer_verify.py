@@ -15,8 +15,8 @@ import pytest
 import asmtp
 from asmtp.cli.bulk.account import outcomes_of
 from tests.conftest import Certificates
-from tests.mailing import item
-from tests.servers.script import Step, expect, fin, listening, scripted, send, silence
+from tests.fakes.script import Step, expect, fin, listening, scripted, send, silence
+from tests.mailer.mailing import item
 
 HELLO = [expect("ehlo me.example")]
 LOGIN = [send("220 hi"), *HELLO, send("250-hi", "250 AUTH PLAIN"), expect("AUTH PLAIN AGpvZQBzM2NyZXQ=")]
@@ -140,7 +140,7 @@ async def test_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tls", ["implicit", "required"])
 async def test_a_certificate_that_nobody_trusts(tls: Any, certificates: Certificates) -> None:
-    from tests.servers.embedded import Embedded, embedded
+    from tests.fakes.embedded import Embedded, embedded
 
     implicit = tls == "implicit"
     async with embedded(Embedded(), tls=certificates.server, implicit=implicit) as server:

@@ -19,9 +19,9 @@ from asmtp.mailer.delivery import Shipment, envelope_of
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import Source
 from tests.conftest import Certificates
-from tests.mailing import agree, answering, comings_and_goings, email, item, items, mailer
-from tests.servers.relay import SHAPES, Conversation, Relay, relaying
-from tests.servers.script import listening, scripted, silence, until
+from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
+from tests.fakes.script import listening, scripted, silence, until
+from tests.mailer.mailing import agree, answering, comings_and_goings, email, item, items, mailer
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 

@@ -18,10 +18,10 @@ import asmtp
 from asmtp.auth import gssapi as gssapi
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.sasl import Credentials
-from tests.servers.background import in_background
-from tests.servers.embedded import embedded
-from tests.servers.scram import Scram
-from tests.servers.script import listening
+from tests.fakes.background import in_background
+from tests.fakes.embedded import embedded
+from tests.fakes.scram import Scram
+from tests.fakes.script import listening
 
 USER, PASSWORD = "kim", "pa55-hunter"
 SECRETS = [

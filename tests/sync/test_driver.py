@@ -20,10 +20,10 @@ import asmtp
 from asmtp.protocol.reply import Reply
 from asmtp.sync.driver import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
 from tests.conftest import Certificates
-from tests.facade import relay_at, script_at
-from tests.servers.background import calling
-from tests.servers.relay import Relay
-from tests.servers.script import Peer, drip, expect, fin, nothing_more, send, silence
+from tests.fakes.background import calling
+from tests.fakes.relay import Relay
+from tests.fakes.script import Peer, drip, expect, fin, nothing_more, send, silence
+from tests.sync.facade import relay_at, script_at
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ import pytest
 import asmtp
 from asmtp import Delivery, Envelope, Mailer, Retry, SMTPStateError
 from asmtp.sync import mailer as blocking
-from tests.facade import relay_at
-from tests.mailing import agree, answering, email, item, items, name, people
-from tests.servers.ledger import picky
-from tests.servers.relay import Relay
-from tests.threads import Stop, aside, at, interrupted, into, mailing, nothing_left, together, until
+from tests.fakes.ledger import picky
+from tests.fakes.relay import Relay
+from tests.mailer.mailing import agree, answering, email, item, items, name, people
+from tests.sync.facade import relay_at
+from tests.sync.threads import Stop, aside, at, interrupted, into, mailing, nothing_left, together, until
 
 A, B = "a@x.example", "b@y.example"
 

@@ -17,10 +17,22 @@ import pytest
 import asmtp
 from asmtp import Delivery, Mailer, Receipt, Retry, SMTPStateError
 from asmtp.sync import mailer as blocking
-from tests.facade import relay_at
-from tests.mailing import agree, answering, item, items
-from tests.servers.relay import Relay
-from tests.threads import Stop, aside, at, interrupted, into, mailing, nothing_left, program, relay_of, together, until
+from tests.fakes.relay import Relay
+from tests.mailer.mailing import agree, answering, item, items
+from tests.sync.facade import relay_at
+from tests.sync.threads import (
+    Stop,
+    aside,
+    at,
+    interrupted,
+    into,
+    mailing,
+    nothing_left,
+    program,
+    relay_of,
+    together,
+    until,
+)
 
 A, B = "a@x.example", "b@y.example"
 

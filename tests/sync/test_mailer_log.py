@@ -14,9 +14,9 @@ import pytest
 import asmtp
 from asmtp.client.events import is_handling
 from asmtp.sync import mailer as blocking
-from tests.facade import relay_at
-from tests.servers.relay import SHAPES, Relay
-from tests.threads import aside, at
+from tests.fakes.relay import SHAPES, Relay
+from tests.sync.facade import relay_at
+from tests.sync.threads import aside, at
 
 A, B = "a@x.example", "b@y.example"
 ENOUGH = 500  # letters, of which there are some sixty

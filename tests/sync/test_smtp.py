@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import asmtp
-from tests.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-from tests.servers.background import calling
-from tests.servers.clock import VirtualClockLoop
-from tests.servers.relay import Relay
-from tests.servers.script import expect, fin, nothing_more, send, silence
+from tests.fakes.background import calling
+from tests.fakes.clock import VirtualClockLoop
+from tests.fakes.relay import Relay
+from tests.fakes.script import expect, fin, nothing_more, send, silence
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
 
 DEFAULT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 

@@ -16,10 +16,10 @@ import pytest
 
 import asmtp
 from tests.conftest import Certificates
-from tests.facade import BOTH, connected, nothing_left, relay_at, script_at, seen, told
-from tests.servers.background import calling
-from tests.servers.relay import Relay
-from tests.servers.script import Peer, Step, expect, fin, nothing_more, send
+from tests.fakes.background import calling
+from tests.fakes.relay import Relay
+from tests.fakes.script import Peer, Step, expect, fin, nothing_more, send
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, seen, told
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Certificates
-from tests.facade import relay_at
-from tests.servers.relay import SHAPES, Relay
+from tests.fakes.relay import SHAPES, Relay
+from tests.sync.facade import relay_at
 
 PATCH = {
     "gevent": "from gevent import monkey; monkey.patch_all()\nimport gevent as green\n",

@@ -16,11 +16,11 @@ import pytest
 
 import asmtp
 from tests.conftest import Certificates
-from tests.facade import connected, nothing_left, relay_at, script_at
-from tests.servers.background import calling
-from tests.servers.relay import SHAPES, Relay
-from tests.servers.script import Peer, Step, expect, nothing_more, send
-from tests.threads import together
+from tests.fakes.background import calling
+from tests.fakes.relay import SHAPES, Relay
+from tests.fakes.script import Peer, Step, expect, nothing_more, send
+from tests.sync.facade import connected, nothing_left, relay_at, script_at
+from tests.sync.threads import together
 
 A, B = "a@b.example", "b@b.example"
 

@@ -23,11 +23,11 @@ import pytest
 import asmtp
 from asmtp.cli.demo.server import Inbox, serving
 from tests.conftest import Certificates
-from tests.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-from tests.servers.background import calling, in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Relay
-from tests.servers.script import drip, expect, fin, nothing_more, send
+from tests.fakes.background import calling, in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Relay
+from tests.fakes.script import drip, expect, fin, nothing_more, send
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
 
 A, B = "a@b.example", "b@b.example"
 

@@ -17,8 +17,8 @@ import anyio
 import pytest
 
 import asmtp
-from tests.facade import BOTH, connected, nothing_left, relay_at, told
-from tests.servers.relay import SHAPES, Letter, Relay
+from tests.fakes.relay import SHAPES, Letter, Relay
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, told
 
 A, B, C, D = "a@b.example", "b@b.example", "c@b.example", "d@b.example"
 

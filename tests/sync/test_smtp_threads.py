@@ -15,10 +15,10 @@ import uvloop
 
 import asmtp
 from tests.conftest import Certificates
-from tests.facade import BOTH, connected, nothing_left, relay_at, seen
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Relay
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Relay
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, seen
 
 A, B = "a@b.example", "b@b.example"
 

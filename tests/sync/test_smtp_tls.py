@@ -17,11 +17,11 @@ import pytest
 import asmtp
 from asmtp.transport.tls import default_context
 from tests.conftest import Certificates
-from tests.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Relay
-from tests.servers.script import expect, fin, nothing_more, send, silence
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Relay
+from tests.fakes.script import expect, fin, nothing_more, send, silence
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
 
 A, B = "a@b.example", "b@b.example"
 

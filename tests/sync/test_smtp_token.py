@@ -11,8 +11,8 @@ import pytest
 
 import asmtp
 from tests.client.test_commands_token import REFUSED, USER, google, oauthbearer, offering, xoauth2
-from tests.facade import nothing_left, script_at
-from tests.servers.script import expect, nothing_more, send
+from tests.fakes.script import expect, nothing_more, send
+from tests.sync.facade import nothing_left, script_at
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ import pytest
 
 import asmtp
 from tests.conftest import Certificates
-from tests.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.relay import Letter, Relay
-from tests.servers.script import expect, fin, nothing_more, send
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.relay import Letter, Relay
+from tests.fakes.script import expect, fin, nothing_more, send
+from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
 
 A, B, C = "a@b.example", "b@b.example", "c@b.example"
 STEPS = ("mail", "rcpt", "data", "putcmd", "getreply", "send")

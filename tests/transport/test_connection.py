@@ -21,11 +21,11 @@ from asmtp.transport import connection as transport_module
 from asmtp.transport.connection import Connection, local_hostname, resolve
 from asmtp.transport.timeouts import Timeouts
 from tests.conftest import Certificates
-from tests.servers.background import in_background
-from tests.servers.early import early
-from tests.servers.embedded import Embedded, embedded
-from tests.servers.relay import Relay, relaying
-from tests.servers.script import deaf, expect, fin, nothing_more, rst, scripted, send, silence, until
+from tests.fakes.background import in_background
+from tests.fakes.early import early
+from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.relay import Relay, relaying
+from tests.fakes.script import deaf, expect, fin, nothing_more, rst, scripted, send, silence, until
 
 SEEN_FIRST = [send("220 hi"), expect("noop"), send("250 ok"), nothing_more]
 

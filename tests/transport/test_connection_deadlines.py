@@ -19,8 +19,8 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP, SMTPServerDisconnected, SMTPTimeoutError, Timeouts
 from asmtp.transport import connection as transport_module
-from tests.servers.relay import SHAPES, Relay, relaying
-from tests.servers.script import Step, deaf, drip, expect, nothing_more, scripted, send, silence
+from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.script import Step, deaf, drip, expect, nothing_more, scripted, send, silence
 
 pytestmark = [pytest.mark.virtual_clock, pytest.mark.usefixtures("bdat_at_once")]
 

@@ -17,7 +17,7 @@ from asmtp.transport import connection as transport_module
 from asmtp.transport.connection import Connection, open_connection
 from asmtp.transport.tls import Handshake
 from tests.conftest import Certificates
-from tests.servers.script import Peer, Step, expect, fin, nothing_more, read_all, rst, scripted, send, until
+from tests.fakes.script import Peer, Step, expect, fin, nothing_more, read_all, rst, scripted, send, until
 
 # The loop that a facade makes.
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])

@@ -13,8 +13,8 @@ import anyio.to_thread
 import pytest
 
 from asmtp.transport.offload import aside, resolve
-from tests.facade import relay_at
-from tests.servers.relay import SHAPES, Relay
+from tests.fakes.relay import SHAPES, Relay
+from tests.sync.facade import relay_at
 
 
 class Ended(threading.Thread):

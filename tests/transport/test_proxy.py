@@ -11,10 +11,10 @@ import pytest
 import asmtp
 from asmtp.transport.proxy import check_proxy, proxy_name
 from tests.conftest import Certificates
-from tests.facade import nothing_left
-from tests.servers.background import in_background
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.script import Step, drip, expect, fin, nothing_more, scripted, send, start_tls
+from tests.fakes.background import in_background
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.script import Step, drip, expect, fin, nothing_more, scripted, send, start_tls
+from tests.sync.facade import nothing_left
 
 CONNECT = b"CONNECT mx.example:2525 HTTP/1.1\r\n"
 

@@ -26,9 +26,9 @@ from asmtp.transport.tls import (
     verifying_context,
 )
 from tests.conftest import Certificates
-from tests.servers.choosy import choosy
-from tests.servers.embedded import PASSWORD, USER, Embedded, embedded
-from tests.servers.script import fin, read_all, scripted, send
+from tests.fakes.choosy import choosy
+from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.script import fin, read_all, scripted, send
 
 V1_2, V1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 

@@ -36,7 +36,7 @@ from asmtp.mailer.mailer import AsyncMailer
 from asmtp.mailer.policy import Rate, Retry
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
-from tests.servers.relay import Relay, relaying
+from tests.fakes.relay import Relay, relaying
 
 Answer = Callable[[str, str], str | None]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from asmtp import SMTPDataError, SMTPRecipientsRefused, SMTPSenderRefused
-from tests.servers.liar import Slowly
-from tests.servers.lies import BOB, CAROL, Contract, Lie, broken, content_begun, gone, late, refused, sent
-from tests.servers.lies_opening import dripping, says, then
-from tests.servers.script import Peer, deaf, fin, flood, read_all, rst, send, silence
+from tests.fakes.liar import Slowly
+from tests.fakes.lies import BOB, CAROL, Contract, Lie, broken, content_begun, gone, late, refused, sent
+from tests.fakes.lies_opening import dripping, says, then
+from tests.fakes.script import Peer, deaf, fin, flood, read_all, rst, send, silence
 
 __all__ = ["SENDING"]
 

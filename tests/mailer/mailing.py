@@ -12,8 +12,8 @@ from typing import Any
 
 import asmtp
 from asmtp import AsyncMailer, Delivery, Reply
-from tests.servers.relay import Conversation, Relay
-from tests.servers.script import Scripted
+from tests.fakes.relay import Conversation, Relay
+from tests.fakes.script import Scripted
 
 __all__ = [
     "Gate", "Impatient", "Tired", "agree", "answering", "comings_and_goings", "email", "item", "items", "mailer",

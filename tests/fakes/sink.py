@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import cast
 
-from tests.servers.script import listening
+from tests.fakes.script import listening
 
 __all__ = ["Sink", "sinking"]
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from tests.servers.script import Peer, listening
+from tests.fakes.script import Peer, listening
 
 __all__ = ["SHAPES", "Letter", "Relay", "relaying"]
 

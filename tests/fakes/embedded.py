@@ -12,8 +12,8 @@ from typing import Any
 from aiosmtpd.smtp import MISSING, AuthResult, Envelope, LoginPassword, Session
 
 from asmtp.cli.demo.server import Server
-from tests.servers.relay import Letter
-from tests.servers.script import listening
+from tests.fakes.relay import Letter
+from tests.fakes.script import listening
 
 __all__ = ["PASSWORD", "USER", "Embedded", "embedded"]
 

@@ -13,9 +13,9 @@ from asmtp import (
     SMTPNotSupportedError,
     SMTPResponseException,
 )
-from tests.servers.liar import PASSWORD, USER, Slowly
-from tests.servers.lies import Contract, Lie, broken, gone, late, sent
-from tests.servers.script import Peer, Step, drip, fin, flood, octets, rst, send, silence
+from tests.fakes.liar import PASSWORD, USER, Slowly
+from tests.fakes.lies import Contract, Lie, broken, gone, late, sent
+from tests.fakes.script import Peer, Step, drip, fin, flood, octets, rst, send, silence
 
 __all__ = ["AUTH", "OPENING", "dripping", "says", "then"]
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from tests.servers.script import listening
+from tests.fakes.script import listening
 
 __all__ = ["Choosy", "choosy"]
 

@@ -9,7 +9,7 @@ from aiosmtpd.smtp import MISSING, AuthResult
 from scramp import ScramException, ScramMechanism
 
 from asmtp.cli.demo.server import Server
-from tests.servers.embedded import PASSWORD, USER, Embedded
+from tests.fakes.embedded import PASSWORD, USER, Embedded
 
 __all__ = ["LIES", "SCRAM", "Scram"]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from asmtp import SMTPProtocolError
-from tests.servers.faults import Proxy
+from tests.fakes.faults import Proxy
 
 __all__ = ["Message", "Said", "complaints", "picky"]
 

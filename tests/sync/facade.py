@@ -14,9 +14,9 @@ import pytest
 
 import asmtp
 from asmtp.sync.smtp import SMTP
-from tests.servers.background import in_background
-from tests.servers.relay import Relay, relaying
-from tests.servers.script import Scripted, Step, scripted
+from tests.fakes.background import in_background
+from tests.fakes.relay import Relay, relaying
+from tests.fakes.script import Scripted, Step, scripted
 
 __all__ = ["BOTH", "SMTPLIB_CLASSES", "connected", "nothing_left", "relay_at", "script_at", "seen", "told"]
 

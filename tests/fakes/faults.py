@@ -30,9 +30,9 @@ from typing import Any, Literal, cast
 import pytest
 
 from asmtp.transport.connection import Connection
-from tests.servers.clock import VirtualClockLoop
-from tests.servers.relay import Conversation, Relay
-from tests.servers.script import RST, listening
+from tests.fakes.clock import VirtualClockLoop
+from tests.fakes.relay import Conversation, Relay
+from tests.fakes.script import RST, listening
 
 __all__ = [
     "FAULTS", "FIRST", "PATIENCE", "TIMELESS", "Door", "Fault", "Link", "Outcome", "Plan", "Point", "Proxy", "door",

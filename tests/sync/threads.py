@@ -19,8 +19,8 @@ import pytest
 
 from asmtp import Mailer
 from asmtp.sync import mailer as blocking
-from tests.facade import relay_at
-from tests.servers.relay import SHAPES, Relay
+from tests.fakes.relay import SHAPES, Relay
+from tests.sync.facade import relay_at
 
 __all__ = [
     "Stop",
