@@ -34,7 +34,7 @@ from asmtp.protocol.parameters import xclient
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event, State
+from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import manual_content
 from asmtp.transport import connection as transport
 from asmtp.transport.connection import Connection
@@ -221,14 +221,14 @@ class Commands(AuthObjects):
                 self.command_encoding = "utf-8"
         line = command(f"mail from:{path(sender, 'sender')}{text}", encoding=self.command_encoding)
         self._rcpts = 0
-        reply: Reply = await self._run(dialogue.single(line, Event.mail))
+        reply: Reply = await self._run(dialogue.single(line, Trigger.mail))
         return reply
 
     async def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
         """RCPT: add a recipient by hand."""
         text = options_text(options, "options") if options and self.does_esmtp else ""
         line = command(f"rcpt to:{path(recip, 'recip')}{text}", encoding=self.command_encoding)
-        reply: Reply = await self._run(dialogue.single(line, Event.rcpt))
+        reply: Reply = await self._run(dialogue.single(line, Trigger.rcpt))
         self._rcpts += reply.ok
         return reply
 

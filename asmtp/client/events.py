@@ -17,7 +17,7 @@ from asmtp.errors import SMTPRecipientsRefused, one_line
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.state import Event as Command
+from asmtp.protocol.state import Trigger
 
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
@@ -117,7 +117,7 @@ _MESSAGE_ID = re.compile(
     rb"(?:\A|(?<=[\r\n]))message-id[ \t]*:(?:[ \t]|\r\n[ \t]|\n[ \t])*([^\s\0-\x1f\x7f]+)", re.IGNORECASE
 )
 _EMPTY_LINE = re.compile(rb"\A[\r\n]|\r\n\r\n|\n\r?\n|\r\r")
-_CONTENT = frozenset({Command.content, Command.dot})
+_CONTENT = frozenset({Trigger.content, Trigger.dot})
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,16 +271,16 @@ def _message_id(content: bytes) -> str | None:
 
 def _names(group: Group) -> tuple[str, ...]:
     if group.secret:
-        return ("AUTH",) if Command.auth in group.events else ("response",)
-    if not _CONTENT.isdisjoint(group.events):
+        return ("AUTH",) if Trigger.auth in group.triggers else ("response",)
+    if not _CONTENT.isdisjoint(group.triggers):
         return ("content",)
     return tuple(line.split(b" ", 1)[0].upper().decode("ascii", "replace") for line in _commands(group.data)[0])
 
 
 def _lines(group: Group) -> list[str]:
     if group.secret:
-        return ["AUTH (not shown)" if Command.auth in group.events else "(not shown)"]
-    if not _CONTENT.isdisjoint(group.events):
+        return ["AUTH (not shown)" if Trigger.auth in group.triggers else "(not shown)"]
+    if not _CONTENT.isdisjoint(group.triggers):
         return [f"({len(group.data)} octets of content)"]
     commands, rest = _commands(group.data)
     lines = [ascii(line)[2:-1] for line in commands]

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected
 from asmtp.protocol.exchange import Dialogue, Group
 from asmtp.protocol.reply import Reply, asks_for_more
-from asmtp.protocol.state import Event
+from asmtp.protocol.state import Trigger
 
 if TYPE_CHECKING:
     from asmtp.protocol.session import Session
@@ -109,8 +109,8 @@ def probe(session: Session, mail: bytes) -> Dialogue:
     """
     before = session.chunking
     session.chunking = Chunking.PROBING
-    commands = [(REFUSED, Event.bdat_last), (b"rset\r\n", Event.rset)]
-    stages = [commands, [(mail, Event.mail), *commands]]
+    commands = [(REFUSED, Trigger.bdat_last), (b"rset\r\n", Trigger.rset)]
+    stages = [commands, [(mail, Trigger.mail), *commands]]
     if before is Chunking.INCONCLUSIVE:
         del stages[0]  # what is shown need not be shown twice: some servers count their refusals
     try:
@@ -130,13 +130,13 @@ def probe(session: Session, mail: bytes) -> Dialogue:
     session.on_chunking()
 
 
-Stages = list[list[tuple[bytes, Event]]]
+Stages = list[list[tuple[bytes, Trigger]]]
 
 
 def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chunking]:
     """Write the whole probe at once (RFC 2920), and read its replies one by one."""
     lines = [command for stage in stages for command in stage]
-    group = Group(b"".join([line for line, _ in lines]), tuple([event for _, event in lines]))
+    group = Group(b"".join([line for line, _ in lines]), tuple([trigger for _, trigger in lines]))
     verdict = Chunking.SHOWN
     replies = yield group
     reply: Reply = replies[-1]
@@ -164,14 +164,14 @@ def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunk
     """Write a command at a time.  A reply that the server gives to a chunk itself breaks the connection, as it must."""
     verdict = Chunking.SHOWN
     for stage in stages:
-        for line, event in stage:
-            group = Group(line, (event,))
+        for line, trigger in stage:
+            group = Group(line, (trigger,))
             replies = yield group
             reply: Reply = replies[0]
             _check_in_step(session, reply)
-            if event is Event.mail and not reply.ok:
+            if trigger is Trigger.mail and not reply.ok:
                 verdict = _worse(verdict, Chunking.INCONCLUSIVE)
-            elif event is not Event.mail and reply.ok is (event is Event.bdat_last):
+            elif trigger is not Trigger.mail and reply.ok is (trigger is Trigger.bdat_last):
                 verdict = Chunking.NOT_SHOWN
         if reply.ok:
             session.settle(group)
@@ -205,7 +205,7 @@ def _next(session: Session, line: bytes = b"") -> Generator[Group, Any, Reply]:
     Args:
         line: a command to write before, whose own reply need not be the next.
     """
-    replies = yield Group(line, (Event.other,) if line else (), more=True)
+    replies = yield Group(line, (Trigger.other,) if line else (), more=True)
     reply: Reply = replies[0]
     _check_in_step(session, reply)
     return reply
@@ -227,7 +227,7 @@ def _until_help(session: Session) -> Generator[Group, Any, None]:
     That was BDAT's own, or RSET's, from an LMTP server that owes no reply if there is no recipient: it is not known how
     many more replies there will be.  HELP is answered by 211, 214 or 5yz, never by 250, so that its reply is known.
     """
-    group = Group(b"help\r\n", (Event.other,), more=True)
+    group = Group(b"help\r\n", (Trigger.other,), more=True)
     replies = yield group
     reply: Reply = replies[0]
     answers = 0

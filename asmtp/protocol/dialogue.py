@@ -14,29 +14,29 @@ from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply, printable
 from asmtp.protocol.sasl import Conversation
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event, State
+from asmtp.protocol.state import State, Trigger
 
 __all__ = [
     "LEAVING", "authentication", "because_of", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single",
-    "starttls", "verb_event", "xclient",
+    "starttls", "verb_trigger", "xclient",
 ]  # fmt: skip
 
 _VERBS = {
-    "EHLO": Event.hello, "HELO": Event.hello, "LHLO": Event.hello, "STARTTLS": Event.starttls,
-    "AUTH": Event.auth, "MAIL": Event.mail, "RCPT": Event.rcpt, "DATA": Event.data,
-    "RSET": Event.rset, "QUIT": Event.quit,
+    "EHLO": Trigger.hello, "HELO": Trigger.hello, "LHLO": Trigger.hello, "STARTTLS": Trigger.starttls,
+    "AUTH": Trigger.auth, "MAIL": Trigger.mail, "RCPT": Trigger.rcpt, "DATA": Trigger.data,
+    "RSET": Trigger.rset, "QUIT": Trigger.quit,
 }  # fmt: skip
 
 
-def verb_event(line: bytes, state: State) -> Event:
+def verb_trigger(line: bytes, state: State) -> Trigger:
     """What a command line that a caller wrote by hand means to the state."""
     if state is State.CHALLENGE:
-        return Event.response
+        return Trigger.response
     words = line.upper().split()
     verb = words[0].decode("ascii", "replace") if words else ""
     if verb == "BDAT":
-        return Event.bdat_last if words[-1] == b"LAST" else Event.bdat
-    return _VERBS.get(verb, Event.other)
+        return Trigger.bdat_last if words[-1] == b"LAST" else Trigger.bdat
+    return _VERBS.get(verb, Trigger.other)
 
 
 def greeting() -> Dialogue:
@@ -45,9 +45,9 @@ def greeting() -> Dialogue:
     return replies[0]
 
 
-def single(line: bytes, event: Event = Event.other, phase: Phase = Phase.COMMAND) -> Dialogue:
+def single(line: bytes, trigger: Trigger = Trigger.other, phase: Phase = Phase.COMMAND) -> Dialogue:
     """One command, and its reply."""
-    replies = yield Group(line, (event,), phase=phase)
+    replies = yield Group(line, (trigger,), phase=phase)
     return replies[0]
 
 
@@ -62,7 +62,7 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
     if not _NOT_IN_NAMES.isdisjoint(name):
         raise ValueError(f"local_hostname: not a host's name: {name!a}")
     line = command(verb, ascii_domain(name, "local_hostname"))
-    group = Group(line, (Event.hello,))
+    group = Group(line, (Trigger.hello,))
     if verb.lower() != "helo":
         session.extensions = Extensions()
     replies = yield group
@@ -94,7 +94,7 @@ def because_of(refusal: Reply) -> Iterator[None]:
 
 def xclient(session: Session, line: bytes) -> Dialogue:
     """XCLIENT: after 220 everything begins anew, and what the server offered is forgotten."""
-    group = Group(line, (Event.hello,))
+    group = Group(line, (Trigger.hello,))
     replies = yield group
     if replies[0].ok:
         session.settle(group)
@@ -116,7 +116,7 @@ def starttls(session: Session, verb: str, name: str | None) -> Dialogue:
     """
     replies = [Reply(220, b"")]
     if session.state is not State.HANDSHAKE:  # STARTTLS was said by hand
-        replies = yield Group(b"STARTTLS\r\n", (Event.starttls,))
+        replies = yield Group(b"STARTTLS\r\n", (Trigger.starttls,))
     if replies[0].code != 220:
         return replies[0], None
     yield PULL
@@ -132,7 +132,7 @@ def quit_() -> Dialogue:
     caller to whom QUIT raised an error might send it again.
     """
     try:
-        replies = yield Group(b"quit\r\n", (Event.quit,), phase=Phase.QUIT)
+        replies = yield Group(b"quit\r\n", (Trigger.quit,), phase=Phase.QUIT)
     except SMTPServerDisconnected as error:
         return Reply(-1, str(error).encode())
     return replies[0]
@@ -143,11 +143,11 @@ def authentication(session: Session, conversation: Conversation) -> Dialogue:
 
     Where the conversation is slow, it yields PULL when a challenge is in; whoever pushes has called `go_on`.
     """
-    event = Event.auth
+    trigger = Trigger.auth
     conversation.redact = session.redact
     while (line := conversation.line) is not None:
-        replies = yield Group(hidden(line + b"\r\n"), (event,), secret=True)
-        event = Event.response
+        replies = yield Group(hidden(line + b"\r\n"), (trigger,), secret=True)
+        trigger = Trigger.response
         conversation.reply = replies[0]
         if conversation.slow and replies[0].code == 334:
             yield PULL
@@ -172,14 +172,14 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False, command: b
         ended = data.endswith(b"\r\n.\r\n") or data == b".\r\n"
         if command and not ended:
             raise SMTPStateError(f"no command is possible now: {session.state.value}")
-        group = Group(data, (Event.dot if ended else Event.content,), int(ended), phase=Phase.FINAL)
+        group = Group(data, (Trigger.dot if ended else Trigger.content,), int(ended), phase=Phase.FINAL)
     else:
         if not data.endswith(b"\n"):
             raise ValueError("s: a command line without its end: it would have no reply")
         lines = [hidden(line) for line in data.split(b"\n")[:-1]]
-        events = tuple(verb_event(line, session.state) for line in lines)
-        secret = secret or session.state is State.CHALLENGE or Event.auth in events
-        group = Group(data, events, len(lines), secret=secret)
+        triggers = tuple(verb_trigger(line, session.state) for line in lines)
+        secret = secret or session.state is State.CHALLENGE or Trigger.auth in triggers
+        group = Group(data, triggers, len(lines), secret=secret)
     replies = yield group
     return replies
 

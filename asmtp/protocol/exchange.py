@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any, Final, Protocol, TypeAlias
 
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.state import Event
+from asmtp.protocol.state import Trigger
 
 __all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "ProbeFirst", "Pull", "Watcher"]
 
@@ -28,7 +28,7 @@ class Group:
 
     Args:
         data: the octets to write.
-        events: what they mean to the state, in order.
+        triggers: what they mean to the state, in order.
         owed: how many replies they add to what the dialogue is owed.
         last: the dialogue writes nothing more and gives up the turn.
         open_end: nor does this one, but how many replies there will be, the first of them tells: it keeps the turn.
@@ -46,14 +46,14 @@ class Group:
     """
 
     __slots__ = (
-        "behind", "data", "dropped", "events", "final", "last", "more", "open_end", "owed", "per_recipient", "phase",
+        "behind", "data", "dropped", "triggers", "final", "last", "more", "open_end", "owed", "per_recipient", "phase",
         "replies", "secret", "serial", "wait",
     )  # fmt: skip
 
     def __init__(
         self,
         data: bytes,
-        events: tuple[Event, ...],
+        triggers: tuple[Trigger, ...],
         owed: int = 1,
         *,
         last: bool = False,
@@ -67,7 +67,7 @@ class Group:
         more: bool = False,
     ) -> None:
         self.data = data
-        self.events = events
+        self.triggers = triggers
         self.owed = owed
         self.last = last
         self.open_end = open_end

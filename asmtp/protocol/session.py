@@ -17,7 +17,7 @@ from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, printable
 from asmtp.protocol.sasl import UNPROVEN
-from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, UNPROVING, Event, State
+from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, UNPROVING, State, Trigger
 
 __all__ = ["Session"]
 
@@ -230,7 +230,7 @@ class Session:
 
     def secured(self) -> None:
         """TLS is up: everything learnt before it is forgotten (RFC 3207 §4.2)."""
-        self._apply(Event.SECURED)
+        self._apply(Trigger.SECURED)
         self._reader = ReplyReader(redact=self.redact)
         self.extensions = Extensions()
         self.esmtp = False
@@ -284,19 +284,19 @@ class Session:
             why = f"Connection unexpectedly closed within a reply: {self._begun()}"
             self.fail(SMTPProtocolError(-1, why.encode()))
         elif self.closing is not None:
-            self._end(Event.END, self.closing)
+            self._end(Trigger.END, self.closing)
         elif self.idle:
-            self._end(Event.END, SMTPServerDisconnected("Connection unexpectedly closed"))
+            self._end(Trigger.END, SMTPServerDisconnected("Connection unexpectedly closed"))
         else:
             self.fail(SMTPServerDisconnected("Connection unexpectedly closed"))
 
     def fail(self, error: SMTPServerDisconnected) -> None:
         """Break for good: everyone who waits gets `error` (a copy each)."""
-        self._end(Event.FAIL, error)
+        self._end(Trigger.FAIL, error)
 
     def close(self) -> None:
         """Our side closed."""
-        self._end(Event.END, SMTPServerDisconnected("connection closed on our side"))
+        self._end(Trigger.END, SMTPServerDisconnected("connection closed on our side"))
 
     def output(self) -> bytes:
         """Take what is to be written."""
@@ -316,7 +316,7 @@ class Session:
 
     def reset(self) -> Dialogue:
         """RSET, and its reply."""
-        group = Group(b"rset\r\n", (Event.rset,))
+        group = Group(b"rset\r\n", (Trigger.rset,))
         replies = yield group
         if replies[0].ok:
             self.settle(group)
@@ -381,14 +381,14 @@ class Session:
         if group.secret:
             self._redaction.learn(data)
         state = self.state
-        for event in group.events:
-            after = TRANSITIONS.get((state, event))
+        for trigger in group.triggers:
+            after = TRANSITIONS.get((state, trigger))
             if after is None:
-                raise SMTPStateError(f"{event.value} is not possible now: {state.value}")
+                raise SMTPStateError(f"{trigger.value} is not possible now: {state.value}")
             state = after
-            if event in OPENING:
+            if trigger in OPENING:
                 self._serial += 1
-            elif event in UNPROVING and self.chunking is not Chunking.NOT_SHOWN:
+            elif trigger in UNPROVING and self.chunking is not Chunking.NOT_SHOWN:
                 self.chunking = self.untried
         if data and self.watch is not None:
             self.watch.wrote(group)
@@ -452,12 +452,12 @@ class Session:
                 self.opened += 1
             if not self._owed and self.state in GO_CODES:
                 go = reply.code in GO_CODES[self.state]
-                self._apply(Event.GO if go else Event.NO)
+                self._apply(Trigger.GO if go else Trigger.NO)
             if self._plaintext_over() and (end < len(replies) or self._reader.pending or self._reader.error):
                 self._injected(b"\n".join([b"%d %s" % later for later in replies[end:]] + [self._reader.pending]))
                 return len(replies)
             if exchange.abandoned:
-                if group.events[-1:] == (Event.bdat_last,) and not reply.ok:
+                if group.triggers[-1:] == (Trigger.bdat_last,) and not reply.ok:
                     self.chunk_refused = True  # as its dialogue would have found
                 self._finish(exchange)
             elif exchange.waiting:
@@ -471,7 +471,7 @@ class Session:
             self.closing = SMTPServerDisconnected(f"server closed the connection: {said(*reply)}")
             self._drop_output()
         if self.closing is not None and not self._may_be_answered():
-            self._end(Event.END, self.closing)
+            self._end(Trigger.END, self.closing)
         elif self.state is State.CLOSED:
             self.close()
         return end
@@ -486,7 +486,7 @@ class Session:
 
         What it says from then on is no answer to what was written.
         """
-        if group.events[:1] != (Event.rset,):
+        if group.triggers[:1] != (Trigger.rset,):
             return False
         self.chunk_refused = False
         if group.replies[0].ok or is_leaving(group.replies[0]):  # it is closing, whatever it took
@@ -528,7 +528,7 @@ class Session:
 
     def _unasked(self, reply: Reply) -> None:
         if reply.code == 421:
-            self._end(Event.END, SMTPServerDisconnected(f"server closed the connection: {said(*reply)}"))
+            self._end(Trigger.END, SMTPServerDisconnected(f"server closed the connection: {said(*reply)}"))
         else:
             self._intruded(printable(self.redact(b"%d %s" % reply)))
 
@@ -550,8 +550,8 @@ class Session:
         shown = printable(self.redact(data))
         self.fail(SMTPProtocolError(-1, f"plaintext behind the reply to STARTTLS: {shown}".encode()))
 
-    def _apply(self, event: Event) -> None:
-        self.state = TRANSITIONS[self.state, event]
+    def _apply(self, trigger: Trigger) -> None:
+        self.state = TRANSITIONS[self.state, trigger]
 
     def _finish(self, exchange: Exchange) -> None:
         """The dialogue is over."""
@@ -604,12 +604,12 @@ class Session:
         error.__cause__ = why.__cause__  # which a copy does not have
         return error
 
-    def _end(self, event: Event, error: SMTPServerDisconnected) -> None:
+    def _end(self, trigger: Trigger, error: SMTPServerDisconnected) -> None:
         if self.error is not None:
             return
         self.error = error
         if self.state is not State.CLOSED:
-            self._apply(event)
+            self._apply(trigger)
         waiting = list(self._owed)
         if self._turn is not None and self._turn not in waiting:
             waiting.append(self._turn)

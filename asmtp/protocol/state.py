@@ -40,7 +40,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Event", "State", "diagram"]
+__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Trigger", "State", "diagram"]
 
 
 class State(enum.Enum):
@@ -64,7 +64,7 @@ class State(enum.Enum):
     BROKEN = "out of step, or cut off: nothing is ever written again"
 
 
-class Event(enum.Enum):
+class Trigger(enum.Enum):
     """What is written (lower case), and what moves the state besides."""
 
     __hash__ = object.__hash__
@@ -90,55 +90,55 @@ class Event(enum.Enum):
     FAIL = "out of step, timed out, cut off"
 
 
-def _table() -> dict[tuple[State, Event], State]:
+def _table() -> dict[tuple[State, Trigger], State]:
     table = {
-        (State.GREETING, Event.GO): State.READY,
-        (State.GREETING, Event.NO): State.READY,
-        (State.HELLO, Event.GO): State.READY,
-        (State.HELLO, Event.NO): State.READY,
-        (State.STARTTLS, Event.GO): State.HANDSHAKE,
-        (State.STARTTLS, Event.NO): State.READY,
-        (State.HANDSHAKE, Event.SECURED): State.READY,
-        (State.AUTH, Event.GO): State.CHALLENGE,
-        (State.AUTH, Event.NO): State.READY,
-        (State.CHALLENGE, Event.response): State.AUTH,
-        (State.DATA, Event.GO): State.CONTENT,
+        (State.GREETING, Trigger.GO): State.READY,
+        (State.GREETING, Trigger.NO): State.READY,
+        (State.HELLO, Trigger.GO): State.READY,
+        (State.HELLO, Trigger.NO): State.READY,
+        (State.STARTTLS, Trigger.GO): State.HANDSHAKE,
+        (State.STARTTLS, Trigger.NO): State.READY,
+        (State.HANDSHAKE, Trigger.SECURED): State.READY,
+        (State.AUTH, Trigger.GO): State.CHALLENGE,
+        (State.AUTH, Trigger.NO): State.READY,
+        (State.CHALLENGE, Trigger.response): State.AUTH,
+        (State.DATA, Trigger.GO): State.CONTENT,
         # Whether a transaction is still open after DATA was refused, servers disagree.
-        (State.DATA, Event.NO): State.TRANSACTION,
-        (State.CONTENT, Event.content): State.CONTENT,
-        (State.CONTENT, Event.dot): State.READY,
-        (State.CHUNKS, Event.bdat): State.CHUNKS,
-        (State.CHUNKS, Event.bdat_last): State.READY,
+        (State.DATA, Trigger.NO): State.TRANSACTION,
+        (State.CONTENT, Trigger.content): State.CONTENT,
+        (State.CONTENT, Trigger.dot): State.READY,
+        (State.CHUNKS, Trigger.bdat): State.CHUNKS,
+        (State.CHUNKS, Trigger.bdat_last): State.READY,
         # RFC 3030 §3: after a failed BDAT the state is indeterminate until RSET.
-        (State.CHUNKS, Event.rset): State.READY,
-        (State.CHUNKS, Event.quit): State.QUIT,
-        (State.QUIT, Event.GO): State.CLOSED,
-        (State.QUIT, Event.NO): State.CLOSED,
+        (State.CHUNKS, Trigger.rset): State.READY,
+        (State.CHUNKS, Trigger.quit): State.QUIT,
+        (State.QUIT, Trigger.GO): State.CLOSED,
+        (State.QUIT, Trigger.NO): State.CLOSED,
     }
     for open_state in (State.READY, State.TRANSACTION):
         # Whether a command fits into the transaction is for the server to say (503), not for us.
         table |= {
-            (open_state, Event.hello): State.HELLO,
-            (open_state, Event.starttls): State.STARTTLS,
-            (open_state, Event.auth): State.AUTH,
-            (open_state, Event.mail): State.TRANSACTION,
-            (open_state, Event.rcpt): State.TRANSACTION,
-            (open_state, Event.data): State.DATA,
-            (open_state, Event.bdat): State.CHUNKS,
-            (open_state, Event.bdat_last): State.READY,
-            (open_state, Event.rset): State.READY,
-            (open_state, Event.other): open_state,
-            (open_state, Event.quit): State.QUIT,
+            (open_state, Trigger.hello): State.HELLO,
+            (open_state, Trigger.starttls): State.STARTTLS,
+            (open_state, Trigger.auth): State.AUTH,
+            (open_state, Trigger.mail): State.TRANSACTION,
+            (open_state, Trigger.rcpt): State.TRANSACTION,
+            (open_state, Trigger.data): State.DATA,
+            (open_state, Trigger.bdat): State.CHUNKS,
+            (open_state, Trigger.bdat_last): State.READY,
+            (open_state, Trigger.rset): State.READY,
+            (open_state, Trigger.other): open_state,
+            (open_state, Trigger.quit): State.QUIT,
         }
     for state in State:
         if state is not State.CLOSED and state is not State.BROKEN:
-            table[state, Event.END] = State.CLOSED
-            table[state, Event.FAIL] = State.BROKEN
+            table[state, Trigger.END] = State.CLOSED
+            table[state, Trigger.FAIL] = State.BROKEN
     return table
 
 
 TRANSITIONS: Final = _table()
-"""(state, event) to state.  What is not in it is not possible."""
+"""(state, trigger) to state.  What is not in it is not possible."""
 
 # Nothing may be written until the reply has come, and these codes are the ones that let it go on.
 GO_CODES: Final = {
@@ -154,17 +154,17 @@ GO_CODES: Final = {
 HELD: Final = frozenset({State.DATA, State.CONTENT, State.AUTH, State.CHALLENGE, State.STARTTLS, State.HANDSHAKE})
 
 # Events that leave or may leave a transaction behind which the next one has to reset.
-OPENING: Final = frozenset({Event.mail, Event.rcpt, Event.data, Event.bdat, Event.bdat_last})
+OPENING: Final = frozenset({Trigger.mail, Trigger.rcpt, Trigger.data, Trigger.bdat, Trigger.bdat_last})
 
 # Behind them the server may be another one: what it does with a refused chunk has to be shown again.
-UNPROVING: Final = frozenset({Event.hello, Event.starttls, Event.auth})
+UNPROVING: Final = frozenset({Trigger.hello, Trigger.starttls, Trigger.auth})
 
 
 def diagram() -> str:
     """The table as a Mermaid state diagram; END and FAIL, which lead out of every state, are left out."""
     arrows: dict[tuple[str, str], list[str]] = {}
-    for (before, event), after in TRANSITIONS.items():
-        if event not in (Event.END, Event.FAIL):
-            arrows.setdefault((before.name, after.name), []).append(event.name)
+    for (before, trigger), after in TRANSITIONS.items():
+        if trigger not in (Trigger.END, Trigger.FAIL):
+            arrows.setdefault((before.name, after.name), []).append(trigger.name)
     lines = [f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items()]
     return "\n".join(["stateDiagram-v2", f"    [*] --> {State.GREETING.name}", *lines, ""])

@@ -43,7 +43,7 @@ from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply, asks_for_more, is_leaving
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event
+from asmtp.protocol.state import Trigger
 
 __all__ = ["Body", "NotBegun", "Outcome", "Transaction", "manual_content"]
 
@@ -52,9 +52,9 @@ _RSET = b"rset\r\n"
 # What every message needs, looked up once: a member of an enum takes CPython 3.11 70 ns.
 _SHOWN = Chunking.SHOWN
 _FINAL = Phase.FINAL
-_BDAT_LAST = Event.bdat_last
-_ENVELOPE = (Event.mail, Event.rcpt)
-_RSET_AND_ENVELOPE = (Event.rset, *_ENVELOPE)
+_BDAT_LAST = Trigger.bdat_last
+_ENVELOPE = (Trigger.mail, Trigger.rcpt)
+_RSET_AND_ENVELOPE = (Trigger.rset, *_ENVELOPE)
 
 # A header field (RFC 5322 §2.2) that no server takes for a command.
 _FIELD = re.compile(
@@ -191,25 +191,25 @@ class Transaction:
             if self._binary and not self._bdat:
                 raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
-        events: tuple[Event, ...] = _ENVELOPE
+        triggers: tuple[Trigger, ...] = _ENVELOPE
         if not session.settled:
             commands = [_RSET, *commands]
-            events = _RSET_AND_ENVELOPE
+            triggers = _RSET_AND_ENVELOPE
             self._base = 1
         bdat = self._bdat
         try:
             if not session.pipelining:
                 yield from self._lockstep(commands)
             elif bdat and not self._apart:
-                yield self._last_chunk(self._content, commands, events)
+                yield self._last_chunk(self._content, commands, triggers)
                 yield from self._each_recipient()
                 return self._verdict()
             else:
                 if not bdat:
                     commands = [*commands, b"data\r\n"]
-                    events += (Event.data,)
+                    triggers += (Trigger.data,)
                 final = Phase.COMMAND if bdat else Phase.DATA
-                yield self._wrote(Group(b"".join(commands), events, len(commands), final=final, replies=self.replies))
+                yield self._wrote(Group(b"".join(commands), triggers, len(commands), final=final, replies=self.replies))
             if bdat:
                 self._check_envelope()
                 yield from self._chunks()
@@ -270,16 +270,18 @@ class Transaction:
     def _lockstep(self, commands: list[bytes]) -> Generator[Group, Any, None]:
         """One command at a time; stops where the next one would make no sense."""
         for place, line in enumerate(commands):
-            event = Event.rset if place < self._base else Event.mail if place == self._base else Event.rcpt
-            yield self._wrote(Group(line, (event,), replies=self.replies))
+            trigger = Trigger.rset if place < self._base else Trigger.mail if place == self._base else Trigger.rcpt
+            yield self._wrote(Group(line, (trigger,), replies=self.replies))
             reply = self.replies[-1]
             if is_leaving(reply) or reply.code // 100 == 3 or (place <= self._base and not reply.ok):
                 self._check_envelope()
         self._check_envelope()
         if not self._bdat:
-            yield self._wrote(Group(b"data\r\n", (Event.data,), phase=Phase.DATA, replies=self.replies))
+            yield self._wrote(Group(b"data\r\n", (Trigger.data,), phase=Phase.DATA, replies=self.replies))
 
-    def _last_chunk(self, data: bytes, commands: list[bytes] | None = None, events: tuple[Event, ...] = ()) -> Group:
+    def _last_chunk(
+        self, data: bytes, commands: list[bytes] | None = None, triggers: tuple[Trigger, ...] = ()
+    ) -> Group:
         """BDAT LAST, with the envelope in front where it goes in one write (RFC 3030 §2)."""
         before = commands or []
         places = range(self._base + 1, len(before)) if self.session.lmtp and before else None
@@ -288,7 +290,7 @@ class Transaction:
         return self._wrote(
             Group(
                 b"".join([*before, b"BDAT %d LAST\r\n" % len(data), data]),
-                (*events, _BDAT_LAST),
+                (*triggers, _BDAT_LAST),
                 owed,
                 last=not self._several,
                 open_end=self._several,
@@ -312,7 +314,7 @@ class Transaction:
             if data:
                 line = b"BDAT %d\r\n" % len(data)
                 yield self._wrote(
-                    Group(line + data, (Event.bdat,), wait=wait, phase=Phase.CONTENT, replies=self.replies)
+                    Group(line + data, (Trigger.bdat,), wait=wait, phase=Phase.CONTENT, replies=self.replies)
                 )
         self._check_chunks(answered)
         yield self._last_chunk(encoder.finish())
@@ -349,7 +351,7 @@ class Transaction:
                 # The recipients stand in a transaction that is not this one: nothing may go into it.
                 raise SMTPProtocolError(354, b"DATA accepted for recipients whose MAIL or RSET was refused")
             # RFC 2920 §3.1: 354 without a valid recipient: "the client MUST send a single dot".
-            yield self._wrote(Group(b".\r\n", (Event.dot,), last=True, phase=_FINAL))
+            yield self._wrote(Group(b".\r\n", (Trigger.dot,), last=True, phase=_FINAL))
             self._check_envelope()
         if self.body.data is not None:
             content = self._content + b".\r\n"
@@ -357,7 +359,7 @@ class Transaction:
             yield self._wrote(
                 Group(
                     content,
-                    (Event.dot,),
+                    (Trigger.dot,),
                     self._final_replies(),
                     last=not self._several,
                     open_end=self._several,
@@ -378,14 +380,14 @@ class Transaction:
             data = encoder.encode(piece)
             if data:
                 yield self._wrote(
-                    Group(data, (Event.content,), 0, wait=False, phase=Phase.CONTENT, replies=self.replies)
+                    Group(data, (Trigger.content,), 0, wait=False, phase=Phase.CONTENT, replies=self.replies)
                 )
         self._check_early(answered)
         self._ended = True
         yield self._wrote(
             Group(
                 encoder.finish() + b".\r\n",
-                (Event.dot,),
+                (Trigger.dot,),
                 self._final_replies() - 1,
                 last=not self._several,
                 open_end=self._several,
@@ -568,10 +570,10 @@ def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
     Raises:
         SMTPDataError: DATA was not answered 354.
     """
-    replies = yield Group(b"data\r\n", (Event.data,), phase=Phase.DATA)
+    replies = yield Group(b"data\r\n", (Trigger.data,), phase=Phase.DATA)
     if replies[0].code != 354:
         raise SMTPDataError(*replies[0])
-    group = Group(encode_content(content, stuff=True) + b".\r\n", (Event.dot,), owed, phase=_FINAL)
+    group = Group(encode_content(content, stuff=True) + b".\r\n", (Trigger.dot,), owed, phase=_FINAL)
     replies = yield group
     if all(reply.ok for reply in replies):
         session.settle(group)

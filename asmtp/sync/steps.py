@@ -22,7 +22,7 @@ from asmtp.protocol.content import to_octets, wire_size
 from asmtp.protocol.exchange import Dialogue, Group
 from asmtp.protocol.message import flatten
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.state import Event
+from asmtp.protocol.state import Trigger
 
 __all__ = ["Steps", "conduct", "is_local", "overridden", "say", "socket_from"]
 
@@ -177,7 +177,7 @@ def say(smtp: Any, dialogue: Dialogue) -> Any:
 
 def _replies(smtp: Any, group: Group) -> list[Reply]:
     """Write a command, or content, and return what the server says to it."""
-    if group.events == (Event.dot,):
+    if group.triggers == (Trigger.dot,):
         smtp.send(group.data)
     else:
         verb, _, args = group.data[:-2].decode(smtp.command_encoding).partition(" ")

@@ -12,7 +12,7 @@ import pytest
 import asmtp
 from asmtp.client.events import Watch, _commands, _message_id
 from asmtp.protocol.exchange import Group
-from asmtp.protocol.state import Event as Command
+from asmtp.protocol.state import Trigger
 from tests.conftest import Certificates
 from tests.fakes.background import in_background
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
@@ -275,7 +275,7 @@ def test_content_that_looks_like_commands() -> None:
     assert _commands(b"noop\r\n") == ([b"noop"], 0)
     assert _commands(b"") == ([], 0)
     watch = Watch("mx:25", None)
-    watch.wrote(Group(b"BDAT 1\r\nx", (Command.bdat,)))
+    watch.wrote(Group(b"BDAT 1\r\nx", (Trigger.bdat,)))
 
 
 # ---- secrets ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from asmtp.protocol.exchange import Dialogue, Exchange, Group
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import HELD, Event, State
+from asmtp.protocol.state import HELD, State, Trigger
 from asmtp.protocol.transaction import Body, NotBegun, Transaction
 from tests.fuzz import contents
 from tests.fuzz.data import FuzzedData
@@ -130,7 +130,7 @@ class World:
         elif what == "rset":
             self.start("rset", self._reset())
         elif what == "hand":
-            self.start("hand", single(b"MAIL FROM:<hand@x>\r\n", Event.mail))
+            self.start("hand", single(b"MAIL FROM:<hand@x>\r\n", Trigger.mail))
         elif what == "hello":
             self.start("hello", self._hello(), alone=data.flag())
         elif what == "login" and "auth" in session.extensions:
@@ -176,7 +176,7 @@ class World:
 
     def _reset(self) -> Dialogue:
         """Session.reset(), in capitals: no transaction's own."""
-        group = Group(b"RSET\r\n", (Event.rset,))
+        group = Group(b"RSET\r\n", (Trigger.rset,))
         replies = yield group
         if replies[0].ok:
             self.session.settle(group)

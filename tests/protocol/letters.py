@@ -11,7 +11,7 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue
 from asmtp.protocol.sasl import Conversation, Credentials
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event, State
+from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import Body, Transaction
 from tests.protocol.transcript import Start
 
@@ -56,7 +56,7 @@ def unsettled(shape: str = "lock-step", **options: Any) -> Callable[[], Session]
 
     def make() -> Session:
         session = opened(shape, **options)()
-        by_hand = single(b"mail from:<old@x>\r\n", Event.mail)
+        by_hand = single(b"mail from:<old@x>\r\n", Trigger.mail)
         session.start(by_hand)
         session.output()
         session.receive_data(b"250 old\r\n")

@@ -278,8 +278,8 @@ def test_a_message_that_is_cancelled_at_the_probe() -> None:
 def test_what_makes_it_unknown_again(line: bytes, before: Chunking) -> None:
     session = opened()
     session.chunking = before
-    event = asmtp.protocol.dialogue.verb_event(line, session.state)
-    session.start(asmtp.protocol.dialogue.single(line, event))
+    trigger = asmtp.protocol.dialogue.verb_trigger(line, session.state)
+    session.start(asmtp.protocol.dialogue.single(line, trigger))
     assert session.chunking is (Chunking.UNKNOWN if before is Chunking.SHOWN else Chunking.NOT_SHOWN)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError
-from asmtp.protocol.dialogue import because_of, greeting, hello, raw_reply, raw_write, single, verb_event
+from asmtp.protocol.dialogue import because_of, greeting, hello, raw_reply, raw_write, single, verb_trigger
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event, State
+from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import manual_content
 from tests.protocol.letters import STARTS, opened, unsettled
 from tests.protocol.transcript import Start, play
@@ -29,7 +29,7 @@ OPENING = {
     "ehlo": say("ehlo"),
     "helo": say("helo"),
     "lhlo": say("lhlo"),
-    "starttls": Start(lambda session: single(b"STARTTLS\r\n", Event.starttls), alone=True, raw=True),
+    "starttls": Start(lambda session: single(b"STARTTLS\r\n", Trigger.starttls), alone=True, raw=True),
     **STARTS,
 }
 
@@ -165,7 +165,7 @@ def test_starttls() -> None:
 
 def test_tls_makes_forget() -> None:
     session = opened("both")()
-    session.start(single(b"STARTTLS\r\n", Event.starttls), raw=True)
+    session.start(single(b"STARTTLS\r\n", Trigger.starttls), raw=True)
     session.receive_data(b"220 go\r\n")
     assert session.state is State.HANDSHAKE
     assert session.esmtp
@@ -186,7 +186,7 @@ def test_starttls_refused() -> None:
 def test_plaintext_behind_starttls(injected: bytes, together: bool) -> None:
     """CVE-2011-0411: it must not be taken for an answer under TLS; who asked for TLS is told."""
     session = opened()()
-    exchange = session.start(single(b"STARTTLS\r\n", Event.starttls), raw=True)
+    exchange = session.start(single(b"STARTTLS\r\n", Trigger.starttls), raw=True)
     session.output()
     for data in [b"220 go\r\n" + injected] if together else [b"220 go\r\n", injected]:
         session.receive_data(data)
@@ -215,18 +215,19 @@ def test_nothing_is_written_between_starttls_and_tls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "event"),
+    ("line", "trigger"),
     [
-        (b"EHLO x", Event.hello), (b"helo x", Event.hello), (b"Lhlo x", Event.hello),
-        (b"starttls", Event.starttls), (b"auth PLAIN", Event.auth), (b"MAIL FROM:<>", Event.mail),
-        (b"rcpt TO:<a>", Event.rcpt), (b"data", Event.data), (b"rset", Event.rset), (b"quit", Event.quit),
-        (b"BDAT 3", Event.bdat), (b"bdat 0 last", Event.bdat_last), (b"noop", Event.other), (b"XCLIENT", Event.other),
-        (b"", Event.other), (b"  mail from:<>", Event.mail), (b"\xff", Event.other),
+        (b"EHLO x", Trigger.hello), (b"helo x", Trigger.hello), (b"Lhlo x", Trigger.hello),
+        (b"starttls", Trigger.starttls), (b"auth PLAIN", Trigger.auth), (b"MAIL FROM:<>", Trigger.mail),
+        (b"rcpt TO:<a>", Trigger.rcpt), (b"data", Trigger.data), (b"rset", Trigger.rset), (b"quit", Trigger.quit),
+        (b"BDAT 3", Trigger.bdat), (b"bdat 0 last", Trigger.bdat_last), (b"noop", Trigger.other),
+        (b"XCLIENT", Trigger.other),
+        (b"", Trigger.other), (b"  mail from:<>", Trigger.mail), (b"\xff", Trigger.other),
     ],
 )  # fmt: skip
-def test_verb_event(line: bytes, event: Event) -> None:
-    assert verb_event(line, State.READY) is event
-    assert verb_event(line, State.CHALLENGE) is Event.response
+def test_verb_trigger(line: bytes, trigger: Trigger) -> None:
+    assert verb_trigger(line, State.READY) is trigger
+    assert verb_trigger(line, State.CHALLENGE) is Trigger.response
 
 
 def test_lines_by_hand() -> None:

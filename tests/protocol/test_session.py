@@ -8,7 +8,7 @@ from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutE
 from asmtp.protocol.dialogue import greeting, quit_, raw_write
 from asmtp.protocol.exchange import Dialogue, Group, Phase
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Event, State
+from asmtp.protocol.state import State, Trigger
 from tests.protocol.letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unsettled
 from tests.protocol.transcript import Start, play
 
@@ -73,7 +73,7 @@ def _many(session: Session, count: int) -> Dialogue:
     """So many commands, one after the other."""
     taken = []
     for number in range(count):
-        taken += yield Group(b"noop\r\n", (Event.other,), last=number == count - 1)
+        taken += yield Group(b"noop\r\n", (Trigger.other,), last=number == count - 1)
     return taken
 
 
@@ -205,7 +205,7 @@ def test_only_a_rset_that_was_accepted_counts(shape: str, reply: str, clean: boo
 
 def test_a_rset_speaks_for_what_was_written_before_it_only() -> None:
     def reset(session: Session) -> Dialogue:
-        group = Group(b"rset\r\n", (Event.rset,), last=True)
+        group = Group(b"rset\r\n", (Trigger.rset,), last=True)
         yield group
         session.settle(group)
 
@@ -443,7 +443,7 @@ def test_nothing_is_written_before_the_greeting() -> None:
 
 def test_a_dialogue_left_in_the_middle_breaks() -> None:
     def half() -> Dialogue:
-        yield Group(b"data\r\n", (Event.data,))
+        yield Group(b"data\r\n", (Trigger.data,))
 
     result = play("start half\nC: data\nS: 354 go", {"half": Start(lambda session: half())}, opened())
     assert result.state == "BROKEN"
@@ -453,7 +453,7 @@ def test_a_dialogue_that_goes_on_behind_its_end_is_stopped() -> None:
     def stubborn() -> Dialogue:
         while True:
             try:
-                yield Group(b"noop\r\n", (Event.other,))
+                yield Group(b"noop\r\n", (Trigger.other,))
             except SMTPServerDisconnected:
                 continue
 
@@ -473,9 +473,9 @@ def test_protocol_error_is_a_disconnection_and_a_response() -> None:
 
 def test_nothing_is_written_by_a_dialogue_that_broke_the_session() -> None:
     def breaking(session: Session) -> Dialogue:
-        yield Group(b"noop\r\n", (Event.other,), last=True)
+        yield Group(b"noop\r\n", (Trigger.other,), last=True)
         session.fail(SMTPServerDisconnected("I saw something"))
-        yield Group(b"noop\r\n", (Event.other,))
+        yield Group(b"noop\r\n", (Trigger.other,))
 
     result = play("start it\nC: noop\nS: 250 ok", {"it": Start(breaking)}, opened())
     assert result["it"] == "SMTPServerDisconnected I saw something"
