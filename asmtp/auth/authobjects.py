@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from asmtp.protocol.hidden import hidden
-from asmtp.protocol.sasl import Conversation, Mechanism, encoded, from_authobject
+from asmtp.protocol.sasl import Mechanism, SASLExchange, encoded, from_authobject
 
 __all__ = ["AuthObjects"]
 
@@ -35,12 +35,12 @@ class AuthObjects:
             return self.user
         return self.password
 
-    def _conversation(
+    def _sasl_exchange(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, initial_response_ok: bool, *, again: bool
-    ) -> Conversation:
+    ) -> SASLExchange:
         """An AUTH exchange with a generator, or with an authobject, which may look at how many it has answered."""
         if isinstance(authobject, Generator):
-            return Conversation(mechanism, authobject, initial_response_ok=initial_response_ok, slow=True, again=again)
+            return SASLExchange(mechanism, authobject, initial_response_ok=initial_response_ok, slow=True, again=again)
         self._auth_challenge_count = 0
 
         def counted(*challenge: bytes) -> str | bytes | None:
@@ -51,4 +51,4 @@ class AuthObjects:
             return response
 
         responses = from_authobject(counted, initial_response_ok=initial_response_ok)
-        return Conversation(mechanism, responses, slow=True, again=again)
+        return SASLExchange(mechanism, responses, slow=True, again=again)

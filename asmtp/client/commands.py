@@ -32,7 +32,7 @@ from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.parameters import xclient
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.sasl import UNPROVEN, Conversation, Credentials, Mechanism
+from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism, SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import manual_content
@@ -422,24 +422,24 @@ class Commands(AuthObjects):
         self, name: str, mechanism: Mechanism, initial_response_ok: bool = True, *, slow: bool = True
     ) -> Reply:
         begin = functools.partial(
-            Conversation,
+            SASLExchange,
             name,
             mechanism,
             initial_response_ok=initial_response_ok,
             slow=slow,
             again=self._session.authenticated,
         )
-        return await self._converse(await self._call_out(begin) if slow else begin())
+        return await self._run_exchange(await self._call_out(begin) if slow else begin())
 
-    async def _converse(self, conversation: Conversation) -> Reply:
+    async def _run_exchange(self, sasl: SASLExchange) -> Reply:
         """Take an AUTH exchange to its end; a slow mechanism is asked in a thread."""
         connection = self._live()
-        exchange = dialogue.authentication(self._session, conversation)
+        login = dialogue.authentication(self._session, sasl)
         begun = clock()
         code = UNPROVEN
         try:
-            async with contextlib.aclosing(self._responses(conversation)) as responses:
-                reply: Reply = await connection.run_streamed(exchange, responses, alone=True)
+            async with contextlib.aclosing(self._responses(sasl)) as responses:
+                reply: Reply = await connection.run_streamed(login, responses, alone=True)
                 code = reply.code
                 return reply
         except SMTPAuthenticationError as error:
@@ -452,11 +452,11 @@ class Commands(AuthObjects):
             raise
         finally:
             if self._watch is not None:
-                self._watch.logged_in(conversation.name, code, clock() - begun)
+                self._watch.logged_in(sasl.name, code, clock() - begun)
 
-    async def _responses(self, conversation: Conversation) -> AsyncGenerator[bytes, None]:
+    async def _responses(self, sasl: SASLExchange) -> AsyncGenerator[bytes, None]:
         while True:
-            await self._call_out(conversation.go_on)
+            await self._call_out(sasl.go_on)
             yield b""
 
     async def _get_token(self, source: Any, *, force: bool) -> str:
@@ -513,8 +513,8 @@ class Commands(AuthObjects):
             Exception: what `authobject` raises; the exchange was cancelled.
         """
         again = self._session.authenticated
-        begin = functools.partial(self._conversation, mechanism, authobject, initial_response_ok, again=again)
-        return await self._converse(await self._call_out(begin))
+        begin = functools.partial(self._sasl_exchange, mechanism, authobject, initial_response_ok, again=again)
+        return await self._run_exchange(await self._call_out(begin))
 
 
 def _is_async(function: Any) -> bool:

@@ -12,7 +12,7 @@ from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply, printable
-from asmtp.protocol.sasl import Conversation
+from asmtp.protocol.sasl import SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 
@@ -138,23 +138,23 @@ def quit_() -> Dialogue:
     return replies[0]
 
 
-def authentication(session: Session, conversation: Conversation) -> Dialogue:
-    """A SASL exchange: see :class:`asmtp.protocol.sasl.Conversation`.  Nothing of it is shown in a trace.
+def authentication(session: Session, sasl: SASLExchange) -> Dialogue:
+    """Log in by a SASL exchange (RFC 4954 §4), of which a trace shows nothing.
 
-    Where the conversation is slow, it yields PULL when a challenge is in; whoever pushes has called `go_on`.
+    If the exchange is slow, the dialogue yields PULL when a challenge is in; its caller calls `go_on`, then pushes.
     """
     trigger = Trigger.auth
-    conversation.redact = session.redact
-    while (line := conversation.line) is not None:
+    sasl.redact = session.redact
+    while (line := sasl.line) is not None:
         replies = yield Group(hidden(line + b"\r\n"), (trigger,), secret=True)
         trigger = Trigger.response
-        conversation.reply = replies[0]
-        if conversation.slow and replies[0].code == 334:
+        sasl.reply = replies[0]
+        if sasl.slow and replies[0].code == 334:
             yield PULL
         else:
-            conversation.go_on()
+            sasl.go_on()
     session.authenticated = True
-    return conversation.reply
+    return sasl.reply
 
 
 def raw_write(session: Session, data: bytes, *, secret: bool = False, command: bool = False) -> Dialogue:

@@ -12,7 +12,7 @@ from asmtp.errors import SMTPAuthenticationError, SMTPException
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply
 
-__all__ = ["UNPROVEN", "Conversation", "Credentials", "Mechanism", "encoded", "from_authobject", "unproven"]
+__all__ = ["UNPROVEN", "SASLExchange", "Credentials", "Mechanism", "encoded", "from_authobject", "unproven"]
 
 Mechanism: TypeAlias = Generator[bytes | None, bytes | None, None]
 """A generator from challenge to response.
@@ -93,7 +93,7 @@ def encoded(response: Any) -> bytes:
     raise wrong
 
 
-class Conversation:
+class SASLExchange:
     """One AUTH exchange (RFC 4954 §4).  Whoever has it writes `line`, puts the reply into `reply`, and calls `go_on`.
 
     235 is success; 503 (already authenticated) is taken for it, as smtplib does, unless the mechanism objects.  What

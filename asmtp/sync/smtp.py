@@ -605,11 +605,11 @@ class SMTP(AuthObjects):
         """
         again = self._client.authenticated
         try:
-            conversation = self._conversation(mechanism, authobject, initial_response_ok, again=again)
-            conversation.redact = self._client.redact
-            while (line := conversation.line) is not None:
-                conversation.reply = self._respond(line)
-                conversation.go_on()
+            sasl = self._sasl_exchange(mechanism, authobject, initial_response_ok, again=again)
+            sasl.redact = self._client.redact
+            while (line := sasl.line) is not None:
+                sasl.reply = self._respond(line)
+                sasl.go_on()
         except BaseException as error:
             unproven = isinstance(error, SMTPAuthenticationError) and error.smtp_code == UNPROVEN
             if unproven or isinstance(error, SMTPTimeoutError) or self._client.in_exchange:
@@ -617,7 +617,7 @@ class SMTP(AuthObjects):
                 self._release()
             raise
         self._client.authenticated = True
-        return conversation.reply
+        return sasl.reply
 
     def _respond(self, line: bytes) -> Reply:
         if not overridden(self, _BY_HAND):

@@ -11,7 +11,7 @@ from asmtp.auth.selection import choose
 from asmtp.errors import SMTPAuthenticationError, SMTPException
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.sasl import MAX_COMMAND, Conversation, Credentials, Mechanism, from_authobject
+from asmtp.protocol.sasl import MAX_COMMAND, Credentials, Mechanism, SASLExchange, from_authobject
 from tests.fuzz.data import FuzzedData
 
 __all__ = ["sasl"]
@@ -54,23 +54,23 @@ def sasl(data: FuzzedData) -> None:
     server = _Server(name, user, secret) if data.flag() else None
     if server is None and data.chance(3):
         chosen = _authobject(data, initial)
-    conversation = Conversation(name, chosen, initial_response_ok=initial)
+    sasl = SASLExchange(name, chosen, initial_response_ok=initial)
     heard = b""
     try:
         for _ in range(STEPS):
-            line = conversation.line
+            line = sasl.line
             if line is None:
-                assert conversation.reply.code in (235, 503)
+                assert sasl.reply.code in (235, 503)
                 assert server is None or server.passed, "it passed, and did not give the password"
                 return
             _check_line(line, name, first=line.startswith(b"AUTH "), initial=initial)
-            conversation.reply = _anything(data) if server is None else server.answer(line)
-            heard += conversation.reply.message
-            conversation.go_on()
+            sasl.reply = _anything(data) if server is None else server.answer(line)
+            heard += sasl.reply.message
+            sasl.go_on()
     except SMTPException as error:
         assert server is None or isinstance(error, SMTPAuthenticationError), error
         assert server is None, f"an honest server did not let it in: {error}"
-        if secret.encode() not in heard and _base64(secret) not in heard:  # Conversation alone does not redact
+        if secret.encode() not in heard and _base64(secret) not in heard:  # SASLExchange alone does not redact
             _check_silent(error, user, secret)
     else:
         raise AssertionError("it goes on and on")

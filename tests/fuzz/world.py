@@ -14,7 +14,7 @@ from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, sing
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
 from asmtp.protocol.parameters import Requests
-from asmtp.protocol.sasl import Conversation, Credentials
+from asmtp.protocol.sasl import Credentials, SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD, State, Trigger
 from asmtp.protocol.transaction import Body, NotBegun, Transaction
@@ -136,8 +136,8 @@ class World:
         elif what == "login" and "auth" in session.extensions:
             name, mechanism = data.pick([("CRAM-MD5", cram_md5), ("PLAIN", plain), ("LOGIN", login)])
             chosen = mechanism(Credentials("me", "secret"))
-            conversation = Conversation(name, chosen, initial_response_ok=data.flag())
-            self.start("login", authentication(session, conversation), alone=True)
+            sasl = SASLExchange(name, chosen, initial_response_ok=data.flag())
+            self.start("login", authentication(session, sasl), alone=True)
         elif what == "tls" and "starttls" in session.extensions:
             self.start("tls", starttls(session, self._verb, data.pick([None, "me.example"])), alone=True)
         elif what in ("pause", "resume"):

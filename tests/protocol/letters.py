@@ -9,7 +9,7 @@ from asmtp.auth.mechanisms import plain
 from asmtp.protocol.dialogue import authentication, greeting, hello, quit_, single
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Dialogue
-from asmtp.protocol.sasl import Conversation, Credentials
+from asmtp.protocol.sasl import Credentials, SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import Body, Transaction
@@ -28,7 +28,7 @@ NOOP = Start(lambda session: single(b"noop\r\n"))
 QUIT = Start(lambda session: quit_(), alone=True)
 RSET = Start(Session.reset)
 LOGIN = Start(
-    lambda session: authentication(session, Conversation("PLAIN", plain(Credentials("me", "secret")))), alone=True
+    lambda session: authentication(session, SASLExchange("PLAIN", plain(Credentials("me", "secret")))), alone=True
 )
 
 

@@ -13,7 +13,7 @@ from asmtp.auth.mechanisms import cram_md5, external, login, oauthbearer, plain,
 from asmtp.errors import SMTPAuthenticationError
 from asmtp.protocol.dialogue import authentication
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.sasl import Conversation, Credentials, Mechanism, from_authobject, unproven
+from asmtp.protocol.sasl import Credentials, Mechanism, SASLExchange, from_authobject, unproven
 from tests.protocol.letters import NOOP, STARTS, opened
 from tests.protocol.transcript import Start, play
 
@@ -24,7 +24,7 @@ def b64(text: str | bytes) -> str:
 
 def attempt(name: str, mechanism: Any, **options: Any) -> dict[str, Start]:
     """A login whose mechanism is made anew for each time it is played."""
-    make = lambda session: authentication(session, Conversation(name, mechanism(), **options))  # noqa: E731
+    make = lambda session: authentication(session, SASLExchange(name, mechanism(), **options))  # noqa: E731
     return {"login": Start(make, alone=True), "noop": NOOP}
 
 
@@ -244,12 +244,12 @@ def test_what_is_told_of_an_error(error: str | bytes, shown: str) -> None:
 
 def told_behind(name: str, mechanism: Mechanism, challenge: str, refusal: bytes) -> bytes | str:
     """What the error says after a challenge and a refusal."""
-    conversation = Conversation(name, mechanism)
-    conversation.reply = Reply(334, challenge.encode())
-    conversation.go_on()
-    conversation.reply = Reply(535, refusal)
+    sasl = SASLExchange(name, mechanism)
+    sasl.reply = Reply(334, challenge.encode())
+    sasl.go_on()
+    sasl.reply = Reply(535, refusal)
     with pytest.raises(SMTPAuthenticationError) as caught:
-        conversation.go_on()
+        sasl.go_on()
     assert caught.value.smtp_code == 535
     return caught.value.smtp_error
 
@@ -366,7 +366,7 @@ def test_the_limit_of_a_command_line(length: int, fits: bool) -> None:
     """At m-1, m and m+1; the mechanism's name makes up for the steps of base64."""
     name = "X" * ((length - 2 - len("AUTH  ")) % 4 + 4)
     response = b"x" * ((length - 2 - len("AUTH  ") - len(name)) // 4 * 3)
-    line = Conversation(name, from_authobject(lambda: response)).line
+    line = SASLExchange(name, from_authobject(lambda: response)).line
     assert line is not None
     assert len(line) + 2 == (length if fits else len(f"AUTH {name}\r\n"))
 
@@ -432,7 +432,7 @@ def test_authobject_that_returns_what_has_encode() -> None:
 @pytest.mark.parametrize("wrong", [5, Lazy(5), object()])
 def test_authobject_that_returns_what_cannot_be_written(wrong: Any) -> None:
     with pytest.raises(TypeError, match="^authobject: user, password or response must be str, not "):
-        Conversation("X", from_authobject(lambda: wrong))
+        SASLExchange("X", from_authobject(lambda: wrong))
 
 
 def test_authobject_that_has_nothing_to_say() -> None:
@@ -451,7 +451,7 @@ def test_authobject_that_raises() -> None:
             raise LookupError("no password")
 
     with pytest.raises(LookupError, match="no password"):
-        Conversation("X", from_authobject(at_once))
+        SASLExchange("X", from_authobject(at_once))
     text = "start login\nC: AUTH X\nS: 334\nC: *\nS: 501 cancelled\nstart noop\nC: noop\nS: 250 ok"
     result = play(text, attempt("X", lambda: from_authobject(later)), opened())
     assert (result["login"], result["noop"], result.state) == ("LookupError no password", "250 ok", "READY")
@@ -480,7 +480,7 @@ def test_a_generator_that_is_not_content_with_success() -> None:
 
 def test_a_generator_that_yields_nothing() -> None:
     with pytest.raises(ValueError, match="^mechanism: X-OWN: the generator yields nothing$"):
-        Conversation("X-OWN", generator())
+        SASLExchange("X-OWN", generator())
 
 
 @pytest.mark.parametrize(("size", "fits"), [(9212, True), (9215, False)])
@@ -514,19 +514,19 @@ def test_already_authenticated_is_no_success_for_who_wants_proof() -> None:
 @pytest.mark.parametrize("name", ["", "PLAIN\r\nQUIT", "PLAIN x", "PLÄIN", "A=B"])
 def test_the_name_is_one_word(name: str) -> None:
     with pytest.raises(ValueError, match="^mechanism: not a SASL mechanism's name"):
-        Conversation(name, plain(TIM))
+        SASLExchange(name, plain(TIM))
 
 
 def test_slow_mechanisms_are_asked_by_who_pushes() -> None:
     """A challenge makes the dialogue pull; its owner computes, and pushes."""
     session = opened()()
-    conversation = Conversation("CRAM-MD5", cram_md5(TIM), slow=True)
-    exchange = session.start(authentication(session, conversation))
+    sasl = SASLExchange("CRAM-MD5", cram_md5(TIM), slow=True)
+    exchange = session.start(authentication(session, sasl))
     session.output()
     session.receive_data(b"334 PDE4OTYuNjk3MTcwOTUyQHBvc3RvZmZpY2UucmVzdG9uLm1jaS5uZXQ+\r\n")
     assert exchange.pulling
     assert session.output() == b""
-    conversation.go_on()
+    sasl.go_on()
     session.push(exchange, b"")
     assert session.output() == b"dGltIGI5MTNhNjAyYzdlZGE3YTQ5NWI0ZTZlNzMzNGQzODkw\r\n"
     session.receive_data(b"235 ok\r\n")
@@ -589,5 +589,5 @@ def test_smtplib_s_cram_md5_does_not_show_a_password_that_cannot_be_encoded() ->
 
 def test_an_authobject_whose_response_cannot_be_encoded_does_not_show_it() -> None:
     with pytest.raises(ValueError, match="^authobject: .* not characters") as caught:
-        Conversation("PLAIN", from_authobject(lambda challenge=None: "\0me\udc80\0secret"))
+        SASLExchange("PLAIN", from_authobject(lambda challenge=None: "\0me\udc80\0secret"))
     assert "secret" not in repr(caught.value) + repr(caught.value.__context__)
