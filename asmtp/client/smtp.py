@@ -542,7 +542,7 @@ class AsyncSMTP(Commands):
         Where others are waiting to write, it rides with the next transaction instead.
         """
         session = connection.session
-        if session.idle and not session.settled and not session.closed:
+        if session.idle and not session.clean and not session.closed:
             with contextlib.suppress(SMTPException):
                 reply: Reply = await connection.run(session.reset())
                 if not reply.ok and session.idle:

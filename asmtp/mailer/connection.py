@@ -422,7 +422,7 @@ class Lane(AsyncSMTP):
         A server that says no to it is out of step (Exim takes the rest of a chunk that was too large for commands).
         """
         session = self._session
-        if session.idle and not session.settled and not session.closed:
+        if session.idle and not session.clean and not session.closed:
             self.tidying = 1
             exchange = session.start(session.reset())
             exchange.owner = _Tidied(self, exchange)

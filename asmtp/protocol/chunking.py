@@ -114,7 +114,7 @@ def probe(session: Session, mail: bytes) -> Dialogue:
     if before is Chunking.INCONCLUSIVE:
         del stages[0]  # what is shown need not be shown twice: some servers count their refusals
     try:
-        if not (session.settled or (yield from session.reset()).ok):
+        if not (session.clean or (yield from session.reset()).ok):
             verdict = Chunking.NOT_SHOWN  # a transaction may be open, with recipients who would get the chunk
         elif session.pipelining:
             verdict = yield from _in_one_piece(session, stages)
@@ -156,7 +156,7 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
         if (yield from _is_misread(session, doubtful=doubtful, last=stage is stages[-1])):
             verdict = Chunking.NOT_SHOWN
     if verdict is not Chunking.SHOWN:
-        session.settle(group)  # else what comes next begins with RSET, whoever writes it: see above
+        session.mark_clean(group)  # else what comes next begins with RSET, whoever writes it: see above
     return verdict
 
 
@@ -174,7 +174,7 @@ def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunk
             elif trigger is not Trigger.mail and reply.ok is (trigger is Trigger.bdat_last):
                 verdict = Chunking.NOT_SHOWN
         if reply.ok:
-            session.settle(group)
+            session.mark_clean(group)
     return verdict
 
 

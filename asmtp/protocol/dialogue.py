@@ -69,7 +69,7 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
     reply: Reply = replies[0]
     if reply.ok:
         # RFC 5321 §4.1.4: EHLO also does what RSET does.
-        session.settle(group)
+        session.mark_clean(group)
         if verb.lower() != "helo":
             session.extensions = Extensions.parse(reply.message)
             session.esmtp = True
@@ -97,7 +97,7 @@ def xclient(session: Session, line: bytes) -> Dialogue:
     group = Group(line, (Trigger.hello,))
     replies = yield group
     if replies[0].ok:
-        session.settle(group)
+        session.mark_clean(group)
         session.extensions = Extensions()
         session.esmtp = session.authenticated = False
     return replies[0]

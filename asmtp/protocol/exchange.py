@@ -78,7 +78,7 @@ class Group:
         self.replies: list[Reply] = [] if replies is None else replies
         self.per_recipient = per_recipient
         self.more = more
-        self.serial = 0  # see Session.settle()
+        self.serial = 0  # see Session.mark_clean()
         self.dropped = False
         self.behind = False
 

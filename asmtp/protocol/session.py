@@ -85,7 +85,7 @@ class Session:
         self._leaving: list[Group] = []  # those whose octets are in it
         self._unanswered = 0  # octets
         self._serial = 0  # counts the commands that may leave a transaction open
-        self._settled = 0  # the last of them that is known to have left none
+        self._clean_up_to = 0  # the last of them that is known to have left none
         self._chunks_left = False  # a dialogue ended between BDAT and BDAT LAST
         self._intruding = False  # a reply that nobody is owed has begun; it may be a 421
         self._delivery = 0
@@ -136,17 +136,17 @@ class Session:
         return self._turn is not None and self._turn.abandoned and self.state is State.DATA
 
     @property
-    def settled(self) -> bool:
+    def clean(self) -> bool:
         """Whether the outcome of everything written is known, and no transaction can be open.
 
         Where it is not, a transaction has to begin with RSET: servers differ in what they do with one
         that failed, and some take the next message *under the sender of the one before*.
         """
-        return self._settled == self._serial
+        return self._clean_up_to == self._serial
 
-    def settle(self, group: Group) -> None:
+    def mark_clean(self, group: Group) -> None:
         """The replies to `group` say that nothing was left open by it or by what was written before it."""
-        self._settled = max(self._settled, group.serial)
+        self._clean_up_to = max(self._clean_up_to, group.serial)
 
     # ---- what callers do --------------------------------------------------------------------
 
@@ -319,7 +319,7 @@ class Session:
         group = Group(b"rset\r\n", (Trigger.rset,))
         replies = yield group
         if replies[0].ok:
-            self.settle(group)
+            self.mark_clean(group)
         return replies[0]
 
     # ---- inside -----------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class Transaction:
                 raise SMTPNotSupportedError("BINARYMIME: whether the server reads a chunk that it refuses is not known")
         commands = self._commands
         triggers: tuple[Trigger, ...] = _ENVELOPE
-        if not session.settled:
+        if not session.clean:
             commands = [_RSET, *commands]
             triggers = _RSET_AND_ENVELOPE
             self._base = 1
@@ -466,7 +466,7 @@ class Transaction:
         if self._each:
             return self._prdr_verdict(finals)
         if _all_ok(self.replies):
-            self._settle()
+            self._mark_clean()
             answers = finals if self.session.lmtp else self._rcpt_replies()
             return Outcome(dict(zip(recipients, answers, strict=True)), {}, finals[-1])
         self._check_in_step(self.replies)
@@ -483,7 +483,7 @@ class Transaction:
             return self._lmtp_verdict(finals)
         if not finals[-1].ok:
             raise self._refusal(SMTPDataError(*finals[-1]))
-        self._settle()
+        self._mark_clean()
         accepted = {who: reply for who, reply in zip(recipients, self._rcpt_replies(), strict=True) if reply.ok}
         return Outcome(accepted, self._refused(), finals[-1])
 
@@ -508,12 +508,12 @@ class Transaction:
             (accepted if reply.ok else refused)[who] = reply
         if not accepted:
             raise self._refusal(SMTPRecipientsRefused(refused))
-        self._settle()
+        self._mark_clean()
         return Outcome(accepted, refused, finals[-1])
 
-    def _settle(self) -> None:
+    def _mark_clean(self) -> None:
         assert self._group is not None
-        self.session.settle(self._group)
+        self.session.mark_clean(self._group)
 
     def _interrupted(self, error: SMTPServerDisconnected) -> NoReturn:
         """The connection ended.  What is known of the message?"""
@@ -576,5 +576,5 @@ def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
     group = Group(encode_content(content, stuff=True) + b".\r\n", (Trigger.dot,), owed, phase=_FINAL)
     replies = yield group
     if all(reply.ok for reply in replies):
-        session.settle(group)
+        session.mark_clean(group)
     return next((reply for reply in replies if not reply.ok), replies[-1])

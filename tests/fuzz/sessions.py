@@ -97,7 +97,7 @@ class Honest(World):
         assert self.session.idle, "not idle when all is done"
         assert server._reading == "command"
         assert not server._in, f"not read: {server._in!r}"
-        assert not self.session.settled or server._sender is None, "a transaction is open, and that is not known"
+        assert not self.session.clean or server._sender is None, "a transaction is open, and that is not known"
         for kind, exchange in self.others:
             if kind.startswith("noop") and exchange.error is None and exchange.result.code == 250:
                 assert exchange.result.message.startswith(kind.encode()), f"{exchange.result} to {kind}"

@@ -83,7 +83,7 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
     "an error that quotes the URL": ("url", url, "_split", urlsplit),
     "a doubt forgotten": ("journal", Account, "_doubt", _nothing),
     "a field that is not folded": ("message", message._QuickPolicy, "fold_binary", _short),
-    "no RSET where a transaction may be open": ("session", Session, "settled", property(lambda self: True)),
+    "no RSET where a transaction may be open": ("session", Session, "clean", property(lambda self: True)),
     "a doubt denied": ("session", Transaction, "state", property(lambda self: "not_sent")),
     "somebody told twice": ("session", Session, "_finish", _twice),
     "a cancellation not noticed": ("session", Session, "cancel", _nothing),

@@ -179,7 +179,7 @@ class World:
         group = Group(b"RSET\r\n", (Trigger.rset,))
         replies = yield group
         if replies[0].ok:
-            self.session.settle(group)
+            self.session.mark_clean(group)
         return replies[0]
 
     def _letter(self, *, streamed: bool) -> None:

@@ -51,7 +51,7 @@ def opened(shape: str = "lock-step", *, lmtp: bool = False, **options: Any) -> C
     return make
 
 
-def unsettled(shape: str = "lock-step", **options: Any) -> Callable[[], Session]:
+def unclean(shape: str = "lock-step", **options: Any) -> Callable[[], Session]:
     """A session on which a transaction may be open: MAIL was written by hand."""
 
     def make() -> Session:
@@ -60,7 +60,7 @@ def unsettled(shape: str = "lock-step", **options: Any) -> Callable[[], Session]
         session.start(by_hand)
         session.output()
         session.receive_data(b"250 old\r\n")
-        assert not session.settled
+        assert not session.clean
         return session
 
     return make

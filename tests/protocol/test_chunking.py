@@ -241,7 +241,7 @@ def test_no_probe(offers: str) -> None:
         for reply in ("250 mail", "250 rcpt", "354 go", "250 taken"):
             said += session.output()
             say(session, reply)
-            if session.settled and session.idle:
+            if session.clean and session.idle:
                 break
         assert b"BDAT" not in said
         assert b"data\r\n" in said

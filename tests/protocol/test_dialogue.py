@@ -12,7 +12,7 @@ from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import manual_content
-from tests.protocol.letters import STARTS, opened, unsettled
+from tests.protocol.letters import STARTS, opened, unclean
 from tests.protocol.transcript import Start, play
 
 
@@ -104,9 +104,9 @@ def test_helo_tells_nothing() -> None:
 ])  # fmt: skip
 def test_hello_also_resets(verb: str, reply: str, clean: bool) -> None:
     """RFC 5321 §4.1.4."""
-    result = play(f"start {verb}\nC: {verb} me.example\nS: {reply}", OPENING, unsettled())
+    result = play(f"start {verb}\nC: {verb} me.example\nS: {reply}", OPENING, unclean())
     assert result[verb] == reply
-    assert result.settled is clean
+    assert result.clean is clean
 
 
 def test_hello_refused_forgets_what_was_known() -> None:
@@ -242,7 +242,7 @@ def test_lines_by_hand() -> None:
     result = play(text, starts, opened())
     assert result["two"] == str([Reply(250, b"a"), Reply(250, b"ok")])
     assert result.state == "TRANSACTION"
-    assert not result.settled
+    assert not result.clean
 
 
 def test_content_by_hand() -> None:
@@ -354,15 +354,15 @@ def test_manual_content(reply: str, clean: bool) -> None:
         C: .
         S: {reply}
         """
-    result = play(text, {"it": CONTENT}, unsettled())
+    result = play(text, {"it": CONTENT}, unclean())
     assert result["it"] == reply
-    assert result.settled is clean
+    assert result.clean is clean
 
 
 def test_manual_content_refused_at_once() -> None:
-    result = play("start it\nC: data\nS: 503 no", {"it": CONTENT}, unsettled())
+    result = play("start it\nC: data\nS: 503 no", {"it": CONTENT}, unclean())
     assert result["it"] == "SMTPDataError 503 no"
-    assert not result.settled
+    assert not result.clean
 
 
 @pytest.mark.parametrize(
@@ -375,9 +375,9 @@ def test_manual_content_refused_at_once() -> None:
 )
 def test_manual_content_to_two_by_lmtp(first: str, second: str, told: str, clean: bool) -> None:
     text = f"start it\nC: data\nS: 354 go\nC: ..Hi\nC: .\nS: {first}\nS: {second}"
-    result = play(text, {"it": CONTENT_TO_TWO}, unsettled(lmtp=True))
+    result = play(text, {"it": CONTENT_TO_TWO}, unclean(lmtp=True))
     assert result["it"] == told
-    assert result.settled is clean
+    assert result.clean is clean
 
 
 @pytest.mark.parametrize(

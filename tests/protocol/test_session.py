@@ -9,7 +9,7 @@ from asmtp.protocol.dialogue import greeting, quit_, raw_write
 from asmtp.protocol.exchange import Dialogue, Group, Phase
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
-from tests.protocol.letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unsettled
+from tests.protocol.letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unclean
 from tests.protocol.transcript import Start, play
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
@@ -38,7 +38,7 @@ def test_lock_step_servers_get_one_at_a_time() -> None:
         "one": "SMTPSenderRefused 550 no [refused]",
         "rset": "250 flushed",
     }
-    assert result.settled
+    assert result.clean
 
 
 @pytest.mark.parametrize("octets", [b"\x15\x03\x03\x00\x02\x02\x46", b"\x15\x03\x01\x00\x02\x02\x0a"])
@@ -198,16 +198,16 @@ def test_a_dialogue_that_fails_before_it_writes_lets_the_next_one_write() -> Non
 @shapes
 @pytest.mark.parametrize(("reply", "clean"), [("250 ok", True), ("500 what", False)])
 def test_only_a_rset_that_was_accepted_counts(shape: str, reply: str, clean: bool) -> None:
-    result = play(f"start rset\nC: rset\nS: {reply}", STARTS, unsettled(shape))
+    result = play(f"start rset\nC: rset\nS: {reply}", STARTS, unclean(shape))
     assert result["rset"] == reply
-    assert result.settled is clean
+    assert result.clean is clean
 
 
 def test_a_rset_speaks_for_what_was_written_before_it_only() -> None:
     def reset(session: Session) -> Dialogue:
         group = Group(b"rset\r\n", (Trigger.rset,), last=True)
         yield group
-        session.settle(group)
+        session.mark_clean(group)
 
     text = """
         start one
@@ -226,9 +226,9 @@ def test_a_rset_speaks_for_what_was_written_before_it_only() -> None:
         """
     text += replies("250 a", "550 b", "503 one", "250 flushed", "250 flushed", "250 c")
     starts = STARTS | {"reset": Start(reset)}
-    assert not play(text, starts, opened("both")).settled
-    assert play(text + replies("250 d", "250 two"), starts, opened("both")).settled
-    assert not play(text + replies("550 d", "503 two"), starts, opened("both")).settled
+    assert not play(text, starts, opened("both")).clean
+    assert play(text + replies("250 d", "250 two"), starts, opened("both")).clean
+    assert not play(text + replies("550 d", "503 two"), starts, opened("both")).clean
 
 
 # ---- replies nobody is owed ------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_three_in_flight_by_bdat(lmtp: bool) -> None:
         "two": f"sent {{d@x: 250 {final['two']}}}",
         "three": f"sent {{f@x: 250 {final['three']}}}",
     }
-    assert result.settled
+    assert result.clean
 
 
 @protocols
@@ -88,7 +88,7 @@ def test_three_by_data(lmtp: bool) -> None:
         "two": f"sent {{d@x: 250 {final['two']}}}",
         "three": f"sent {{f@x: 250 {final['three']}}}",
     }
-    assert result.settled
+    assert result.clean
 
 
 def test_a_refusal_does_not_touch_the_next_one() -> None:
@@ -96,7 +96,7 @@ def test_a_refusal_does_not_touch_the_next_one() -> None:
     result = play(text, STARTS, opened("both"))
     assert result["one"] == "SMTPRecipientsRefused {b@x: 550 b} [refused]"
     assert result["two"] == "sent {d@x: 250 d}"
-    assert result.settled
+    assert result.clean
 
 
 def test_lmtp_counts_only_its_own_recipients() -> None:
@@ -160,7 +160,7 @@ def test_what_comes_behind_an_unanswered_message_refused() -> None:
     result = play(text, STARTS, opened("both"))
     assert result["one"] == "sent {b@x: 250 b}"
     assert result["two"] == "NotBegun RSET was answered 503 wait"
-    assert not result.settled
+    assert not result.clean
 
 
 @shapes

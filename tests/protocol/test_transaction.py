@@ -13,7 +13,7 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.state import State
 from asmtp.protocol.transaction import Body, Transaction
-from tests.protocol.letters import SHAPES, STARTS, conversation, cut, letter, opened, unsettled
+from tests.protocol.letters import SHAPES, STARTS, conversation, cut, letter, opened, unclean
 from tests.protocol.transcript import Start, play
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
@@ -91,14 +91,14 @@ def test_accepted(shape: str) -> None:
     result = play(ACCEPTED[shape], ONE_TO_TWO, opened(shape))
     assert result["one"] == "sent {b@x: 250 ok, c@x: 250 ok}"
     assert result.state == "READY"
-    assert result.settled
+    assert result.clean
 
 
 @shapes
 def test_accepted_by_lmtp(shape: str) -> None:
     result = play(ACCEPTED[shape] + "\nS: 250 taken too", ONE_TO_TWO, opened(shape, lmtp=True))
     assert result["one"] == "sent {b@x: 250 taken, c@x: 250 taken too}"
-    assert result.settled
+    assert result.clean
 
 
 @protocols
@@ -185,16 +185,16 @@ def test_asked_for_more(shape: str, lmtp: bool, replies: dict[str, Any]) -> None
 @shapes
 @protocols
 @pytest.mark.parametrize(
-    ("replies", "by_smtp", "by_lmtp", "settled"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS]
+    ("replies", "by_smtp", "by_lmtp", "clean"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS]
 )
-def test_refused(shape: str, lmtp: bool, replies: dict[str, Any], by_smtp: str, by_lmtp: str, settled: bool) -> None:
+def test_refused(shape: str, lmtp: bool, replies: dict[str, Any], by_smtp: str, by_lmtp: str, clean: bool) -> None:
     replies = dict(replies)
     accepted = sum(reply[0] == "2" for reply in replies["rcpts"])
     if lmtp and accepted:
         replies["finals"] = replies["finals"] * accepted
     result = play(conversation(shape, **replies), ONE_TO_THREE, opened(shape, lmtp=lmtp))
     assert result["one"] == (by_lmtp if lmtp else by_smtp)
-    assert result.settled is settled
+    assert result.clean is clean
 
 
 @pytest.mark.parametrize("shape", ["lock-step", "PIPELINING"])
@@ -203,7 +203,7 @@ def test_data_refused(shape: str, lmtp: bool) -> None:
     result = play(conversation(shape, data="451 later", finals=[]), ONE_TO_TWO, opened(shape, lmtp=lmtp))
     assert result["one"] == "SMTPDataError 451 later [refused]"
     assert result.state == "TRANSACTION"
-    assert not result.settled
+    assert not result.clean
 
 
 @pytest.mark.parametrize("shape", ["lock-step", "PIPELINING"])
@@ -219,7 +219,7 @@ def test_lmtp_tells_of_each_recipient(shape: str) -> None:
     text = conversation(shape, rcpts=["250 ok", "550 no", "250 ok"], finals=["452 full", "250 taken"])
     result = play(text, ONE_TO_THREE, opened(shape, lmtp=True))
     assert result["one"] == "sent {d@x: 250 taken} but not {c@x: 550 no, b@x: 452 full}"
-    assert result.settled
+    assert result.clean
 
 
 @protocols
@@ -231,7 +231,7 @@ def test_354_without_a_recipient_is_answered_with_a_lone_dot(lmtp: bool, final: 
     result = play(text, ONE_TO_TWO, opened("PIPELINING", lmtp=lmtp))
     assert result["one"] == "SMTPRecipientsRefused {b@x: 550 no, c@x: 550 no} [refused]"
     assert result.state == "READY"
-    assert not result.settled
+    assert not result.clean
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_354_for_recipients_of_another_transaction_breaks(mail: str, rset: str, 
     """A lone dot would send an empty message, and the content would go out under somebody else's name."""
     text = conversation("PIPELINING", rset=rset, mail=mail)
     text = text[: text.index("C: .")]
-    result = play(text, ONE_TO_TWO, (unsettled if rset else opened)("PIPELINING"))
+    result = play(text, ONE_TO_TWO, (unclean if rset else opened)("PIPELINING"))
     assert result["one"] == told
     assert result.state == "BROKEN"
 
@@ -387,9 +387,9 @@ def test_rset_in_front_where_a_transaction_may_be_open(shape: str, lmtp: bool) -
     finals = ["250 taken"] * (1 + lmtp)
     text = conversation(shape, rset="250 flushed", finals=finals)
     assert squeezed(text)[1] == "C: rset"
-    result = play(text, ONE_TO_TWO, unsettled(shape, lmtp=lmtp))
+    result = play(text, ONE_TO_TWO, unclean(shape, lmtp=lmtp))
     assert result["one"].startswith("sent {b@x: 250 ")
-    assert result.settled
+    assert result.clean
 
 
 @shapes
@@ -397,21 +397,21 @@ def test_rset_refused(shape: str) -> None:
     text = conversation(
         shape, rset="503 wait", mail="503 wait", rcpts=["503 wait"] * 2, data="503 wait", finals=["503 wait"]
     )
-    result = play(text, ONE_TO_TWO, unsettled(shape))
+    result = play(text, ONE_TO_TWO, unclean(shape))
     assert result["one"] == "NotBegun RSET was answered 503 wait"
-    assert not result.settled
+    assert not result.clean
 
 
 def test_rset_refused_and_354() -> None:
     text = conversation("PIPELINING", rset="503 wait", mail="503 wait", rcpts=["503 wait"] * 2, finals=["554 what"])
-    result = play(text, ONE_TO_TWO, unsettled("PIPELINING"))
+    result = play(text, ONE_TO_TWO, unclean("PIPELINING"))
     assert result["one"] == "NotBegun RSET was answered 503 wait"
 
 
 @shapes
 def test_421_to_rset(shape: str) -> None:
     text = cut(conversation(shape, rset="250 flushed"), 0, "S: 421 bye", "eof")
-    result = play(text, ONE_TO_TWO, unsettled(shape))
+    result = play(text, ONE_TO_TWO, unclean(shape))
     assert result["one"] in (
         "NotBegun RSET was answered 421 bye",
         "SMTPServerDisconnected server closed the connection: 421 bye [not_sent]",
@@ -422,7 +422,7 @@ def test_421_to_rset(shape: str) -> None:
 @protocols
 def test_rset_refused_but_the_rest_taken(lmtp: bool) -> None:
     text = conversation("both", rset="500 what", finals=["250 taken"] * (1 + lmtp))
-    result = play(text, ONE_TO_TWO, unsettled("both", lmtp=lmtp))
+    result = play(text, ONE_TO_TWO, unclean("both", lmtp=lmtp))
     assert result["one"] == "SMTPProtocolError 250 content accepted though its envelope was refused [in_doubt]"
     assert result.state == "BROKEN"
 
@@ -431,12 +431,12 @@ def test_eof_behind_a_rset_that_was_refused() -> None:
     """Where the server took the envelope all the same, it may have the message."""
     text = conversation("both", rset="500 what")
     for replies in (1, 2, 3, 4):
-        result = play(cut(text, replies, "eof"), ONE_TO_TWO, unsettled("both"))
+        result = play(cut(text, replies, "eof"), ONE_TO_TWO, unclean("both"))
         assert result["one"].endswith("[in_doubt]"), replies
     nothing = conversation("both", rset="503 wait", mail="503 wait", rcpts=["503 wait"] * 2, finals=["503 wait"])
-    assert play(cut(nothing, 1, "eof"), ONE_TO_TWO, unsettled("both"))["one"].endswith("[in_doubt]")
+    assert play(cut(nothing, 1, "eof"), ONE_TO_TWO, unclean("both"))["one"].endswith("[in_doubt]")
     for replies in (2, 3, 4):
-        assert play(cut(nothing, replies, "eof"), ONE_TO_TWO, unsettled("both"))["one"].endswith("[not_sent]"), replies
+        assert play(cut(nothing, replies, "eof"), ONE_TO_TWO, unclean("both"))["one"].endswith("[not_sent]"), replies
 
 
 def test_eof_behind_recipients_taken_without_a_sender() -> None:

@@ -113,7 +113,7 @@ def test_accepted(shape: str) -> None:
     result = play(ENVELOPE[shape] + PIECES[shape] + "S: 250 taken", ONE, opened(shape))
     assert result["one"] == "sent {b@x: 250 ok, c@x: 250 ok}"
     assert result.state == "READY"
-    assert result.settled
+    assert result.clean
 
 
 @shapes
@@ -121,7 +121,7 @@ def test_accepted_by_lmtp(shape: str) -> None:
     text = ENVELOPE[shape] + PIECES[shape] + "S: 250 taken\nS: 552 full"
     result = play(text, ONE, opened(shape, lmtp=True))
     assert result["one"] == "sent {b@x: 250 taken} but not {c@x: 552 full}"
-    assert result.settled
+    assert result.clean
 
 
 @shapes
@@ -142,7 +142,7 @@ def test_nothing_is_pulled_for_an_envelope_that_is_refused(shape: str) -> None:
         text = "start one\nC: mail from:<a@x>\nS: 550 no"
     result = play(text, ONE, opened(shape))
     assert result["one"] == "SMTPSenderRefused 550 no [refused]"
-    assert not result.settled
+    assert not result.clean
 
 
 @shapes
@@ -150,7 +150,7 @@ def test_refused_in_the_end(shape: str) -> None:
     result = play(ENVELOPE[shape] + PIECES[shape] + "S: 554 spam", ONE, opened(shape))
     assert result["one"] == "SMTPDataError 554 spam [refused]"
     assert result.state == "READY"
-    assert not result.settled
+    assert not result.clean
 
 
 @shapes
@@ -160,7 +160,7 @@ def test_the_content_cannot_be_had(shape: str) -> None:
     result = play(ENVELOPE[shape] + f"push one Hi\n{piece}\nabort one", ONE, opened(shape))
     assert result["one"] == "OSError the file is gone"
     assert result.state == ("CHUNKS" if "CHUNKING" in SHAPES[shape] else "BROKEN")
-    assert not result.settled
+    assert not result.clean
 
 
 def test_the_content_cannot_be_had_while_a_reply_is_owed() -> None:
@@ -178,7 +178,7 @@ def test_a_chunk_refused_where_each_is_awaited() -> None:
     result = play(text, ONE, opened("CHUNKING"))
     assert result["one"] == "SMTPDataError 552 too much [refused]"
     assert result.state == "CHUNKS"
-    assert not result.settled
+    assert not result.clean
 
 
 def test_a_chunk_refused_is_noticed_before_the_next_one_is_there() -> None:
@@ -206,7 +206,7 @@ def test_a_chunk_refused_behind_the_last() -> None:
     for final in ("503 what", "554 what"):
         result = play(f"{text}S: {final}", ONE, opened("both"))
         assert result["one"] == "SMTPDataError 452 10 octets [refused]"
-        assert not result.settled
+        assert not result.clean
     assert play(cut(text, 5, "eof"), ONE, opened("both"))["one"] == "SMTPDataError 452 10 octets [refused]"
 
 

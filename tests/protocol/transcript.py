@@ -53,7 +53,7 @@ class Result:
 
     outcomes: dict[str, str] = field(default_factory=dict)
     state: str = ""
-    settled: bool = False
+    clean: bool = False
 
     def __getitem__(self, name: str) -> str:
         return self.outcomes[name]
@@ -142,7 +142,7 @@ class Player:
 
     def result(self) -> Result:
         outcomes = {name: describe(exchange) for name, exchange in self.exchanges.items()}
-        return Result(outcomes, self.session.state.name, self.session.settled)
+        return Result(outcomes, self.session.state.name, self.session.clean)
 
     def check_told(self) -> None:
         """Each owner is told once, when all is over; one that has gone is not told."""
