@@ -40,7 +40,7 @@ from asmtp.transport import connection as transport
 from asmtp.transport.connection import Connection
 from asmtp.transport.offload import aside
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import Handshake, Sessions, check_context, context_from_files, default_context
+from asmtp.transport.tls import ResumingContext, Sessions, check_context, context_from_files, default_context
 
 __all__ = ["Commands"]
 
@@ -72,7 +72,7 @@ class Commands(AuthObjects):
     _mechanisms: Mechanisms | None
     _sessions: Sessions
     _logins: Logins | None
-    _handshake: Handshake | None
+    _tls_context: ResumingContext | None
     _watch: Watch | None
     _tls: TLSMode
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
@@ -303,7 +303,7 @@ class Commands(AuthObjects):
         hostname = server_hostname or self._server_hostname or self._host
         begun = clock()
         # By hand, no session is offered: where it is refused, the connection is gone, and whatever was said on it.
-        handshake = self._handshake = Handshake(chosen, None if self._preparing is None else self._sessions)
+        handshake = self._tls_context = ResumingContext(chosen, None if self._preparing is None else self._sessions)
         reply, hello = await connection.start_tls(asking, handshake, hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)

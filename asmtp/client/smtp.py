@@ -53,7 +53,7 @@ from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
 from asmtp.transport import connection as transport
 from asmtp.transport.connection import Address, Connection, open_connection
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import Handshake, Sessions, default_context, tls_is_meant, unverified_context
+from asmtp.transport.tls import ResumingContext, Sessions, default_context, tls_is_meant, unverified_context
 
 __all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
 
@@ -116,7 +116,7 @@ class AsyncSMTP(Commands):
         self.ssl_context = options.get("ssl_context")
         self._sessions = Sessions()
         self._logins: Logins | None = None  # a pool's lanes have one together
-        self._handshake: Handshake | None = None  # the last
+        self._tls_context: ResumingContext | None = None  # the last
         self._relay_chunking = RelayChunking()
         self._server_hostname = options.get("server_hostname")
         self._window = options.get("window", 100)
@@ -237,7 +237,7 @@ class AsyncSMTP(Commands):
                     await self._prepare(verified=verified)
                 return reply
             except (ssl.SSLError, SMTPServerDisconnected):
-                if self._handshake is None or not self._handshake.refused:
+                if self._tls_context is None or not self._tls_context.refused:
                     raise
             await self.close()
 
@@ -302,7 +302,7 @@ class AsyncSMTP(Commands):
             given = self.ssl_context
             if given is None:
                 given = await self._offload(default_context)
-            context = self._handshake = Handshake(given, self._sessions)
+            context = self._tls_context = ResumingContext(given, self._sessions)
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._greet()
         begun = clock()
@@ -355,7 +355,7 @@ class AsyncSMTP(Commands):
 
     def _forget(self) -> None:
         self._session = self._new_session()
-        self._handshake = None
+        self._tls_context = None
         self._greeted = asyncio.Lock()  # a lock belongs to one loop, and the next connection may be on another
         self.helo_resp = self.ehlo_resp = None
         self.command_encoding = "ascii"

@@ -32,7 +32,7 @@ from asmtp.protocol.state import State
 from asmtp.transport.offload import resolve
 from asmtp.transport.proxy import through
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import Handshake, explain, explain_no_tls, is_no_tls
+from asmtp.transport.tls import ResumingContext, explain, explain_no_tls, is_no_tls
 
 __all__ = [
     "THIS_MACHINE", "Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve",
@@ -473,7 +473,7 @@ class Connection(asyncio.BufferedProtocol):
             return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
         return False
 
-    async def start_tls(self, dialogue: Dialogue, context: Handshake, server_hostname: str | None) -> Any:
+    async def start_tls(self, dialogue: Dialogue, context: ResumingContext, server_hostname: str | None) -> Any:
         """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.
 
         Raises:
@@ -492,13 +492,13 @@ class Connection(asyncio.BufferedProtocol):
             raise
         return await self.finished(exchange)
 
-    async def _handshake(self, context: Handshake, server_hostname: str | None) -> None:
+    async def _handshake(self, context: ResumingContext, server_hostname: str | None) -> None:
         await self.wrap(context, server_hostname)
         self._written = 0
         self.session.secured()
         self.session.secure = context.verifies
 
-    async def wrap(self, context: Handshake, server_hostname: str | None, said: bytes = b"") -> None:
+    async def wrap(self, context: ResumingContext, server_hostname: str | None, said: bytes = b"") -> None:
         """Put TLS on the transport, by a handshake.
 
         Args:
@@ -655,7 +655,7 @@ def _handshake_limit(timeouts: Timeouts) -> float:
     return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
 
 
-def _raise_tls_error(error: BaseException, limit: float | None, handshake: Handshake | None) -> NoReturn:
+def _raise_tls_error(error: BaseException, limit: float | None, handshake: ResumingContext | None) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
         explain(error, handshake)
     if isinstance(error, ssl.SSLError) and is_no_tls(error):
@@ -696,7 +696,7 @@ async def open_connection(
     timeouts: Timeouts,
     *,
     source_address: tuple[str, int] | None = None,
-    ssl_context: Handshake | None = None,
+    ssl_context: ResumingContext | None = None,
     server_hostname: str | None = None,
     sock: socket.socket | None = None,
     proxy: str | None = None,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError, one_line
 
 __all__ = [
-    "Handshake", "Sessions", "check_context", "context_from_files", "default_context", "explain", "explain_no_tls",
-    "is_no_tls", "tls_is_meant", "unverified_context", "verifying_context",
+    "ResumingContext", "Sessions", "check_context", "context_from_files", "default_context", "explain",
+    "explain_no_tls", "is_no_tls", "tls_is_meant", "unverified_context", "verifying_context",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Sessions:
     """So many, and nothing is offered any more."""
 
     def __init__(self) -> None:
-        self._last: Handshake | None = None
+        self._last: ResumingContext | None = None
         self._refusals = 0
 
     def of(self, context: ssl.SSLContext, hostname: str | None) -> ssl.SSLSession | None:
@@ -114,7 +114,7 @@ class Sessions:
             return None
         return last.object.session  # with TLS 1.3 it comes after the handshake, so it is asked for now
 
-    def keep(self, handshake: Handshake) -> None:
+    def keep(self, handshake: ResumingContext) -> None:
         """This one was successful."""
         self._last = handshake
 
@@ -124,7 +124,7 @@ class Sessions:
         self._refusals += 1
 
 
-class Handshake(_OwnContext):
+class ResumingContext(_OwnContext):
     """Somebody's context, for one handshake: it resumes a session, and knows the certificate that was not accepted.
 
     To event loops it is a context; what it is asked for, the other one does.
@@ -256,7 +256,7 @@ UNKNOWN_ISSUER = {18, 19, 20, 21}  # OpenSSL's X509_V_ERR_: self-signed, and no 
 EXPIRED, NOT_YET_VALID, OTHER_NAME, OTHER_ADDRESS = 10, 9, 62, 64
 
 
-def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
+def explain(error: ssl.SSLCertVerificationError, handshake: ResumingContext) -> None:
     """Have the error say which name was wanted, which the certificate has, and what can be done."""
     wanted = handshake.hostname or "no name"
     certificate = _refused_certificate(handshake)
@@ -282,7 +282,7 @@ def explain(error: ssl.SSLCertVerificationError, handshake: Handshake) -> None:
     error.args = (error.errno, error.strerror)  # what repr() shows, and what is left of it by pickling
 
 
-def _refused_certificate(handshake: Handshake) -> dict[str, Any]:
+def _refused_certificate(handshake: ResumingContext) -> dict[str, Any]:
     """What the certificate says, as SSLObject.getpeercert() would; empty where it cannot be had.
 
     ssl has no public name for a certificate that was refused.

@@ -15,7 +15,7 @@ from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
 from asmtp.transport import connection as transport_module
 from asmtp.transport.connection import Connection, open_connection
-from asmtp.transport.tls import Handshake
+from asmtp.transport.tls import ResumingContext
 from tests.conftest import Certificates
 from tests.fakes.script import Peer, Step, expect, fin, nothing_more, read_all, rst, scripted, send, until
 
@@ -79,7 +79,7 @@ async def test_what_is_encrypted_is_left_to_the_loop(certificates: Certificates)
             server.address,
             session,
             Timeouts(),
-            ssl_context=Handshake(certificates.trusting),
+            ssl_context=ResumingContext(certificates.trusting),
             server_hostname="127.0.0.1",
         )
         await connection.finished(greeting)

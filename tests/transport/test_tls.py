@@ -16,7 +16,7 @@ import pytest
 import asmtp
 from asmtp.transport.tls import (
     WITHOUT_TLS,
-    Handshake,
+    ResumingContext,
     Sessions,
     context_from_files,
     default_context,
@@ -122,14 +122,14 @@ async def test_the_next_connection_resumes_the_session(
 async def test_a_pool_s_connections_resume_one_session(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handshakes: list[Handshake] = []
-    real = Handshake.succeeded
+    handshakes: list[ResumingContext] = []
+    real = ResumingContext.succeeded
 
-    def succeeded(self: Handshake) -> None:
+    def succeeded(self: ResumingContext) -> None:
         handshakes.append(self)
         real(self)
 
-    monkeypatch.setattr(Handshake, "succeeded", succeeded)
+    monkeypatch.setattr(ResumingContext, "succeeded", succeeded)
     async with embedded(Embedded(), tls=certificates.server) as server:
         url = f"smtp://{USER}:{PASSWORD}@127.0.0.1:{server.port}"
         async with asmtp.AsyncMailer(url, ssl_context=certificates.trusting, max_messages=1) as mailer:
@@ -202,10 +202,10 @@ def test_the_facade_resumes_no_session_that_is_refused(certificates: Certificate
 
 def test_a_certificate_that_is_not_accepted_says_nothing_of_the_session(certificates: Certificates) -> None:
     sessions = Sessions()
-    first = Handshake(certificates.trusting, sessions)
+    first = ResumingContext(certificates.trusting, sessions)
     shaken(first, certificates.server, "localhost")
     first.succeeded()
-    second = Handshake(certificates.trusting, sessions)
+    second = ResumingContext(certificates.trusting, sessions)
     second.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="localhost")
     second.failed(ssl.SSLCertVerificationError("expired"))
     assert not second.refused
@@ -256,7 +256,7 @@ class Foreign:
         (lambda: setattr(asmtp.SMTP_SSL(), "context", FOREIGN), "context"),
         (lambda: asmtp.SMTP().starttls(context=FOREIGN), "context"),
         (lambda: asyncio.run(asmtp.AsyncSMTP().starttls(context=FOREIGN)), "context"),
-        (lambda: Handshake(FOREIGN), "ssl_context"),
+        (lambda: ResumingContext(FOREIGN), "ssl_context"),
     ],
 )
 def test_a_context_that_event_loops_cannot_use(call: Any, name: str) -> None:
@@ -292,7 +292,7 @@ async def test_another_class_in_the_place_of_sslcontext(
 def test_a_session_is_for_one_name_and_one_context(certificates: Certificates) -> None:
     """Resumed under another name, the certificate would not be looked at."""
     sessions = Sessions()
-    first = Handshake(certificates.trusting, sessions)
+    first = ResumingContext(certificates.trusting, sessions)
     assert sessions.of(certificates.trusting, "mx.example") is None
     shaken(first, certificates.server, "localhost")
     first.succeeded()
@@ -308,7 +308,7 @@ def test_a_session_that_was_not_verified_is_not_resumed_by_who_verifies(name: st
     if name == "verify_mode":
         context.verify_mode = ssl.CERT_NONE
     sessions = Sessions()
-    first = Handshake(context, sessions)
+    first = ResumingContext(context, sessions)
     shaken(first, certificates.server, "localhost")
     first.succeeded()
     assert not first.verifies
@@ -317,14 +317,14 @@ def test_a_session_that_was_not_verified_is_not_resumed_by_who_verifies(name: st
     context.check_hostname = True
     assert sessions.of(context, "localhost") is None
     assert not first.verifies
-    second = Handshake(context, sessions)
+    second = ResumingContext(context, sessions)
     shaken(second, certificates.server, "localhost")
     assert second.verifies
     assert second.object is not None
     assert not second.object.session_reused
 
 
-def shaken(handshake: Handshake, server: ssl.SSLContext, name: str) -> None:
+def shaken(handshake: ResumingContext, server: ssl.SSLContext, name: str) -> None:
     """A handshake without a network."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = handshake.wrap_bio(to_client, to_server, server_hostname=name)
@@ -338,7 +338,7 @@ def shaken(handshake: Handshake, server: ssl.SSLContext, name: str) -> None:
 
 
 def refused(context: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str:
-    handshake = Handshake(context)
+    handshake = ResumingContext(context)
     with pytest.raises(ssl.SSLCertVerificationError) as caught:
         shaken(handshake, server, name)
     explain(caught.value, handshake)
@@ -377,7 +377,7 @@ def test_names_that_are_not_printable() -> None:
 
     error = ssl.SSLCertVerificationError()
     error.verify_code, error.verify_message = 20, "unable to get local issuer certificate"
-    handshake = Handshake(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    handshake = ResumingContext(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     handshake.object = Object  # type: ignore[assignment]
     explain(error, handshake)
     assert str(error.strerror).isprintable()
@@ -404,7 +404,7 @@ def test_a_certificate_of_yesterday(certificates: Certificates) -> None:
 
 
 def test_a_certificate_that_cannot_be_had(certificates: Certificates) -> None:
-    handshake = Handshake(certificates.wary)
+    handshake = ResumingContext(certificates.wary)
     error = ssl.SSLCertVerificationError(1, "no")
     error.verify_code, error.verify_message = 1, "unspecified"
     explain(error, handshake)
@@ -452,7 +452,7 @@ def test_no_subject_alternative_name() -> None:
             def get_unverified_chain() -> list[Chain]:
                 return [Chain()]
 
-    handshake = Handshake(default_context())
+    handshake = ResumingContext(default_context())
     handshake.object = Object()  # type: ignore[assignment]
     error = ssl.SSLCertVerificationError(1, "no")
     error.verify_code, error.verify_message = 20, "no issuer"

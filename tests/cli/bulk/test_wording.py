@@ -17,7 +17,7 @@ from asmtp.mailer.mailer import AsyncMailer
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import Credentials
-from asmtp.transport.tls import Handshake, explain, explain_no_tls, tls_is_meant
+from asmtp.transport.tls import ResumingContext, explain, explain_no_tls, tls_is_meant
 
 ASMTP = Path(__file__).parents[3] / "asmtp"
 
@@ -29,7 +29,7 @@ def offering(mechanisms: bytes) -> Extensions:
 def certificate(code: int) -> None:
     error = ssl.SSLCertVerificationError(1, "no")
     error.verify_code, error.verify_message = code, "no"
-    explain(error, Handshake(ssl.create_default_context()))
+    explain(error, ResumingContext(ssl.create_default_context()))
     raise error
 
 
