@@ -40,7 +40,7 @@ from asmtp.transport import connection as transport
 from asmtp.transport.connection import Connection
 from asmtp.transport.offload import aside
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import ResumingContext, Sessions, check_context, context_from_files, default_context
+from asmtp.transport.tls import ResumingContext, SessionCache, check_context, context_from_files, default_context
 
 __all__ = ["Commands"]
 
@@ -70,7 +70,7 @@ class Commands(AuthObjects):
     _password: str | None
     _token: Token | None
     _mechanisms: Mechanisms | None
-    _sessions: Sessions
+    _sessions: SessionCache
     _logins: Logins | None
     _tls_context: ResumingContext | None
     _watch: Watch | None

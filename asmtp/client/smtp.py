@@ -53,7 +53,7 @@ from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
 from asmtp.transport import connection as transport
 from asmtp.transport.connection import Address, Connection, open_connection
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import ResumingContext, Sessions, default_context, tls_is_meant, unverified_context
+from asmtp.transport.tls import ResumingContext, SessionCache, default_context, tls_is_meant, unverified_context
 
 __all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
 
@@ -114,7 +114,7 @@ class AsyncSMTP(Commands):
         default: TLSMode = "required" if self._logs_in else "none"
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
         self.ssl_context = options.get("ssl_context")
-        self._sessions = Sessions()
+        self._sessions = SessionCache()
         self._logins: Logins | None = None  # a pool's lanes have one together
         self._tls_context: ResumingContext | None = None  # the last
         self._relay_chunking = RelayChunking()

@@ -12,7 +12,7 @@ from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
 from asmtp.mailer.delivery import own_copy
 from asmtp.mailer.policy import Rest, is_transient
 from asmtp.protocol.chunking import RelayChunking
-from asmtp.transport.tls import Sessions, is_no_tls
+from asmtp.transport.tls import SessionCache, is_no_tls
 
 __all__ = ["Kept", "Source"]
 
@@ -72,7 +72,7 @@ class Source:
         self.lasting: BaseException | None = None
         self.connect = 0.05
         self.service = 0.001
-        self.sessions = Sessions()
+        self.sessions = SessionCache()
         self.logins = kept.logins
         self.chunking = kept.chunking
         self.overlap = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError, one_line
 
 __all__ = [
-    "ResumingContext", "Sessions", "check_context", "context_from_files", "default_context", "explain",
+    "ResumingContext", "SessionCache", "check_context", "context_from_files", "default_context", "explain",
     "explain_no_tls", "is_no_tls", "tls_is_meant", "unverified_context", "verifying_context",
 ]  # fmt: skip
 
@@ -89,7 +89,7 @@ def _modern(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-class Sessions:
+class SessionCache:
     """The last TLS session with one server, for the next connection to resume (RFC 8446 §2.2, RFC 5246 §7.3).
 
     It is an offer.  There are servers that end the handshake where it is made: one that asks for certificates and has
@@ -144,10 +144,10 @@ class ResumingContext(_OwnContext):
     hostname: str | None
     object: ssl.SSLObject | None
     refused: bool
-    _sessions: Sessions | None
+    _sessions: SessionCache | None
     _offers: bool
 
-    def __new__(cls, context: ssl.SSLContext, sessions: Sessions | None = None) -> Self:
+    def __new__(cls, context: ssl.SSLContext, sessions: SessionCache | None = None) -> Self:
         check_context(context, "ssl_context")
         self = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         self.context = context
@@ -157,7 +157,7 @@ class ResumingContext(_OwnContext):
         self._sessions = sessions
         return self
 
-    def __init__(self, context: ssl.SSLContext, sessions: Sessions | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext, sessions: SessionCache | None = None) -> None:
         pass
 
     @property  # type: ignore[misc]  # nobody sets it

@@ -17,7 +17,7 @@ import asmtp
 from asmtp.transport.tls import (
     WITHOUT_TLS,
     ResumingContext,
-    Sessions,
+    SessionCache,
     context_from_files,
     default_context,
     explain,
@@ -201,7 +201,7 @@ def test_the_facade_resumes_no_session_that_is_refused(certificates: Certificate
 
 
 def test_a_certificate_that_is_not_accepted_says_nothing_of_the_session(certificates: Certificates) -> None:
-    sessions = Sessions()
+    sessions = SessionCache()
     first = ResumingContext(certificates.trusting, sessions)
     shaken(first, certificates.server, "localhost")
     first.succeeded()
@@ -291,7 +291,7 @@ async def test_another_class_in_the_place_of_sslcontext(
 
 def test_a_session_is_for_one_name_and_one_context(certificates: Certificates) -> None:
     """Resumed under another name, the certificate would not be looked at."""
-    sessions = Sessions()
+    sessions = SessionCache()
     first = ResumingContext(certificates.trusting, sessions)
     assert sessions.of(certificates.trusting, "mx.example") is None
     shaken(first, certificates.server, "localhost")
@@ -307,7 +307,7 @@ def test_a_session_that_was_not_verified_is_not_resumed_by_who_verifies(name: st
     context = certificates.client(check_hostname=False)
     if name == "verify_mode":
         context.verify_mode = ssl.CERT_NONE
-    sessions = Sessions()
+    sessions = SessionCache()
     first = ResumingContext(context, sessions)
     shaken(first, certificates.server, "localhost")
     first.succeeded()
