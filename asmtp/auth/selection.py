@@ -20,7 +20,7 @@ from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
 
 __all__ = [
-    "Attempts", "Choice", "Factory", "Logins", "Mechanisms", "check_mechanisms", "choose", "needs", "require_auth",
+    "Attempts", "Candidate", "Factory", "Logins", "Mechanisms", "check_mechanisms", "choose", "needs", "require_auth",
 ]  # fmt: skip
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -68,7 +68,7 @@ _BY_NAME_ONLY = frozenset({"EXTERNAL", "GSSAPI", "NTLM"})
 """Used only where they are named: a password says nothing of a certificate, a ticket or a Windows domain."""
 
 
-class Choice:
+class Candidate:
     """A mechanism to be tried.
 
     Args:
@@ -137,7 +137,7 @@ class Attempts:
     -PLUS, which somebody in between may have refused.
 
     Args:
-        choices: the mechanisms.
+        candidates: the mechanisms.
         first: the name and the binding of the one that is tried first, if it is among them.
         verified: there is TLS, and the certificate was verified.
 
@@ -145,36 +145,40 @@ class Attempts:
         refusal: the last error, if it comes to nothing.
     """
 
-    def __init__(self, choices: Sequence[Choice], *, first: tuple[str, str | None] | None, verified: bool) -> None:
-        self._choices = sorted(choices, key=lambda choice: (choice.name, choice.binding) != first)
+    def __init__(
+        self, candidates: Sequence[Candidate], *, first: tuple[str, str | None] | None, verified: bool
+    ) -> None:
+        self._candidates = sorted(candidates, key=lambda candidate: (candidate.name, candidate.binding) != first)
         self._verified = verified
         self._plus = False
         self._only: str | None = None
         self._over = False
         self.refusal: Exception | None = None
 
-    def __iter__(self) -> Iterator[Choice]:
-        for choice in self._choices:
+    def __iter__(self) -> Iterator[Candidate]:
+        for candidate in self._candidates:
             if self._over:
                 break
-            if self._only in (None, choice.name):
-                self._plus = self._plus or choice.binding is not None
-                yield choice
+            if self._only in (None, candidate.name):
+                self._plus = self._plus or candidate.binding is not None
+                yield candidate
 
     def impossible(self, error: ValueError) -> None:
         """It is not possible with these credentials, or on this machine."""
         self.refusal = self.refusal or error
 
-    def refused(self, choice: Choice, error: SMTPAuthenticationError) -> None:
+    def refused(self, candidate: Candidate, error: SMTPAuthenticationError) -> None:
         """The server said no, or has not proved that it knows the password."""
         self.refusal = error
         if error.smtp_code == UNPROVEN:
             self._over = True
-        elif error.smtp_code == 535 and choice.may_lack_secret:
-            error.advice = f"{choice.name} was used; if the password is right, name another mechanism with mechanisms="
+        elif error.smtp_code == 535 and candidate.may_lack_secret:
+            error.advice = (
+                f"{candidate.name} was used; if the password is right, name another mechanism with mechanisms="
+            )
             self._only = "PLAIN"
             self._over = self._plus or not self._verified
-        elif error.smtp_code == 535 and choice.proved:
+        elif error.smtp_code == 535 and candidate.proved:
             self._over = True
 
 
@@ -283,7 +287,7 @@ def check_mechanisms(wanted: Mechanisms) -> None:
 
 
 def needs(wanted: Mechanisms) -> set[str]:
-    """What the mechanisms of a caller's choice cannot do without: "password", "token", or "" for neither."""
+    """Return what each of the mechanisms of the caller needs: "password", "token", or "" for neither."""
     return {_KNOWN[one.upper()].needs if isinstance(one, str) else "" for one in wanted}
 
 
@@ -299,7 +303,7 @@ def require_auth(extensions: Extensions) -> None:
 
 def choose(
     extensions: Extensions, credentials: Credentials, wanted: Mechanisms | None = None, *, protected: bool
-) -> list[Choice]:
+) -> list[Candidate]:
     """The mechanisms to try, in order.
 
     Args:
@@ -319,7 +323,7 @@ def choose(
     if wanted is None:
         secret = "token" if credentials.token else "password"
         wanted = [name for name, known in _KNOWN.items() if known.needs == secret and name not in _BY_NAME_ONLY]
-    found: list[Choice] = []
+    found: list[Candidate] = []
     unprotected: list[str] = []
     for one in wanted:
         name = (one if isinstance(one, str) else one[0]).upper()
@@ -328,7 +332,7 @@ def choose(
         if isinstance(one, str) and _KNOWN[name].needs == "token" and not credentials.token:
             raise ValueError(f"mechanisms: {name} needs a token")
         if not isinstance(one, str):
-            found.append(Choice(name, one[1], credentials))
+            found.append(Candidate(name, one[1], credentials))
         elif _KNOWN[name].clear and not protected:
             unprotected.append(name)
         elif name.endswith("-PLUS"):
@@ -337,10 +341,10 @@ def choose(
                 # RFC 5802 §6.1: this one every server has to know.  At one that it does not know, Dovecot 2.4 hangs up.
                 bindings = [binding for binding in bindings if binding == "tls-unique"]
             make = _KNOWN[name].make
-            found += [Choice(name, make, credentials, scram=True, binding=binding) for binding in bindings]
+            found += [Candidate(name, make, credentials, scram=True, binding=binding) for binding in bindings]
         else:
             known = _KNOWN[name]
-            found.append(Choice(name, known.make, credentials, slow=known.slow, scram=name in _SCRAM))
+            found.append(Candidate(name, known.make, credentials, slow=known.slow, scram=name in _SCRAM))
     if not found:
         raise SMTPNotSupportedError(_nothing(offered, unprotected))
     return found

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import anyio
 
 from asmtp.auth.authobjects import AuthObjects
-from asmtp.auth.selection import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, require_auth
+from asmtp.auth.selection import Attempts, Candidate, Logins, Mechanisms, check_mechanisms, choose, require_auth
 from asmtp.client.events import Watch, clock
 from asmtp.client.options import TLSMode, Token
 from asmtp.errors import (
@@ -384,7 +384,7 @@ class Commands(AuthObjects):
             limit=self._live().timeouts.command,
         )
 
-    def _choices(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Choice]:
+    def _candidates(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Candidate]:
         connection = self._live()
         trusted = self._session.secure or (connection.tls is not None and self._tls != "opportunistic")
         protected = self._in_the_clear or trusted or connection.local
@@ -399,21 +399,23 @@ class Commands(AuthObjects):
         if logins is not None:
             logins.check(asyncio.get_running_loop().time())
         first = None if logins is None else logins.worked
-        attempts = Attempts(self._choices(credentials, wanted), first=first, verified=self._session.secure)
-        for choice in attempts:
+        attempts = Attempts(self._candidates(credentials, wanted), first=first, verified=self._session.secure)
+        for candidate in attempts:
             try:
-                mechanism = await self._call_out(choice.make) if choice.slow else choice.make()
+                mechanism = await self._call_out(candidate.make) if candidate.slow else candidate.make()
             except ValueError as error:
                 attempts.impossible(error)
                 continue
             try:
                 async with contextlib.nullcontext() if logins is None else logins.turn():
-                    reply = await self._authenticate(choice.name, mechanism, initial_response_ok, slow=choice.slow)
+                    reply = await self._authenticate(
+                        candidate.name, mechanism, initial_response_ok, slow=candidate.slow
+                    )
             except SMTPAuthenticationError as error:
-                attempts.refused(choice, error)
+                attempts.refused(candidate, error)
                 continue
             if logins is not None:
-                logins.worked = choice.name, choice.binding
+                logins.worked = candidate.name, candidate.binding
             return reply
         assert attempts.refusal is not None
         raise attempts.refusal

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Generator
 from types import BuiltinFunctionType
 from typing import Any, TypeVar, cast
 
-from asmtp.auth.selection import Choice, Mechanisms
+from asmtp.auth.selection import Candidate, Mechanisms
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.protocol import dialogue
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
@@ -291,9 +291,9 @@ class DrivenSMTP(AsyncSMTP):
         """The same without the secrets that were written."""
         return self._session.redact(text)
 
-    def choices(self, user: str, password: str, wanted: Mechanisms | None) -> list[Choice]:
+    def candidates(self, user: str, password: str, wanted: Mechanisms | None) -> list[Candidate]:
         """The mechanisms to try with a password."""
-        return self._choices(self._credentials(user, password), wanted)
+        return self._candidates(self._credentials(user, password), wanted)
 
     async def send(self, data: bytes) -> None:
         """Write octets; whatever they are owed is kept for `getreply`."""

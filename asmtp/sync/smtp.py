@@ -651,19 +651,19 @@ class SMTP(AuthObjects):
             check_mechanisms(mechanisms)
         self.ehlo_or_helo_if_needed()
         self.user, self.password = user, password
-        choices = self._client.choices(user, password, mechanisms)
-        attempts = Attempts(choices, first=None, verified=self._client.verified)
-        for choice in attempts:
+        candidates = self._client.candidates(user, password, mechanisms)
+        attempts = Attempts(candidates, first=None, verified=self._client.verified)
+        for candidate in attempts:
             try:
-                made = choice.make()
+                made = candidate.make()
             except ValueError as error:
                 attempts.impossible(error)
                 continue
-            authobject = getattr(self, "auth_" + choice.name.lower().replace("-", "_"), made)
+            authobject = getattr(self, "auth_" + candidate.name.lower().replace("-", "_"), made)
             try:
-                return self.auth(choice.name, authobject, initial_response_ok=initial_response_ok)
+                return self.auth(candidate.name, authobject, initial_response_ok=initial_response_ok)
             except SMTPAuthenticationError as error:
-                attempts.refused(choice, error)
+                attempts.refused(candidate, error)
         assert attempts.refusal is not None
         raise attempts.refusal
 

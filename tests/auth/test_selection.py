@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asmtp.auth import mechanisms
-from asmtp.auth.selection import Attempts, Choice, Logins, Mechanisms, check_mechanisms, choose, needs
+from asmtp.auth.selection import Attempts, Candidate, Logins, Mechanisms, check_mechanisms, choose, needs
 from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
@@ -184,7 +184,7 @@ def tried(
     """
     bindings = {"SCRAM-SHA-256-PLUS": "tls-unique"}
     made = [
-        Choice(name, lambda credentials: iter(()), ME, scram="SCRAM" in name, binding=bindings.get(name))  # type: ignore[arg-type, return-value]
+        Candidate(name, lambda credentials: iter(()), ME, scram="SCRAM" in name, binding=bindings.get(name))  # type: ignore[arg-type, return-value]
         for name in choices.split()
     ]
     attempts = Attempts(made, first=first, verified=verified)
