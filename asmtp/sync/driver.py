@@ -26,12 +26,12 @@ from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD
 from asmtp.transport.connection import Connection, SocketView
 
-__all__ = ["DrivenLMTP", "DrivenSMTP", "DrivenSMTP_SSL", "drive", "in_task", "new_selector"]
+__all__ = ["BlockingLMTPClient", "BlockingClient", "BlockingClientSSL", "drive", "in_task", "new_selector"]
 
 T = TypeVar("T")
 
 
-def drive(loop: asyncio.AbstractEventLoop, client: DrivenSMTP, coroutine: Coroutine[Any, Any, T]) -> T:
+def drive(loop: asyncio.AbstractEventLoop, client: BlockingClient, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that awaits nothing but `client` to its end.
 
     It does what `run_until_complete` does, without a task and without the passes of the loop that starting,
@@ -129,7 +129,7 @@ _WORDS = ("Connect call failed", "Multiple exceptions", "error while attempting 
 """How asyncio and aiohappyeyeballs begin what they say in place of the system's words, which smtplib's callers know."""
 
 
-class DrivenSMTP(AsyncSMTP):
+class BlockingClient(AsyncSMTP):
     """An async client that a facade drives.
 
     It does in the calling thread what would block a loop: nobody else is on this one.  And it has what
@@ -338,9 +338,9 @@ class DrivenSMTP(AsyncSMTP):
         return replies[0]
 
 
-class DrivenSMTP_SSL(DrivenSMTP, AsyncSMTP_SSL):
+class BlockingClientSSL(BlockingClient, AsyncSMTP_SSL):
     pass
 
 
-class DrivenLMTP(DrivenSMTP, AsyncLMTP):
+class BlockingLMTPClient(BlockingClient, AsyncLMTP):
     pass

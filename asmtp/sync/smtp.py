@@ -54,7 +54,7 @@ from asmtp.protocol.message import compose
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
-from asmtp.sync.driver import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
+from asmtp.sync.driver import BlockingClient, BlockingClientSSL, BlockingLMTPClient, drive, in_task, new_selector
 from asmtp.sync.steps import Steps, conduct, is_local, overridden, say, socket_from
 from asmtp.transport import connection as transport
 from asmtp.transport.timeouts import Timeouts
@@ -131,7 +131,7 @@ class SMTP(AuthObjects):
     ehlo_msg = "ehlo"
     default_port = SMTP_PORT
     timeout: Any = _DEFAULT_TIMEOUT
-    _client_class: type[DrivenSMTP] = DrivenSMTP
+    _client_class: type[BlockingClient] = BlockingClient
     _host = ""
     _driver: int | None = None  # the thread in which a call is in mid-exchange
     _loop: asyncio.AbstractEventLoop | None = None
@@ -172,7 +172,7 @@ class SMTP(AuthObjects):
         return threading.RLock()
 
     @functools.cached_property
-    def _client(self) -> DrivenSMTP:
+    def _client(self) -> BlockingClient:
         """The async client that this drives; made here where `_lock` is."""
         client = self._client_class("", 0, None, _timeouts(self.timeout))
         client.facade = weakref.ref(self)
@@ -787,7 +787,7 @@ class SMTP_SSL(SMTP):
     """
 
     default_port = SMTP_SSL_PORT
-    _client_class = DrivenSMTP_SSL
+    _client_class = BlockingClientSSL
 
     def __init__(
         self,
@@ -831,7 +831,7 @@ class LMTP(SMTP):
 
     ehlo_msg = "lhlo"
     default_port = LMTP_PORT
-    _client_class = DrivenLMTP
+    _client_class = BlockingLMTPClient
 
     def __init__(
         self,

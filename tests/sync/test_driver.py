@@ -18,7 +18,7 @@ import pytest
 
 import asmtp
 from asmtp.protocol.reply import Reply
-from asmtp.sync.driver import DrivenLMTP, DrivenSMTP, DrivenSMTP_SSL, drive, in_task, new_selector
+from asmtp.sync.driver import BlockingClient, BlockingClientSSL, BlockingLMTPClient, drive, in_task, new_selector
 from tests.conftest import Certificates
 from tests.fakes.background import calling
 from tests.fakes.relay import Relay
@@ -44,7 +44,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 class Facade:
     """The least that there can be of one."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: DrivenSMTP) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: BlockingClient) -> None:
         self.loop = loop
         self.client = client
         client.facade = lambda: self
@@ -66,7 +66,7 @@ class Facade:
 
 @pytest.fixture
 def facade(loop: asyncio.AbstractEventLoop) -> Iterator[Facade]:
-    made = Facade(loop, DrivenSMTP(local_hostname="client.example"))
+    made = Facade(loop, BlockingClient(local_hostname="client.example"))
     yield made
     made.close()
 
@@ -283,7 +283,7 @@ def test_the_server_closes(facade: Facade) -> None:
 
 
 def test_deadlines_hold(loop: asyncio.AbstractEventLoop) -> None:
-    facade = Facade(loop, DrivenSMTP(local_hostname="client.example", timeout=0.02))
+    facade = Facade(loop, BlockingClient(local_hostname="client.example", timeout=0.02))
     with script_at([send("220 hi"), expect("noop"), silence]) as server:
         facade.connect("127.0.0.1", server.port)
         with pytest.raises(asmtp.SMTPTimeoutError, match=r"no answer to a command within 0\.02 seconds"):
@@ -299,7 +299,7 @@ def test_deadlines_hold_where_a_reply_drips_in(limit: Any, loop: asyncio.Abstrac
             peer.transport.write(b"x")
             await asyncio.sleep(0.001)
 
-    facade = Facade(loop, DrivenSMTP(local_hostname="client.example", timeout=limit))
+    facade = Facade(loop, BlockingClient(local_hostname="client.example", timeout=limit))
     with script_at([send("220 hi"), expect("noop"), for_ever]) as server:
         facade.connect("127.0.0.1", server.port)
         with pytest.raises(asmtp.SMTPTimeoutError, match=r"no answer to a command within 0\.05 seconds"):
@@ -312,7 +312,7 @@ def test_what_does_not_fit_the_send_buffer_leaves(loop: asyncio.AbstractEventLoo
     with relay_at(Relay(("PIPELINING",))) as relay:
         sock = socket.create_connection(("127.0.0.1", relay.port))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        facade = Facade(loop, DrivenSMTP(local_hostname="client.example", sock=sock))
+        facade = Facade(loop, BlockingClient(local_hostname="client.example", sock=sock))
         facade.connect("", 0)
         facade(facade.client.ehlo())
         assert facade.client._connection is not None
@@ -324,7 +324,7 @@ def test_what_does_not_fit_the_send_buffer_leaves(loop: asyncio.AbstractEventLoo
 
 
 def test_under_tls(loop: asyncio.AbstractEventLoop, certificates: Certificates) -> None:
-    facade = Facade(loop, DrivenSMTP_SSL(local_hostname="client.example", ssl_context=certificates.trusting))
+    facade = Facade(loop, BlockingClientSSL(local_hostname="client.example", ssl_context=certificates.trusting))
     with relay_at(tls=certificates.server) as relay:
         facade.connect("127.0.0.1", relay.port)
         assert facade(facade.client.sendmail("a@b.example", "c@d.example", "x" * 300_000)) == {}
@@ -333,7 +333,7 @@ def test_under_tls(loop: asyncio.AbstractEventLoop, certificates: Certificates) 
 
 
 def test_lmtp(loop: asyncio.AbstractEventLoop) -> None:
-    facade = Facade(loop, DrivenLMTP(local_hostname="client.example"))
+    facade = Facade(loop, BlockingLMTPClient(local_hostname="client.example"))
     with relay_at(Relay(lmtp=True, answer=lambda verb, line: "550 no" if verb == ".e@f" else None)) as relay:
         facade.connect("127.0.0.1", relay.port)
         assert facade(facade.client.sendmail("a@b", ["c@d", "e@f"], "hi")) == {"e@f": (550, b"no")}
@@ -513,7 +513,7 @@ def test_responses_are_not_traced(facade: Facade) -> None:
 
 
 def test_a_command_that_hands_out_its_dialogue(loop: asyncio.AbstractEventLoop) -> None:
-    client = DrivenSMTP(local_hostname="client.example")
+    client = BlockingClient(local_hostname="client.example")
     command = client.ehlo()
     client.hand_out(True)
     handed: Any = command.send(None)
@@ -526,7 +526,7 @@ def test_a_command_that_hands_out_its_dialogue(loop: asyncio.AbstractEventLoop) 
 
 
 def test_a_reply_that_is_kept(loop: asyncio.AbstractEventLoop) -> None:
-    client = DrivenSMTP()
+    client = BlockingClient()
     facade = Facade(loop, client)
     client.keep(Reply(220, b"hi"))
     assert facade(client.getreply()) == (220, b"hi")
@@ -536,7 +536,7 @@ def test_a_reply_that_is_kept(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def test_no_connection_in_the_words_of_the_system(loop: asyncio.AbstractEventLoop) -> None:
-    client = DrivenSMTP()
+    client = BlockingClient()
     facade = Facade(loop, client)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
