@@ -38,7 +38,7 @@ from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import manual_content
 from asmtp.transport import connection as transport
 from asmtp.transport.connection import Connection
-from asmtp.transport.offload import aside
+from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import ResumingContext, SessionCache, check_context, context_from_files, default_context
 
@@ -94,7 +94,7 @@ class Commands(AuthObjects):
 
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call what would block the loop, in a thread."""
-        return await aside(function, *args)
+        return await call_in_thread(function, *args)
 
     @property
     def esmtp_features(self) -> Extensions:
@@ -495,7 +495,7 @@ class Commands(AuthObjects):
 
     async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
         """Call what may block for long, as a function of the caller's, in a thread; who is cancelled does not wait."""
-        return await aside(function, *args, abandon=True)
+        return await call_in_thread(function, *args, abandon=True)
 
     async def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from asmtp.errors import SMTPStateError
 from asmtp.mailer.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
-from asmtp.transport.offload import aside
+from asmtp.transport.offload import call_in_thread
 
 __all__ = ["Carrier", "Deliveries", "Run", "resolve"]
 
@@ -198,7 +198,7 @@ class Run:
     async def _prepared(self, item: Any) -> Shipment | Delivery:
         """The same for what takes long."""
         self._mailer.dispatch()
-        return await aside(self.prepared, item, abandon=True)
+        return await call_in_thread(self.prepared, item, abandon=True)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
         """There are no more messages, or none can be had."""

@@ -31,7 +31,7 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.proxy import ProxyHeader
-from asmtp.transport.offload import aside
+from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
 
 __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit"]
@@ -278,7 +278,7 @@ class AsyncMailer:
 
         given = message, envelope, arrived, time.time()
         if is_heavy(envelope):
-            shipment = await aside(Shipment, *given, abandon=True)
+            shipment = await call_in_thread(Shipment, *given, abandon=True)
         else:
             shipment = Shipment(*given)
         outbox = self._begun()

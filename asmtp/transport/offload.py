@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-__all__ = ["aside", "ending", "resolve"]
+__all__ = ["call_in_thread", "ending", "resolve"]
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def ending() -> bool:
     return not threading.main_thread().is_alive()
 
 
-async def aside(function: Callable[..., T], *args: Any, abandon: bool = False) -> T:
+async def call_in_thread(function: Callable[..., T], *args: Any, abandon: bool = False) -> T:
     """Call a function in a thread.
 
     Args:

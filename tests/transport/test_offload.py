@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from asmtp.transport.offload import aside, resolve
+from asmtp.transport.offload import call_in_thread, resolve
 from tests.fakes.relay import SHAPES, Relay
 from tests.sync.facade import relay_at
 
@@ -31,19 +31,19 @@ async def no_thread(*args: Any, **options: Any) -> None:
 
 
 def test_in_a_thread() -> None:
-    assert asyncio.run(aside(threading.current_thread)) is not threading.current_thread()
-    assert asyncio.run(aside(divmod, 7, 2, abandon=True)) == (3, 1)
+    assert asyncio.run(call_in_thread(threading.current_thread)) is not threading.current_thread()
+    assert asyncio.run(call_in_thread(divmod, 7, 2, abandon=True)) == (3, 1)
 
 
 @pytest.mark.usefixtures("ended")
 def test_in_its_place() -> None:
     here = threading.current_thread()
-    assert asyncio.run(aside(threading.current_thread)) is here
+    assert asyncio.run(call_in_thread(threading.current_thread)) is here
 
 
 def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anyio.to_thread, "run_sync", no_thread)
-    assert asyncio.run(aside(divmod, 7, 2)) == (3, 1)
+    assert asyncio.run(call_in_thread(divmod, 7, 2)) == (3, 1)
 
 
 def test_what_the_function_raises() -> None:
@@ -54,7 +54,7 @@ def test_what_the_function_raises() -> None:
         raise RuntimeError("its own")
 
     with pytest.raises(RuntimeError, match="its own"):
-        asyncio.run(aside(fail))
+        asyncio.run(call_in_thread(fail))
     assert calls == [1]
 
 
