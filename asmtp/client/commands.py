@@ -15,7 +15,7 @@ import anyio
 
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import Attempts, Candidate, Logins, Mechanisms, check_mechanisms, choose, require_auth
-from asmtp.client.events import Watch, clock
+from asmtp.client.events import EventLog, clock
 from asmtp.client.options import TLSMode, Token
 from asmtp.errors import (
     SMTPAuthenticationError,
@@ -73,7 +73,7 @@ class Commands(AuthObjects):
     _sessions: SessionCache
     _logins: Logins | None
     _tls_context: ResumingContext | None
-    _watch: Watch | None
+    _event_log: EventLog | None
     _tls: TLSMode
     _in_the_clear: bool  # the caller said that passwords may be sent without TLS
 
@@ -313,8 +313,8 @@ class Commands(AuthObjects):
         return reply
 
     def _told_of_tls(self, connection: Connection, begun: float) -> None:
-        if self._watch is not None:
-            self._watch.secured(connection.tls, clock() - begun)
+        if self._event_log is not None:
+            self._event_log.secured(connection.tls, clock() - begun)
 
     async def _name_under_tls(self) -> str | None:
         """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
@@ -453,8 +453,8 @@ class Commands(AuthObjects):
             self.close()
             raise
         finally:
-            if self._watch is not None:
-                self._watch.logged_in(sasl.name, code, clock() - begun)
+            if self._event_log is not None:
+                self._event_log.logged_in(sasl.name, code, clock() - begun)
 
     async def _responses(self, sasl: SASLExchange) -> AsyncGenerator[bytes, None]:
         while True:

@@ -22,7 +22,7 @@ from asmtp.protocol.state import Trigger
 if TYPE_CHECKING:
     from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Event", "Hook", "Watch", "clock", "handle_all", "is_handling", "kept_for", "show", "unheard"]
+__all__ = ["Event", "Hook", "EventLog", "clock", "handle_all", "is_handling", "kept_for", "show", "unheard"]
 
 clock = time.perf_counter
 """Seconds, for how long something took: an event loop's own time may be of whole milliseconds (uvloop)."""
@@ -162,8 +162,8 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
         return f"[{self.extra['connection']} {self.extra['server']}] {msg}", kwargs
 
 
-class Watch:
-    """Tells of one connection."""
+class EventLog:
+    """The events of one connection, for a function of the caller and for the log."""
 
     def __init__(self, server: str, hook: Hook | None) -> None:
         self.number = next(_numbers)
@@ -172,7 +172,7 @@ class Watch:
         self._log = _Log(logger, {"connection": self.number, "server": server})
 
     @classmethod
-    def of(cls, server: str, hook: Hook | None) -> Watch | None:
+    def of(cls, server: str, hook: Hook | None) -> EventLog | None:
         """One, if anybody wants to know."""
         return cls(server, hook) if hook is not None or logger.isEnabledFor(logging.DEBUG) else None
 

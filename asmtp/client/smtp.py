@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, Unpack
 from asmtp.auth.selection import Logins
 from asmtp.client.commands import Commands
 from asmtp.client.content import PIECE, WHOLE, Content, Pieces, body_of, whole
-from asmtp.client.events import Watch, clock, show
+from asmtp.client.events import EventLog, clock, show
 from asmtp.client.options import (
     LMTP_PORT,
     SMTP_PORT,
@@ -132,7 +132,7 @@ class AsyncSMTP(Commands):
         self.ehlo_resp: bytes | None = None
         self._trace: Callable[[str, bytes], None] | None = None
         self._on_event = options.get("on_event")
-        self._watch: Watch | None = None
+        self._event_log: EventLog | None = None
         self._session = self._new_session()
         self._connection = None
         self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
@@ -148,7 +148,7 @@ class AsyncSMTP(Commands):
             window_octets=self._window_octets,
         )
         session.trace = self._shown(self._trace)
-        session.watch = self._watch
+        session.watch = self._event_log
         return session
 
     # ---- what is known ----------------------------------------------------------------------
@@ -293,7 +293,7 @@ class AsyncSMTP(Commands):
         if before[1] and before != (self._host, self._port):
             self._relay_chunking = RelayChunking()
         where = self._host if self._host.startswith("/") else f"{self._host}:{self._port}"
-        self._watch = Watch.of(where, self._on_event)
+        self._event_log = EventLog.of(where, self._on_event)
         self._forget()
         self._keep_chunking(self._session, asyncio.get_running_loop())
         self._audit("smtplib.connect", self._host, self._port)
@@ -330,8 +330,8 @@ class AsyncSMTP(Commands):
             if told is error:
                 raise
             raise told from error
-        if self._watch is not None:
-            self._watch.connected(reply, clock() - begun)
+        if self._event_log is not None:
+            self._event_log.connected(reply, clock() - begun)
         return reply
 
     def _greet(self) -> Exchange:
@@ -347,8 +347,8 @@ class AsyncSMTP(Commands):
 
     def _made(self, connection: Connection) -> None:
         self._connection = connection
-        if self._watch is not None:
-            connection.on_closed = self._watch.closed
+        if self._event_log is not None:
+            connection.on_closed = self._event_log.closed
 
     def _audit(self, event: str, *args: Any) -> None:
         sys.audit(event, self, *args)
@@ -492,15 +492,15 @@ class AsyncSMTP(Commands):
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)
 
     async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
-        if self._watch is None:
+        if self._event_log is None:
             return await self._try_transaction(envelope, body, pieces)
         begun = clock()
         try:
             outcome = await self._try_transaction(envelope, body, pieces)
         except BaseException as error:
-            self._watch.delivered(envelope, body.head, None, error, clock() - begun)
+            self._event_log.delivered(envelope, body.head, None, error, clock() - begun)
             raise
-        self._watch.delivered(envelope, body.head, outcome, None, clock() - begun)
+        self._event_log.delivered(envelope, body.head, outcome, None, clock() - begun)
         return outcome
 
     def _begin(self, envelope: Envelope, body: Body) -> Transaction:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asmtp.client.content import WHOLE, Pieces, whole
-from asmtp.client.events import Watch, clock
+from asmtp.client.events import EventLog, clock
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP
 from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
 from asmtp.mailer.delivery import Shipment, state_of
@@ -124,9 +124,9 @@ class Part:
         assert lane is not None
         assert exchange is not None
         self.outcome, self.error = exchange.result, exchange.error
-        if lane.watch is not None:
+        if lane.event_log is not None:
             content = self.shipment.content
-            lane.watch.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
+            lane.event_log.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
         lane.over(self)
 
 
@@ -213,9 +213,9 @@ class Lane(AsyncSMTP):
         session.on_chunking = probed
 
     @property
-    def watch(self) -> Watch | None:
-        """Who is told what happens."""
-        return self._watch
+    def event_log(self) -> EventLog | None:
+        """Where the events of this connection go; None if nobody listens."""
+        return self._event_log
 
     @property
     def session(self) -> Session:
@@ -316,7 +316,7 @@ class Lane(AsyncSMTP):
             self._session.chunking = Chunking.NOT_SHOWN
         part.lane = self
         part.outcome = part.error = part.transaction = None
-        if self.watch is not None:
+        if self.event_log is not None:
             part.begun = clock()
         self.begun += 1
         try:
@@ -334,8 +334,8 @@ class Lane(AsyncSMTP):
             transaction = Transaction(self._session, part.envelope, whole(octets), chunking=self.chunking, apart=apart)
         except Exception as error:  # whatever it is, it is this message's
             part.error = error
-            if self.watch is not None:
-                self.watch.delivered(part.envelope, octets, None, error, 0.0)
+            if self.event_log is not None:
+                self.event_log.delivered(part.envelope, octets, None, error, 0.0)
             self.over(part)
             return
         part.transaction = transaction

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp.client.events import Watch, _commands, _message_id
+from asmtp.client.events import EventLog, _commands, _message_id
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.state import Trigger
 from tests.conftest import Certificates
@@ -264,7 +264,7 @@ async def test_the_log(caplog: pytest.LogCaptureFixture) -> None:
 async def test_nothing_is_told_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs one look a write, and one a read."""
     monkeypatch.setattr(logging.getLogger("asmtp"), "level", logging.WARNING)
-    assert Watch.of("mx:25", None) is None
+    assert EventLog.of("mx:25", None) is None
     async with relaying(Relay()) as relay, asmtp.AsyncSMTP("127.0.0.1", relay.port) as smtp:
         assert smtp._session.watch is None
 
@@ -274,7 +274,7 @@ def test_content_that_looks_like_commands() -> None:
     assert _commands(data) == ([b"mail from:<a@x>", b"BDAT 9 LAST"], 9)
     assert _commands(b"noop\r\n") == ([b"noop"], 0)
     assert _commands(b"") == ([], 0)
-    watch = Watch("mx:25", None)
+    watch = EventLog("mx:25", None)
     watch.wrote(Group(b"BDAT 1\r\nx", (Trigger.bdat,)))
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
-from asmtp.client.events import Watch
+from asmtp.client.events import EventLog
 from asmtp.mailer.bulk import Run
 from asmtp.mailer.delivery import Shipment
 from tests.fakes.background import in_background
@@ -402,7 +402,7 @@ async def test_the_program_is_ended_by_what_watches() -> None:
     def watch(event: asmtp.Event) -> None:
         raise SystemExit(3)
 
-    watching = Watch("relay", watch)
+    watching = EventLog("relay", watch)
     with pytest.raises(SystemExit):
         watching.closed("so")
 
