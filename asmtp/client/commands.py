@@ -461,7 +461,7 @@ class Commands(AuthObjects):
             await self._call_out(sasl.go_on)
             yield b""
 
-    async def _get_token(self, source: Any, *, force: bool) -> str:
+    async def _get_token(self, function: Any, *, force: bool) -> str:
         """Ask for a token, in the time of a command.
 
         Raises:
@@ -469,22 +469,22 @@ class Commands(AuthObjects):
         """
         limit = self.timeouts.command
         if asyncio.current_task() is None:  # in a facade, which waits as long as a function does that blocks
-            if _is_async(source):
-                return await asyncio.get_running_loop().create_task(self._get_token(source, force=force))
-            return await self._ask_for_token(source, force)
+            if _is_async(function):
+                return await asyncio.get_running_loop().create_task(self._get_token(function, force=force))
+            return await self._ask_for_token(function, force)
         try:
             async with asyncio.timeout(limit) as patience:
-                return await self._ask_for_token(source, force)
+                return await self._ask_for_token(function, force)
         except TimeoutError as error:
             if not patience.expired():
                 raise
             raise SMTPTimeoutError(f"timed out: no token within {limit:g} seconds") from error
 
-    async def _ask_for_token(self, source: Any, force: bool) -> str:
-        if _is_async(source):
-            token = source(force)
+    async def _ask_for_token(self, function: Any, force: bool) -> str:
+        if _is_async(function):
+            token = function(force)
         else:
-            token = await self._call_out(source, force)
+            token = await self._call_out(function, force)
         if inspect.isawaitable(token):
             token = await token
         if not isinstance(token, str):

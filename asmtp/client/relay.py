@@ -77,7 +77,7 @@ _COUNT = re.compile("[1-9][0-9]{0,17}")
 class Relay:
     """One server to send through, and how.
 
-    repr and str do not show the password, nor the token source; pickles and copies hold them.  Whether user name,
+    repr and str do not show the password, nor the token function; pickles and copies hold them.  Whether user name,
     password and token go together is for the mailer to check: what is missing here may be among its own options.
 
     Attributes:

@@ -136,14 +136,14 @@ class Mailer:
     def _send_all(
         self, messages: Iterable[Any], in_order: bool, timeout: float | None
     ) -> Generator[Delivery, None, None]:
-        source = iter(messages)
+        iterator = iter(messages)
         feed = _Feed(self._started(), in_order, timeout)
         told = feed.told
         error: Exception | None = SMTPStateError("the mailer was closed")
         try:
             while not feed.run.stopped:
                 try:
-                    item = next(source)
+                    item = next(iterator)
                 except StopIteration:
                     error = None
                     break
