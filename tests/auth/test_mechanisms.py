@@ -121,7 +121,8 @@ def test_an_error_message(example: tuple[Any, ...], place: int) -> None:
 )
 def test_what_cannot_be_prepared(wrong: dict[str, str]) -> None:
     """RFC 4013; another mechanism may do."""
-    credentials = Credentials(**{"username": "user", "password": "pencil", **wrong})
+    given: dict[str, Any] = {"username": "user", "password": "pencil", **wrong}
+    credentials = Credentials(**given)
     with pytest.raises(ValueError, match="^SCRAM-SHA-256: ") as caught:
         scram("SCRAM-SHA-256", credentials)
     assert repr(wrong.get("password", "pencil"))[1:-1] not in str(caught.value)
@@ -143,15 +144,23 @@ def test_a_hash_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
         scram("SCRAM-SHA-1-PLUS", USER, binding="tls-unique")
 
 
+def begun(mechanism: Any) -> str:
+    """Return the nonce of the client's first message."""
+    first: bytes = next(mechanism)
+    return first.rpartition(b"r=")[2].decode()
+
+
 @pytest.mark.parametrize("count", ["600001", "9999999", "1" + "0" * 5000])
 def test_more_iterations_than_a_second_s(count: str) -> None:
     """They would be computed before it is known who the server is."""
     mechanism = scram("SCRAM-SHA-256", USER)
-    nonce = next(mechanism).rpartition(b"r=")[2].decode()
+    nonce = begun(mechanism)
     unproven(mechanism, f"r={nonce}more,s=W22ZaJ0SNY7soEsUEjb6gQ==,i={count}".encode(), "more than 600000 iterations")
 
 
 def test_as_many_as_are_possible() -> None:
     mechanism = scram("SCRAM-SHA-256", USER)
-    nonce = next(mechanism).rpartition(b"r=")[2].decode()
-    assert b",p=" in mechanism.send(f"r={nonce}more,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=600000".encode())
+    nonce = begun(mechanism)
+    final = mechanism.send(f"r={nonce}more,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=600000".encode())
+    assert final is not None
+    assert b",p=" in final

@@ -343,4 +343,4 @@ def test_what_cannot_be_a_choice_of_mechanisms(wanted: Any, kind: type[Exception
 
 def test_what_mechanisms_need() -> None:
     assert needs(["PLAIN", "xoauth2", "EXTERNAL"]) == {"password", "token", ""}
-    assert needs([("X-OWN", lambda credentials: iter(()))]) == {""}  # type: ignore[list-item, arg-type, return-value]
+    assert needs([("X-OWN", lambda credentials: iter(()))]) == {""}  # type: ignore[list-item, return-value]

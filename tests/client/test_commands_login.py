@@ -23,7 +23,7 @@ from asmtp.transport.tls import unverified_context
 from tests.conftest import Certificates
 from tests.fakes.background import in_background
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
-from tests.fakes.script import Step, expect, fin, nothing_more, scripted, send
+from tests.fakes.script import Peer, Step, expect, fin, nothing_more, scripted, send
 
 SECRET = base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
 
@@ -508,9 +508,10 @@ async def test_a_slow_mechanism_does_not_keep_a_closed_connection_waiting() -> N
         go_on.wait(10)
         yield b"late"
 
-    async with scripted(
-        [send("220 hi"), expect("AUTH X-SLOW"), send("334 "), lambda peer: begun.wait(), fin]
-    ) as server:
+    async def reached(peer: Peer) -> None:
+        await begun.wait()
+
+    async with scripted([send("220 hi"), expect("AUTH X-SLOW"), send("334 "), reached, fin]) as server:
         smtp = client(server)
         await smtp.connect()
         with pytest.raises(asmtp.SMTPServerDisconnected):

@@ -38,7 +38,7 @@ def test_everything_that_is_an_option() -> None:
     check({"username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
     check({"username": "me", "password": "secret", "token": None}, "AsyncSMTP")
     check({"mechanisms": ["EXTERNAL"]}, "AsyncSMTP")
-    check({"mechanisms": [("X-OWN", lambda credentials: iter(()))]}, "AsyncSMTP")  # type: ignore[list-item]
+    check({"mechanisms": [("X-OWN", lambda credentials: iter(()))]}, "AsyncSMTP")  # type: ignore[list-item, return-value]
     check({"mechanisms": ("PLAIN", "GSSAPI"), "username": "me"}, "AsyncSMTP")
     check({"mechanisms": ["PLAIN"], "username": "me", "password": "secret"}, "AsyncSMTP")
     check({"mechanisms": ["XOAUTH2"], "username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
@@ -188,9 +188,10 @@ def test_an_argument_that_is_wrong_is_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["host", "port", "source_address"])
 def test_what_connect_is_given_is_named(name: str) -> None:
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 1, name: 70000}
     for kind in (AsyncSMTP, asmtp.SMTP):
         with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
-            found = kind().connect(**{"host": "127.0.0.1", "port": 1, name: 70000})
+            found: Any = kind().connect(**given)
             asyncio.run(found)
 
 

@@ -547,7 +547,7 @@ def test_mechanisms() -> None:
     relay = Relay.from_url("smtp://mx.example?mechanisms=SCRAM-SHA-256,plain")
     assert relay.mechanisms == ("SCRAM-SHA-256", "plain")
     assert Relay.from_url(relay.url) == relay
-    own = Relay("mx.example", mechanisms=["PLAIN", ("X-OWN", lambda credentials: iter(()))])  # type: ignore[list-item]
+    own = Relay("mx.example", mechanisms=["PLAIN", ("X-OWN", lambda credentials: iter(()))])  # type: ignore[list-item, return-value]
     assert own.url == "smtp://mx.example?mechanisms=PLAIN%2CX-OWN"
     hash(own)
     with pytest.raises(ValueError, match="^URL: option mechanisms must be names") as caught:

@@ -62,9 +62,9 @@ def test_control_characters_in_the_constructor(bad: str) -> None:
 async def test_an_address_that_is_no_str(bad: Any) -> None:
     async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port, "me.example") as smtp:
         await smtp.ehlo()
-        for arguments in ((bad, "b@y.example"), ("a@x.example", [bad])):
+        for sender, recipient in ((bad, "b@y.example"), ("a@x.example", [bad])):
             with pytest.raises(TypeError):
-                await smtp.sendmail(*arguments, b"hi")
+                await smtp.sendmail(sender, recipient, b"hi")
         for call in (smtp.mail, smtp.rcpt, smtp.verify):
             with pytest.raises(TypeError):
                 await call(bad)
@@ -89,9 +89,9 @@ async def test_vrfy_and_expn_refuse_what_mail_refuses(bad: str) -> None:
         for call in (smtp.vrfy, smtp.verify, smtp.expn):
             with pytest.raises(ValueError, match="^address: "):
                 await call(bad)
-        for call in (smtp.ehlo, smtp.helo):
+        for greet in (smtp.ehlo, smtp.helo):
             with pytest.raises(ValueError, match="^local_hostname: "):
-                await call("me>" + bad)
+                await greet("me>" + bad)
         assert relay.verbs == ["EHLO"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -172,7 +172,11 @@ async def test_a_failed_stream_of_chunks_is_reset_before_anything_else(what: str
         smtp = await ready(client(relay))
         with pytest.raises(RuntimeError, match="no more"):
             await smtp.sendmail(SENDER, WHO, failing())
-        again = {"noop": smtp.noop, "ehlo": smtp.ehlo, "sendmail": lambda: smtp.sendmail(SENDER, WHO, b"hi")}
+        again: dict[str, Callable[[], Awaitable[object]]] = {
+            "noop": smtp.noop,
+            "ehlo": smtp.ehlo,
+            "sendmail": lambda: smtp.sendmail(SENDER, WHO, b"hi"),
+        }
         await again[what]()
         assert await smtp.sendmail(SENDER, WHO, b"last") == {}
         await smtp.quit()

@@ -16,7 +16,7 @@ PATIENCE = 0.001
 """Real seconds in which the kernel may still deliver something before the clock jumps."""
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # the best there is on this system
+class _Selector(selectors.DefaultSelector):  # the best there is on this system
     """Tells its loop to jump where it would have slept."""
 
     loop: VirtualClockLoop
@@ -52,7 +52,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         self._now = max(now, timers[0].when()) if timers and abs(timers[0].when() - now) < 1e-6 else now
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         future = super().run_in_executor(executor, func, *args)
         self.working += 1
         future.add_done_callback(self._worked)

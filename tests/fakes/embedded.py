@@ -7,9 +7,9 @@ import contextlib
 import hmac
 import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
-from aiosmtpd.smtp import MISSING, AuthResult, Envelope, LoginPassword, Session
+from aiosmtpd.smtp import MISSING, SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from asmtp.cli.demo.server import Server
 from tests.fakes.relay import Letter
@@ -47,7 +47,7 @@ class Embedded:
         self.port = 0
 
     async def handle_EHLO(
-        self, server: Server, session: Session, envelope: Envelope, hostname: str, responses: list[str]
+        self, server: SMTP, session: Session, envelope: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
         session.host_name = hostname
         self.hellos += 1
@@ -76,9 +76,8 @@ class Embedded:
         wanted = hmac.new(PASSWORD.encode(), challenge, "md5").hexdigest()
         return self.judge("CRAM-MD5", user == USER.encode() and digest == wanted.encode())
 
-    def authenticate(
-        self, server: Server, session: Session, envelope: Envelope, mechanism: str, data: LoginPassword
-    ) -> AuthResult:
+    def authenticate(self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any) -> AuthResult:
+        assert isinstance(data, LoginPassword)
         return self.judge(mechanism, (data.login, data.password) == (USER.encode(), PASSWORD.encode()))
 
     def judge(self, mechanism: str, right: bool) -> AuthResult:
@@ -86,10 +85,13 @@ class Embedded:
         return AuthResult(success=right, handled=False, auth_data=None)
 
 
+E = TypeVar("E", bound=Embedded)
+
+
 @contextlib.asynccontextmanager
 async def embedded(
-    handler: Embedded, *, tls: ssl.SSLContext | None = None, implicit: bool = False, **options: Any
-) -> AsyncIterator[Embedded]:
+    handler: E, *, tls: ssl.SSLContext | None = None, implicit: bool = False, **options: Any
+) -> AsyncIterator[E]:
     """Run aiosmtpd in the test's loop.
 
     Args:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from asmtp import SMTPDataError, SMTPRecipientsRefused, SMTPSenderRefused
 from tests.fakes.liar import Slowly
-from tests.fakes.lies import BOB, CAROL, Contract, Lie, broken, content_begun, gone, late, refused, sent
+from tests.fakes.lies import BOB, CAROL, After, Contract, Lie, broken, content_begun, gone, late, refused, sent
 from tests.fakes.lies_opening import dripping, says, then
 from tests.fakes.script import Peer, deaf, fin, flood, read_all, rst, send, silence
 
@@ -361,6 +364,12 @@ LMTP = {
 CROWDED = "4.3.2 Concurrent connections limit exceeded"
 THROTTLED = "454 4.7.0 Throttling failure: Maximum sending rate exceeded."
 
+SAID: Sequence[tuple[int, Any, After]] = (
+    (421, says(f"421 {CROWDED}"), "closed"),
+    (432, f"432 {CROWDED}", "in step"),
+    (451, f"451 {CROWDED}", "in step"),
+)
+
 LIMITS = {
     **{
         f"{verb} {code}, too many connections": Lie({verb: said}, refused(error, code, after), offers, retired=True)
@@ -371,11 +380,7 @@ LIMITS = {
             (".", NO_DATA, BATCH),
             ("BDAT", NO_DATA, CHUNKS),
         )
-        for code, said, after in (
-            (421, says(f"421 {CROWDED}"), "closed"),
-            (432, f"432 {CROWDED}", "in step"),
-            (451, f"451 {CROWDED}", "in step"),
-        )
+        for code, said, after in SAID
     },
     "MAIL 454, throttled": Lie({"MAIL": THROTTLED}, refused(NO_SENDER, 454)),
     "RCPT 454, throttled": Lie({"RCPT": THROTTLED}, refused(NO_ONE, 454)),

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hmac
 import re
+from typing import Any
 
 from asmtp.auth.selection import choose
 from asmtp.errors import SMTPAuthenticationError, SMTPException
@@ -42,7 +43,7 @@ def sasl(data: FuzzedData) -> None:
     user = data.text(USERS, 4)
     secret = data.text(SECRETS, 4)
     host, port = data.pick([("", 0), ("mail.example.com", 587), ("b\u00fccher.example", 0)])
-    secrets = {"token": secret} if name in TOKENS else {"password": secret}
+    secrets: dict[str, Any] = {"token": secret} if name in TOKENS else {"password": secret}
     credentials = Credentials(user, host=host, port=port, **secrets)
     try:
         [choice] = choose(Extensions({"auth": name}), credentials, [name], protected=True)

@@ -193,8 +193,8 @@ async def _one_by_one(data: FuzzedData, mailer: AsyncMailer, items: Items) -> li
             return Delivery(item, None, error.state, error.receipt, error)
         except TimeoutError as error:
             cause: Any = error.__cause__
-            receipt = getattr(cause, "receipt", None)
-            return Delivery(item, None, getattr(cause, "state", None) or "cancelled", receipt, error)
+            known: Any = getattr(cause, "state", None) or "cancelled"
+            return Delivery(item, None, known, getattr(cause, "receipt", None), error)
         return Delivery(item, None, "sent", receipt, None)
 
     limits = [(data.pick([None, None, 5]), data.pick([None, None, 0.0, 0.001, 0.1, 5])) for _ in items]

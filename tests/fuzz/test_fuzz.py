@@ -119,7 +119,11 @@ def test_the_same_seed_makes_the_same_inputs() -> None:
     seen: dict[int, list[bytes]] = {}
     for number, seed in enumerate([1, 1, 2]):
         inputs = seen[number] = []
-        watched = engine.Target("watched", lambda data, inputs=inputs: inputs.append(data.octets(1000)), 1, 1000)
+
+        def keep(data: FuzzedData, inputs: list[bytes] = inputs) -> None:
+            inputs.append(data.octets(1000))
+
+        watched = engine.Target("watched", keep, 1, 1000)
         engine.fuzz(watched, seed=seed, runs=50)
     assert seen[0] == seen[1] != seen[2]
     assert {len(data) > 500 for data in seen[0]} == {True, False}

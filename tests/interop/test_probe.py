@@ -78,7 +78,12 @@ async def test_a_message_that_is_withdrawn_behind_its_probe(reads: MailServer) -
         await logged_in(reads, smtp)
         await smtp.sendmail(SENDER, [ALICE], letters[0].content)
         withdrawn = asyncio.create_task(smtp.sendmail(SENDER, [BOB], Letter().content))
-        smtp.trace = lambda way, data: withdrawn.cancel() if b"BDAT 8 LAST" in data else False
+
+        def withdraw(way: str, data: bytes) -> None:
+            if b"BDAT 8 LAST" in data:
+                withdrawn.cancel()
+
+        smtp.trace = withdraw
         await asyncio.wait([withdrawn])
         with pytest.raises(asyncio.CancelledError) as caught:
             await withdrawn

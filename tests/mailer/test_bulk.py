@@ -240,7 +240,7 @@ async def test_an_iterable_that_raises(synchronous: bool, in_order: bool, kind: 
                 told.append(delivery)
         assert agree(relay, told, 10) == {"sent": 10}
         assert [delivery async for delivery in deliveries] == []  # it is raised once
-        await posting.send(*reversed([WHO, SENDER, b"hi"]))  # and the mailer is as good as before
+        await posting.send(b"hi", SENDER, WHO)  # and the mailer is as good as before
 
 
 async def test_an_iterable_that_raises_at_once() -> None:

@@ -286,7 +286,7 @@ async def test_without_a_retry_nothing_is_put_back(where: str, reply: str) -> No
         with pytest.raises((errors.SMTPResponseException, errors.SMTPRecipientsRefused)) as caught:
             await posting.send(b"hi", "a@x.example", "b@y.example")
         assert caught.value.state == "refused"
-        assert caught.value.transient  # type: ignore[union-attr]
+        assert caught.value.transient
         assert now() < 1
         assert relay.verbs.count("MAIL") == 1
 

@@ -298,6 +298,7 @@ async def test_require_all(shape: tuple[str, ...]) -> None:
         assert isinstance(caught.value, smtplib.SMTPRecipientsRefused)
         assert caught.value.recipients == {"c@y.example": (550, b"5.1.1 no")}
         assert caught.value.state == "sent"
+        assert caught.value.receipt is not None
         assert list(caught.value.receipt.accepted) == relay.letters[0].recipients == [WHO, "d@y.example"]
         assert posting.stats.sent == 1
         assert (await posting.send(b"hi", SENDER, [WHO], require_all=True)).complete
@@ -368,7 +369,7 @@ async def test_the_server_says_no(case: str, streamed: bool, shape: tuple[str, .
         assert type(error) is kind
         assert right(error), vars(error)
         assert (error.state, error.receipt) == ("refused", None)
-        assert not error.transient  # type: ignore[attr-defined]
+        assert not error.transient
         assert relay.letters == []
         assert relay.verbs.count("MAIL") == 1
         assert posting.stats == (1, 0, 0, 0, 0, 1, 0, 0, 0)

@@ -8,7 +8,7 @@ import gc
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -214,7 +214,7 @@ class WordlessBase(BaseException):
         raise LookupError("no words")
 
 
-RAISED = {
+RAISED: dict[str, Callable[[], BaseException]] = {
     "CancelledError": asyncio.CancelledError,
     "not to be copied": lambda: TokenError(400, "invalid_grant"),
     "KeyError": lambda: KeyError("access_token"),

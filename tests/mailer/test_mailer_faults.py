@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -399,7 +400,7 @@ async def test_given_up_while_it_is_tried_again(shape: str, fault: Fault) -> Non
     todo = plans(dry.links[0], lambda one: one is fault, spoiled=spoiled, half=0)
     todo = [plan for plan in todo if plan.point.kind != "octets" or plan.point.place < len(dry.links[0].received) // 2]
     for seconds in (0.5, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0):
-        outcome = await everywhere(todo, lambda opened, plan, seconds=seconds: run(opened, plan, seconds))
+        outcome = await everywhere(todo, functools.partial(run, seconds=seconds))
         outcome.check(all_reached=False)
 
 

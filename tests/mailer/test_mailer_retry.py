@@ -180,6 +180,7 @@ async def test_some_are_refused_for_now_to_the_end(shape: tuple[str, ...]) -> No
             await posting.send(b"hi", SENDER, ALL, require_all=True)
         assert caught.value.state == "sent"
         assert caught.value.recipients == {C: (451, b"4.2.0 later")}
+        assert caught.value.receipt is not None
         assert list(caught.value.receipt.accepted) == [B, D]
 
 
@@ -211,8 +212,9 @@ async def test_the_rest_is_lost_with_the_connection() -> None:
         assert list(receipt.accepted) == [B, D]
         assert list(receipt.failed) == [C]
         assert not receipt.complete
-        assert isinstance(receipt.failed[C], asmtp.SMTPServerDisconnected)
-        assert receipt.failed[C].state == "not_sent"
+        lost = receipt.failed[C]
+        assert isinstance(lost, asmtp.SMTPServerDisconnected)
+        assert lost.state == "not_sent"
         assert receipt.refused == {}
 
 
@@ -452,6 +454,7 @@ async def test_in_doubt_for_some() -> None:
         with pytest.raises(asmtp.SMTPServerDisconnected) as caught:
             await posting.send(b"hi", SENDER, [B, C])
         assert caught.value.state == "in_doubt"
+        assert caught.value.receipt is not None
         assert people(caught.value.receipt.accepted) == {B: (250, "")}
         assert list(caught.value.receipt.failed) == [C]
 

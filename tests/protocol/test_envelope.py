@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from email.message import EmailMessage
 from typing import Any
 
@@ -99,7 +99,8 @@ def test_envelope() -> None:
 
 
 def test_no_recipients() -> None:
-    for nobody in ([], (), iter(())):
+    nothing: list[Iterable[str]] = [[], (), iter(())]
+    for nobody in nothing:
         with pytest.raises(ValueError, match="^to_addrs: no recipients$"):
             Envelope("a@x", nobody)
 

@@ -116,7 +116,7 @@ def credentials(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_login_of_async_smtp_that_fails(name: str, closes: bool) -> None:
     async with refusing(name, closes=closes) as where:
-        smtp = asmtp.AsyncSMTP(*where, "me.example", **credentials(name))
+        smtp = asmtp.AsyncSMTP(where[0], where[1], "me.example", **credentials(name))
         with pytest.raises((asmtp.SMTPAuthenticationError, asmtp.SMTPServerDisconnected)) as caught:
             await smtp.connect()
     assert check(caught.value) > 4
@@ -129,7 +129,7 @@ def test_a_login_of_the_facade_that_fails(name: str, closes: bool) -> None:
         in_background(refusing(name, closes=closes)) as where,
         pytest.raises((asmtp.SMTPAuthenticationError, asmtp.SMTPServerDisconnected)) as caught,
     ):
-        asmtp.SMTP(*where, "me.example", **credentials(name))
+        asmtp.SMTP(where[0], where[1], "me.example", **credentials(name))
     assert check(caught.value) > 4
 
 
@@ -138,7 +138,7 @@ def test_a_login_of_the_facade_that_fails(name: str, closes: bool) -> None:
 def test_a_login_by_hand_that_fails(name: str, closes: bool) -> None:
     with (
         in_background(refusing(name, closes=closes)) as where,
-        contextlib.closing(asmtp.SMTP(*where, "me.example")) as smtp,
+        contextlib.closing(asmtp.SMTP(where[0], where[1], "me.example")) as smtp,
         pytest.raises((asmtp.SMTPAuthenticationError, asmtp.SMTPServerDisconnected)) as caught,
     ):
         smtp.login(USER, PASSWORD, mechanisms=[name])
@@ -162,7 +162,8 @@ async def test_a_refused_login_of_a_mailer(name: str) -> None:
 def challenge_of_ntlm() -> bytes:
     """What a server says to any client that begins with NTLM."""
     negotiate = next(gssapi.ntlm(Credentials(USER, PASSWORD)))
-    answer: bytes = spnego.server(protocol="ntlm", options=spnego.NegotiateOptions.use_ntlm).step(negotiate)
+    answer = spnego.server(protocol="ntlm", options=spnego.NegotiateOptions.use_ntlm).step(negotiate)
+    assert answer is not None
     return answer
 
 
@@ -192,7 +193,8 @@ def foreign(
     def client(*args: Any, protocol: str, **options: Any) -> Any:
         if request.param == "no context":
             raise spnego.exceptions.NoCredentialError(context_msg="no credentials")
-        return (real if protocol == "ntlm" else Ticketless)(*args, protocol=protocol, **options)
+        make: Any = real if protocol == "ntlm" else Ticketless
+        return make(*args, protocol=protocol, **options)
 
     asks = {"NTLM": challenge_of_ntlm(), "GSSAPI": b"reply"}
 
@@ -215,7 +217,7 @@ FAILURES = (asmtp.SMTPException, ValueError)
 @pytest.mark.parametrize("name", ["NTLM", "GSSAPI"])
 async def test_a_foreign_login_of_async_smtp_that_fails(name: str, foreign: Callable[[str], Refusing]) -> None:
     async with listening(lambda: foreign(name)) as where:
-        smtp = asmtp.AsyncSMTP(*where, "me.example", **credentials(name))
+        smtp = asmtp.AsyncSMTP(where[0], where[1], "me.example", **credentials(name))
         with pytest.raises(FAILURES) as caught:
             await smtp.connect()
     assert check(caught.value) > 4
@@ -225,10 +227,10 @@ async def test_a_foreign_login_of_async_smtp_that_fails(name: str, foreign: Call
 def test_a_foreign_login_of_the_facade_that_fails(name: str, foreign: Callable[[str], Refusing]) -> None:
     with in_background(listening(lambda: foreign(name))) as where:
         with pytest.raises(FAILURES) as caught:
-            asmtp.SMTP(*where, "me.example", **credentials(name))
+            asmtp.SMTP(where[0], where[1], "me.example", **credentials(name))
         assert check(caught.value) > 4
         with (
-            contextlib.closing(asmtp.SMTP(*where, "me.example")) as smtp,
+            contextlib.closing(asmtp.SMTP(where[0], where[1], "me.example")) as smtp,
             pytest.raises(FAILURES) as caught,
         ):
             smtp.login(USER, PASSWORD, mechanisms=[name])

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol import message as message_module
 from asmtp.protocol.content import encode_content
-from asmtp.protocol.message import addresses_from_headers, compose, flatten, weight
+from asmtp.protocol.envelope import addresses_from_headers
+from asmtp.protocol.message import compose, flatten, weight
 
 
 def simple(**fields: str) -> EmailMessage:

@@ -69,7 +69,7 @@ def test_mail(requests: Any, text: str) -> None:
     assert written(**requests)[0] == f"mail from:<a@x.example>{text}"
 
 
-NEEDED = {
+NEEDED: dict[str, list[dict[str, Any]]] = {
     "DSN": [{"ret": "hdrs"}, {"envid": "x"}, {"notify": "never"}],
     "DELIVERBY": [{"deliver_by": DeliverBy(5)}],
     "FUTURERELEASE": [{"hold_for": 5}, {"hold_until": datetime.datetime(2027, 1, 1, tzinfo=UTC)}],
@@ -264,7 +264,8 @@ def test_a_recipient_that_is_no_str(address: Any) -> None:
 def test_a_recipient_is_its_address() -> None:
     recipient = Recipient("b@y", notify="never", orcpt="old@y")
     assert recipient == "b@y"
-    assert {recipient: 1}["b@y"] == 1
+    as_key: dict[str, int] = {recipient: 1}
+    assert as_key["b@y"] == 1
     for twin in (copy.copy(recipient), copy.deepcopy(recipient), pickle.loads(pickle.dumps(recipient))):
         assert (twin, twin.parameters) == ("b@y", " NOTIFY=NEVER ORCPT=rfc822;old@y")
     assert Recipient("b@y").parameters == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from asmtp.errors import SMTPProtocolError
 from asmtp.protocol.reply import _SEEN, MAX_KEPT, MAX_LINE, MAX_REPLY, SHORT, Reply, ReplyReader, is_leaving, printable
 
 
-def read(data: bytes, **limits: int) -> tuple[list[Reply], SMTPProtocolError | None]:
+def read(data: bytes, **limits: Any) -> tuple[list[Reply], SMTPProtocolError | None]:
     """What comes out of bytes fed whole; and, the same, byte by byte and split in two anywhere."""
     reader = ReplyReader(**limits)
     result = reader.feed(data), reader.error
@@ -20,14 +22,14 @@ def read(data: bytes, **limits: int) -> tuple[list[Reply], SMTPProtocolError | N
     return result
 
 
-def read_pieces(pieces: list[bytes], **limits: int) -> tuple[list[Reply], SMTPProtocolError | None]:
+def read_pieces(pieces: list[bytes], **limits: Any) -> tuple[list[Reply], SMTPProtocolError | None]:
     reader = ReplyReader(**limits)
     replies = [reply for piece in pieces for reply in reader.feed(piece)]
     return replies, reader.error
 
 
 def described(replies: list[Reply], error: SMTPProtocolError | None) -> tuple[list[Reply], tuple[object, ...] | None]:
-    return replies, error and error.args
+    return replies, None if error is None else error.args
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,7 @@ def test_line_limit(limit: int, end: bytes, mark: bytes) -> None:
             if not legal:
                 assert error is not None
                 assert error.smtp_code == 500
+                assert isinstance(error.smtp_error, bytes)
                 assert error.smtp_error.startswith(b"reply line too long: '250")
                 assert len(error.smtp_error) < 300
 
@@ -199,6 +202,7 @@ def test_reply_limit(limit: int) -> None:
             if not legal:
                 assert error is not None
                 assert error.smtp_code == 500
+                assert isinstance(error.smtp_error, bytes)
                 assert error.smtp_error.startswith(b"reply too long: '250 yy")
 
 
@@ -235,7 +239,7 @@ class Scanned(bytes):
 
     scanned = 0
 
-    def split(self, *args: object) -> list[bytes]:  # type: ignore[override]
+    def split(self, *args: object) -> list[bytes]:
         Scanned.scanned += len(self)
         return super().split(*args)  # type: ignore[arg-type]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from typing import Any
 
 import pytest
 
-from asmtp.auth import mechanisms
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.mechanisms import cram_md5, external, login, oauthbearer, plain, xoauth2
 from asmtp.errors import SMTPAuthenticationError
@@ -89,7 +89,7 @@ def test_cram_md5_where_md5_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def forbidden(*args: object) -> None:
         raise ValueError("unsupported hash type md5")
 
-    monkeypatch.setattr(mechanisms.hmac, "new", forbidden)
+    monkeypatch.setattr(hmac, "new", forbidden)
     with pytest.raises(ValueError, match="^unsupported hash type md5$"):
         cram_md5(TIM)
 

@@ -9,7 +9,7 @@ from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
 from tests.protocol.echo import Delivered, Echo
 from tests.protocol.letters import SHAPES, STARTS, TWO_BY_BDAT, opened, replies
-from tests.protocol.transcript import Start, play
+from tests.protocol.transcript import Start, play, state_of
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
@@ -42,7 +42,7 @@ class Run:
         after = self.server.delivered[len(before) :]
         if self.session.closed:
             assert first.error is not None
-            assert first.error.state == "not_sent"
+            assert state_of(first) == "not_sent"
             assert Delivered("c@x", ("d@x",), b"Two\r\n") not in after
         else:
             assert first.result.reply == (250, b"Two")
@@ -175,7 +175,7 @@ def test_what_waits_behind_a_go_ahead_that_cannot_be_answered() -> None:
     later = run.session.start(STARTS["noop"].make(run.session))
     for told in (third, later):
         assert told.error is not None
-        assert told.error.state == "not_sent"
+        assert state_of(told) == "not_sent"
     while run.turn():
         pass
     assert first.result.reply == (250, b"Hi.")

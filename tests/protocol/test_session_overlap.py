@@ -7,7 +7,7 @@ import pytest
 from asmtp.errors import SMTPServerDisconnected
 from asmtp.protocol.session import Session
 from tests.protocol.letters import SHAPES, STARTS, TWO_BY_BDAT, conversation, cut, letter, opened, replies
-from tests.protocol.transcript import play
+from tests.protocol.transcript import play, state_of
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
@@ -228,8 +228,8 @@ def test_421_drops_what_has_not_left_yet() -> None:
     session.receive_data(b"421 bye\r\n")
     assert session.output() == b"", "it was said not to be sent"
     session.receive_eof()
-    assert one.error.state == "refused"
-    assert two.error.state == "not_sent"
+    assert state_of(one) == "refused"
+    assert state_of(two) == "not_sent"
 
 
 def test_eof_among_overlapped_messages() -> None:

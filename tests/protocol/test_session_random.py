@@ -101,9 +101,8 @@ class World:
         number = len(self.sent)
         recipients = tuple(f"r{number}-{place}@x" for place in range(count))
         content = b"%d.\r\n" % number
-        make = (letter if what == "letter" else streamed)(f"s{number}@x", recipients, **(
-            {"content": content} if what == "letter" else {}
-        )).make  # fmt: skip
+        sender = f"s{number}@x"
+        make = (letter(sender, recipients, content) if what == "letter" else streamed(sender, recipients)).make
         exchange = self.session.start(make(self.session), number)
         self.sent.append(Sent(number, exchange, recipients, content if what == "letter" else b""))
 
@@ -197,8 +196,8 @@ class World:
         elif isinstance(error, SMTPException) and error.state != "in_doubt":
             if delivered and self.server.goes_on and self.coming:
                 # A 421 is the end.  Only its replies can tell that the server goes on all the same, and these are lost.
-                refused = getattr(error, "recipients", None) or {"": (getattr(error, "smtp_code", None), b"")}
-                assert [code for code, _ in refused.values()][-1] == 421, error
+                said = getattr(error, "recipients", None) or {"": (getattr(error, "smtp_code", None), b"")}
+                assert [code for code, _ in said.values()][-1] == 421, error
             else:
                 assert not delivered, error
         elif error is None:
@@ -230,7 +229,10 @@ def test_what_is_said_of_a_message_is_true(
 ) -> None:
     world = World(shape, codes, window=window, lmtp=lmtp, impatient=impatient, goes_on=goes_on)
     session = world.session
-    everyone = lambda: [sent.exchange for sent in world.sent] + list(world.noops.values())  # noqa: E731
+
+    def everyone() -> list[Exchange]:
+        return [sent.exchange for sent in world.sent] + list(world.noops.values())
+
     for what, number in actions:
         world.act(what, number)
         if session.closed:

@@ -168,6 +168,12 @@ def describe(exchange: Exchange) -> str:
     return _whole(exchange.result) if isinstance(exchange.result, Reply) else str(exchange.result)
 
 
+def state_of(exchange: Exchange) -> str | None:
+    """Return what the error of an exchange says of its message."""
+    assert isinstance(exchange.error, SMTPException)
+    return exchange.error.state
+
+
 def _whole(reply: Reply) -> str:
     """A reply with all of its lines."""
     return f"{reply.code} {reply.text}"
@@ -179,6 +185,7 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, SMTPRecipientsRefused):
         text = _pairs(error.recipients)
     elif isinstance(error, SMTPResponseException):
+        assert isinstance(error.smtp_error, bytes)
         text = _whole(Reply(error.smtp_code, error.smtp_error))
     state = f" [{error.state}]" if isinstance(error, SMTPException) and error.state else ""
     return f"{type(error).__name__} {text}{state}"

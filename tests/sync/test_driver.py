@@ -542,5 +542,5 @@ def test_no_connection_in_the_words_of_the_system(loop: asyncio.AbstractEventLoo
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError) as caught:
             facade.connect("127.0.0.1", sock.getsockname()[1])
-    assert caught.value.strerror == os.strerror(caught.value.errno)
+    assert caught.value.strerror == os.strerror(caught.value.errno or 0)
     assert "Connect call failed" in str(caught.value.__cause__)

@@ -50,6 +50,7 @@ def test_send() -> None:
         assert mailer.send(Envelope(A, [B], content=b"three")).complete
         with pytest.raises(asmtp.SMTPRecipientsRefused) as partly:
             mailer.send(b"four", A, [B, "no@y.example"], require_all=True)
+        assert partly.value.receipt is not None
         assert (partly.value.state, list(partly.value.receipt.accepted)) == ("sent", [B])
     assert [letter.content.split()[-1] for letter in relay.letters] == [b"one", b"two", b"three", b"four"]
     assert "mail from:<a@x.example> size=5 RET=HDRS" in relay.commands

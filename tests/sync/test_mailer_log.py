@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -172,7 +173,7 @@ def test_an_interrupted_caller_leaves_what_was_logged_to_the_next(root: logging.
         mailer = at(relay)
         mailer.send(b"hi", A, B)
         log: Any = mailer._thread and mailer._thread._log
-        call: Any = blocking.Future()
+        call: Any = Future()
         record = logging.makeLogRecord({"name": "asmtp", "levelno": logging.WARNING, "msg": "left"})
         with pytest.raises(KeyboardInterrupt), log.heard_until(call):
             log.keep(record)

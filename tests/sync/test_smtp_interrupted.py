@@ -157,7 +157,7 @@ def test_what_is_raised_in_the_last_callback_is_raised() -> None:
         loop = smtp._loop
         assert loop is not None
         raised: list[Any] = []
-        smtp._client._session.audit = audit  # type: ignore[attr-defined]
+        smtp._client._session.audit = audit
         with pytest.raises(TimeLimit, match="struck"):
             smtp.noop()
         assert smtp.sock is None
@@ -202,7 +202,7 @@ def test_the_thread_is_not_left_marked_as_running_a_loop(place: str, monkeypatch
 def test_a_loop_that_was_struck_as_it_ended_a_run_is_closed() -> None:
     with relay_at() as relay, connected(asmtp, relay) as smtp:
         assert smtp._loop is not None
-        smtp._loop._thread_id = threading.get_ident()  # type: ignore[attr-defined]
+        smtp._loop._thread_id = threading.get_ident()
         with pytest.raises(asmtp.SMTPServerDisconnected):
             smtp.close()
             smtp.noop()

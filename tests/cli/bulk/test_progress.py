@@ -17,7 +17,7 @@ from asmtp.cli.bulk.tally import Tally
 class Terminal(io.StringIO):
     """What claims to be one."""
 
-    encoding = "utf-8"  # type: ignore[assignment]
+    encoding = "utf-8"
 
     def isatty(self) -> bool:
         return True

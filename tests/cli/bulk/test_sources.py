@@ -420,7 +420,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_the_email_package_writes_what_can_be_read(path: Path) -> None:
     message = EmailMessage()
     message["From"] = '"J\xf6rg M\xfcller, esq." <a@x.example>'
-    message["To"] = [f"Reader {number} <reader{number}@x.example>" for number in range(20)]  # type: ignore[assignment]
+    message["To"] = [f"Reader {number} <reader{number}@x.example>" for number in range(20)]
     message["Subject"] = "gr\xfc\xdfe " * 20
     message.set_content("hello\n")
     sender, recipients, content = sent(only(path, message.as_bytes()))
