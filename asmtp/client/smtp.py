@@ -115,7 +115,7 @@ class AsyncSMTP(Commands):
         self._tls: TLSMode = options.get("tls") or self.default_tls or default
         self.ssl_context = options.get("ssl_context")
         self._sessions = SessionCache()
-        self._logins: Logins | None = None  # a pool's lanes have one together
+        self._logins: Logins | None = None  # a pool's connections have one together
         self._tls_context: ResumingContext | None = None  # the last
         self._relay_chunking = RelayChunking()
         self._server_hostname = options.get("server_hostname")

@@ -24,7 +24,7 @@ from asmtp.protocol.transaction import Body, Outcome, Transaction
 from asmtp.transport.connection import Connection
 from asmtp.transport.timeouts import Timeouts
 
-__all__ = ["LMTPLane", "Lane", "Part"]
+__all__ = ["PooledLMTPConnection", "PooledConnection", "Part"]
 
 STALE = 1.0
 """Seconds without traffic after which a connection may be dead without our knowing.
@@ -58,7 +58,7 @@ class Part:
         attempts: how often it was tried, the present time included.
         since: the loop's time at which it was put in line.
         begun: when it was given to a connection, by events.clock; where that is watched.
-        lane: the connection it is on.
+        connection: the connection it is on.
         over: it has come to an end, and was not handed back yet.
         withdrawn: why nobody wants it any more, or None.
         transaction: what is under way, or was.
@@ -72,7 +72,7 @@ class Part:
     """
 
     __slots__ = (
-        "attempts", "begun", "envelope", "error", "exchange", "lane", "limit", "not_begun", "outcome", "over",
+        "attempts", "begun", "envelope", "error", "exchange", "connection", "limit", "not_begun", "outcome", "over",
         "returned", "said", "shipment", "silently", "since", "spent", "task", "transaction", "until", "withdrawn",
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ class Part:
         self.envelope = envelope
         self.attempts = attempts
         self.since = self.begun = 0.0
-        self.lane: Lane | None = None
+        self.connection: PooledConnection | None = None
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
         self.not_begun = 0
@@ -120,17 +120,17 @@ class Part:
 
     def set_result(self, result: None, /) -> None:
         """As a transport.Owner: the exchange is over."""
-        lane, exchange = self.lane, self.exchange
-        assert lane is not None
+        connection, exchange = self.connection, self.exchange
+        assert connection is not None
         assert exchange is not None
         self.outcome, self.error = exchange.result, exchange.error
-        if lane.event_log is not None:
+        if connection.event_log is not None:
             content = self.shipment.content
-            lane.event_log.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
-        lane.over(self)
+            connection.event_log.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
+        connection.over(self)
 
 
-class Lane(AsyncSMTP):
+class PooledConnection(AsyncSMTP):
     """A connection and what it is good for.
 
     Args:
@@ -159,8 +159,8 @@ class Lane(AsyncSMTP):
         self,
         source: Source,
         over: Callable[[Part], None],
-        lost: Callable[[Lane], None],
-        rested: Callable[[Lane], None] = lambda lane: None,
+        lost: Callable[[PooledConnection], None],
+        rested: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
         relay = source.relay
         options: dict[str, Any] = {
@@ -198,9 +198,9 @@ class Lane(AsyncSMTP):
         self._carried = 0
         self.tidying = 0
 
-    def _made(self, connection: Connection) -> None:
-        super()._made(connection)
-        connection.on_lost = lambda: self._on_lost(self)
+    def _made(self, transport: Connection) -> None:
+        super()._made(transport)
+        transport.on_lost = lambda: self._on_lost(self)
 
     def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
         super()._keep_chunking(session, loop)
@@ -314,7 +314,7 @@ class Lane(AsyncSMTP):
                 self._session.slow_start()
         if now < self._relay_chunking.doubted_until and not self.at_probe:
             self._session.chunking = Chunking.NOT_SHOWN
-        part.lane = self
+        part.connection = self
         part.outcome = part.error = part.transaction = None
         if self.event_log is not None:
             part.begun = clock()
@@ -444,7 +444,7 @@ class Lane(AsyncSMTP):
             await self.close()
 
 
-class LMTPLane(Lane, AsyncLMTP):
+class PooledLMTPConnection(PooledConnection, AsyncLMTP):
     """The same for LMTP."""
 
 
@@ -457,15 +457,15 @@ def _tell_part(exchange: Exchange) -> None:
 class _Tidied:
     """Looks at the reply to a RSET that nobody awaits."""
 
-    def __init__(self, lane: Lane, exchange: Exchange) -> None:
-        self._lane = lane
+    def __init__(self, connection: PooledConnection, exchange: Exchange) -> None:
+        self._connection = connection
         self._exchange = exchange
 
     def done(self) -> bool:
         return False
 
     def set_result(self, result: None, /) -> None:
-        self._lane.tidying = 0
+        self._connection.tidying = 0
         reply = self._exchange.result
-        if reply is not None and not reply.ok and self._lane.session.idle:
-            self._lane.close()
+        if reply is not None and not reply.ok and self._connection.session.idle:
+            self._connection.close()

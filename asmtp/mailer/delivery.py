@@ -282,7 +282,7 @@ class Shipment:
             if outcome is not None:  # and is told in a moment
                 accepted |= outcome.accepted
                 refused |= outcome.refused
-                reply, relay = outcome.reply, part.lane.source.name
+                reply, relay = outcome.reply, part.connection.source.name
                 continue
             error = part.error
             if not isinstance(error, Exception):

@@ -21,7 +21,7 @@ from asmtp.client.options import TLSMode, Token, check
 from asmtp.client.relay import Relay
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import Deliveries, Run, resolve
-from asmtp.mailer.connection import Lane, LMTPLane, Part
+from asmtp.mailer.connection import Part, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
 from asmtp.mailer.policy import Pace, Rate, Retry
 from asmtp.mailer.pool import Pool
@@ -182,7 +182,7 @@ class AsyncMailer:
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in relays)}>"
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        if not vars(self).get("_closing", True) and self._outbox is not None and self._outbox.pool.lanes:
+        if not vars(self).get("_closing", True) and self._outbox is not None and self._outbox.pool.connections:
             warn(f"{self!r} was never closed: use it with async with, or await aclose()", ResourceWarning, 2, self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class AsyncMailer:
     def stats(self) -> Statistics:
         """What it is doing, and has done."""
         box = self._outbox
-        now = (0, 0, 0, 0) if box is None else (len(box.pool.lanes), box.pool.opening, box.waiting, box.in_flight)
+        now = (0, 0, 0, 0) if box is None else (len(box.pool.connections), box.pool.opening, box.waiting, box.in_flight)
         retried = self._retried + (0 if box is None else box.retried)
         return Statistics(*now, **self._counts, retried=retried)
 
@@ -331,18 +331,18 @@ class AsyncMailer:
         """
         failed: list[Exception] = []
         for relay, kept in zip(self._relays, self._kept, strict=True):
-            kind = LMTPLane if relay.lmtp else Lane
+            kind = PooledLMTPConnection if relay.lmtp else PooledConnection
             source = Source(relay, kept)
-            lane = kind(source, lambda part: None, lambda lane: None)
+            connection = kind(source, lambda part: None, lambda connection: None)
             try:
-                await lane.open()
-                await lane.retire()
+                await connection.open()
+                await connection.retire()
             except Exception as error:
                 told = source.no_connection(error)
                 told.add_note(f"relay: {relay.name}")
                 failed.append(told)
             finally:
-                lane.close()
+                connection.close()
         if failed:
             raise failed[0]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
-from asmtp.mailer.connection import Lane, LMTPLane, Part
+from asmtp.mailer.connection import Part, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import replies_of
 from asmtp.mailer.limits import Found, Limit, Meter, limit_of
 from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded
@@ -70,7 +70,7 @@ class Pool:
 
     Args:
         sources: the relays, in the order of preference.
-        connections: how many may be open.
+        most: how many connections may be open.
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
         pace: how fast messages may go, or None.
@@ -81,7 +81,7 @@ class Pool:
     def __init__(
         self,
         sources: Sequence[Source],
-        connections: int,
+        most: int,
         *,
         idle: float | None,
         max_messages: int | None,
@@ -92,13 +92,13 @@ class Pool:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.sources = sources
-        self.connections = connections
+        self.most = most
         self.idle = idle
         self.max_messages = max_messages
         self.max_age = max_age
         self.pace: Pace | Found | None = pace
         self.meter = Meter()
-        self.lanes: list[Lane] = []
+        self.connections: list[PooledConnection] = []
         self.waiting: deque[Part] = deque()
         self._ended = ended
         self._settled = settled
@@ -106,7 +106,7 @@ class Pool:
         self._retiring: set[asyncio.Task[None]] = set()
         self._over: list[Part] = []
         self._again: list[Part] = []
-        self._gone: list[Lane] = []
+        self._gone: list[PooledConnection] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeping_soon = False
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +122,7 @@ class Pool:
     @property
     def _total(self) -> int:
         """How many connections there are, open or being opened."""
-        return len(self.lanes) + len(self._opening)
+        return len(self.connections) + len(self._opening)
 
     # ---- what the owner does ----------------------------------------------------------------
 
@@ -160,8 +160,8 @@ class Pool:
         part.withdrawn = why
         if part.over:
             return
-        if part.lane is not None:
-            part.lane.withdraw(part)
+        if part.connection is not None:
+            part.connection.withdraw(part)
         elif part in self.waiting:
             self.waiting.remove(part)
             self._finish(part)
@@ -179,26 +179,28 @@ class Pool:
             self._wake_for_line((), now, paced=True)
             return
         source = self._choose(now)
-        lanes = [lane for lane in self.lanes if lane.source is source and lane.serves(now)]
+        connections = [
+            connection for connection in self.connections if connection.source is source and connection.serves(now)
+        ]
         if len(self.sources) > 1:
-            self._try_again(source, now, served=bool(lanes))
-        if source.lasting is not None and not (lanes or self._opening or source.rest.over(now)):
+            self._try_again(source, now, served=bool(connections))
+        if source.lasting is not None and not (connections or self._opening or source.rest.over(now)):
             self._turn_away(source, source.lasting, now, now)
             return
-        trying, spare = self._spare(source, now, served=bool(lanes))
-        candidates: list[Any] = [*lanes, *trying]  # what is being opened has no room, and is not chosen
+        trying, spare = self._spare(source, now, served=bool(connections))
+        candidates: list[Any] = [*connections, *trying]  # what is being opened has no room, and is not chosen
         chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
-        for lane in chosen:
+        for connection in chosen:
             part = self.waiting.popleft()
-            most = lane.most_recipients(now)
+            most = connection.most_recipients(now)
             if most is not None and len(part.envelope.recipients) > most and not part.shipment.once:
                 self._split(part, most)
             if self.pace is not None:
                 self.pace = self.pace.sent(now, len(part.envelope.recipients))
-            lane.begin(part, now)
+            connection.begin(part, now)
         least = 0
         # What can be seen of the load is what is in flight: where there was no room left for as long, there is more.
-        if len(chosen) == allowed and any(lane.room for lane in lanes):
+        if len(chosen) == allowed and any(connection.room for connection in connections):
             self._short_since = math.inf
         elif opened or self._opening or self._short_since == math.inf:
             self._short_since = now
@@ -207,14 +209,14 @@ class Pool:
         for _ in range(max(opened, least)):
             self._open(source, now)
         if self.waiting:
-            self._wake_for_line(lanes, now, paced=len(chosen) == allowed)
+            self._wake_for_line(connections, now, paced=len(chosen) == allowed)
 
-    def _wake_for_line(self, lanes: Sequence[Lane], now: float, *, paced: bool) -> None:
+    def _wake_for_line(self, connections: Sequence[PooledConnection], now: float, *, paced: bool) -> None:
         """Look again at the line when it may be time, though nothing happens before."""
         if paced and self.pace is not None:  # they wait for their time, not for room
             self._wake(now + self.pace.wait(now))
-        elif lanes:
-            self._wake(now + LATE * max(0.0, min(lane.silent_at() for lane in lanes) - now))
+        elif connections:
+            self._wake(now + LATE * max(0.0, min(connection.silent_at() for connection in connections) - now))
 
     def _allowed(self, now: float) -> int:
         """How many messages may go by the rate."""
@@ -237,7 +239,7 @@ class Pool:
         """The relay that serves."""
         if len(self.sources) == 1:
             return self.sources[0]
-        serving = {lane.source for lane in self.lanes if lane.serves(now)}
+        serving = {connection.source for connection in self.connections if connection.serves(now)}
         hanging = {opening.source for opening in self._opening.values() if opening.hangs(now)}
         return choose(self.sources, serving, hanging, now)
 
@@ -251,26 +253,26 @@ class Pool:
             trying = any(opening.source is source for opening in self._opening.values())
             if trying or not source.rest.over(now):
                 continue
-            if self._total < max(2, self.connections):
+            if self._total < max(2, self.most):
                 self._open(source, now)
             else:
                 self._make_room(source)
 
     def _make_room(self, source: Source) -> None:
         """All connections are to other relays than the one that is preferred: one of them has to go."""
-        others = [lane for lane in self.lanes if lane.source is not source]
-        if others and not any(lane.retiring for lane in others):
-            self._retire(min(others, key=lambda lane: lane.load))
+        others = [connection for connection in self.connections if connection.source is not source]
+        if others and not any(connection.retiring for connection in others):
+            self._retire(min(others, key=lambda connection: connection.load))
 
     def _spare(self, source: Source, now: float, *, served: bool) -> tuple[list[_Opening], int]:
         """Its connections that are being opened; how many more may be."""
         trying = [opening for opening in self._opening.values() if opening.source is source]
         for opening in trying:
             opening.now = now
-        here = sum(lane.source is source for lane in self.lanes) + len(trying)
+        here = sum(connection.source is source for connection in self.connections) + len(trying)
         # One more than allowed, where that is one: it is not given up for a relay that may not be back, or is left for.
-        limit = self.connections if here else max(2, self.connections)
-        spare = max(0, min(limit - self._total, source.most_connections(self.connections, now) - here))
+        limit = self.most if here else max(2, self.most)
+        spare = max(0, min(limit - self._total, source.most_connections(self.most, now) - here))
         if served:
             return trying, spare
         # One finds out whether the relay can be had (several with a wrong password, and the account is locked), and
@@ -293,9 +295,9 @@ class Pool:
         """It takes connections, but no messages: another one, if there is any, should serve for a while."""
         if len(self.sources) > 1:
             source.failed(self.loop.time(), error, random.random())
-            for lane in self.lanes:
-                if lane.source is source and not lane.retiring:
-                    self._retire(lane)
+            for connection in self.connections:
+                if connection.source is source and not connection.retiring:
+                    self._retire(connection)
 
     # ---- the line ---------------------------------------------------------------------------
 
@@ -315,25 +317,25 @@ class Pool:
     # ---- connections ------------------------------------------------------------------------
 
     def _open(self, source: Source, now: float) -> None:
-        kind = LMTPLane if source.relay.lmtp else Lane
-        lane = kind(source, self._finish, self._lost, self._care)
+        kind = PooledLMTPConnection if source.relay.lmtp else PooledConnection
+        connection = kind(source, self._finish, self._lost, self._care)
         if self.max_messages is not None:
-            lane.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
-        task = self.loop.create_task(self._bring_up(lane))
+            connection.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
+        task = self.loop.create_task(self._bring_up(connection))
         self._opening[task] = _Opening(source, now)
         task.add_done_callback(self._opened)
         self._wake(now + LATE * source.patience)
 
-    async def _bring_up(self, lane: Lane) -> None:
+    async def _bring_up(self, connection: PooledConnection) -> None:
         await asyncio.sleep(0)  # an eager task, which could be over before it is known of, begins here
-        source = lane.source
+        source = connection.source
         begun = self.loop.time()
         try:
-            await lane.open()
-            if not lane.is_connected:  # it was closed in the same breath
-                raise lane.session.error or SMTPServerDisconnected("Connection unexpectedly closed")
+            await connection.open()
+            if not connection.is_connected:  # it was closed in the same breath
+                raise connection.session.error or SMTPServerDisconnected("Connection unexpectedly closed")
         except BaseException as error:
-            released = lane.close()
+            released = connection.close()
             if _ends_tasks(error):
                 raise
             await released
@@ -342,18 +344,18 @@ class Pool:
         now = self.loop.time()
         source.lasting = None
         source.connect += (now - begun - source.connect) / 2
-        lane.idle_since = now
+        connection.idle_since = now
         if self.max_age is not None:
-            lane.until = now + self.max_age * random.uniform(0.9, 1)
-            self._wake(lane.until)
+            connection.until = now + self.max_age * random.uniform(0.9, 1)
+            self._wake(connection.until)
         self._forget_opening()
-        self.lanes.append(lane)
+        self.connections.append(connection)
         serving = self._choose(now)
-        for other in self.lanes:  # that helped out, or came too late for that
+        for other in self.connections:  # that helped out, or came too late for that
             if other.source is not serving and not other.retiring:
                 self._retire(other)
         self.dispatch()
-        self._care(lane)
+        self._care(connection)
 
     def _forget_opening(self) -> _Opening:
         task = asyncio.current_task()
@@ -369,13 +371,13 @@ class Pool:
         """A connection could not be opened."""
         now = self.loop.time()
         source = opening.source
-        here = sum(lane.source is source and not lane.retiring for lane in self.lanes)
+        here = sum(connection.source is source and not connection.retiring for connection in self.connections)
         if here:
             # There are others: so many it takes.
             source.shrink(here, now)
         else:
             source.failed(now, error, random.random())
-        if not (here or any(lane.usable for lane in self.lanes)):
+        if not (here or any(connection.usable for connection in self.connections)):
             # Each relay is tried for each message, but for those of which it is known that there is no use in it.
             tried = [other.failed_at for other in self.sources if other.lasting is None or other.rest.over(now)]
             until = min([*tried, self._waited_for(opening, now)])
@@ -410,54 +412,57 @@ class Pool:
                 part.error = source.no_connection(error)
                 self._finish(part)
 
-    def _lost(self, lane: Lane) -> None:
+    def _lost(self, connection: PooledConnection) -> None:
         """A connection is gone."""
-        if lane in self.lanes:
-            self.lanes.remove(lane)
-            self._gone.append(lane)
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self._gone.append(connection)
         if not self._closed:
             self._sweep_soon()
 
-    def _bury(self, lane: Lane, now: float) -> None:
+    def _bury(self, connection: PooledConnection, now: float) -> None:
         """A connection was lost, and it is known how much it answered."""
-        source, why = lane.source, lane.session.error
-        if why is None or lane.retiring:
+        source, why = connection.source, connection.session.error
+        if why is None or connection.retiring:
             return
-        others = [other for other in self.lanes if other.source is source]
+        others = [other for other in self.connections if other.source is source]
         if is_crowded(str(why)):
-            self._crowded(lane, why, now)
+            self._crowded(connection, why, now)
             return
-        served = lane.answered or any(other.answered for other in others)
-        if lane.begun and not (served or lane.cut or lane.at_probe):
+        served = connection.answered or any(other.answered for other in others)
+        if connection.begun and not (served or connection.cut or connection.at_probe):
             source.failed(now, why, random.random())  # to greet is not enough
 
-    def _crowded(self, lane: Lane, why: Exception, now: float) -> None:
+    def _crowded(self, connection: PooledConnection, why: Exception, now: float) -> None:
         """Its relay has too many connections: this one is used no more, and so many as are left are enough."""
-        lane.retiring = True  # and closed by `_care`
-        left = sum(other.source is lane.source and not other.retiring for other in self.lanes)
+        connection.retiring = True  # and closed by `_care`
+        left = sum(other.source is connection.source and not other.retiring for other in self.connections)
         if left:
-            lane.source.shrink(left, now)
+            connection.source.shrink(left, now)
         else:
-            lane.source.failed(now, why, random.random())
+            connection.source.failed(now, why, random.random())
 
-    def _retire(self, lane: Lane) -> None:
+    def _retire(self, connection: PooledConnection) -> None:
         """Give it no more messages, and close it when it has none left."""
-        lane.retiring = True
-        if lane.load == lane.tidying and not self._closed:
-            task = self.loop.create_task(lane.retire())
+        connection.retiring = True
+        if connection.load == connection.tidying and not self._closed:
+            task = self.loop.create_task(connection.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    def _care(self, lane: Lane) -> None:
+    def _care(self, connection: PooledConnection) -> None:
         """See to a connection that has nothing to do, but for a RSET of its own, the end of which nobody is told."""
-        if lane.load > lane.tidying or lane not in self.lanes:
+        if connection.load > connection.tidying or connection not in self.connections:
             return
-        lane.idle_since = now = self.loop.time()
-        if lane.retiring or (lane.limit is not None and lane.begun >= lane.limit):
-            self._retire(lane)
+        connection.idle_since = now = self.loop.time()
+        if connection.retiring or (connection.limit is not None and connection.begun >= connection.limit):
+            self._retire(connection)
             return
-        lane.tidy()
-        due = min(math.inf if self.idle is None else now + self.idle, math.inf if lane.until is None else lane.until)
+        connection.tidy()
+        due = min(
+            math.inf if self.idle is None else now + self.idle,
+            math.inf if connection.until is None else connection.until,
+        )
         if due < math.inf:
             self._wake(due)
 
@@ -475,13 +480,17 @@ class Pool:
         self._timer = None
         self._timer_at = math.inf
         now = self.loop.time()
-        for lane in list(self.lanes):
-            if lane.retiring:
+        for connection in list(self.connections):
+            if connection.retiring:
                 continue
-            idle = math.inf if self.idle is None or lane.load != lane.tidying else lane.idle_since + self.idle
-            due = min(idle, math.inf if lane.until is None else lane.until)
+            idle = (
+                math.inf
+                if self.idle is None or connection.load != connection.tidying
+                else connection.idle_since + self.idle
+            )
+            due = min(idle, math.inf if connection.until is None else connection.until)
             if now >= due:
-                self._retire(lane)
+                self._retire(connection)
             elif due < math.inf:
                 self._wake(due)
         self.dispatch()
@@ -492,7 +501,7 @@ class Pool:
         """A part is done with; it is looked at together with others, behind what is being read."""
         part.over = True
         self._over.append(part)
-        if part.lane is None or not part.lane.busy:
+        if part.connection is None or not part.connection.busy:
             self._sweep_soon()
         elif self._sweeping is None:
             self._sweeping = self.loop.call_later(BATCH, self._sweep)
@@ -510,11 +519,11 @@ class Pool:
         self._sweeping_soon = False
         over, self._over = self._over, []
         now = self.loop.time()
-        answered: dict[Lane, int] = {}
+        answered: dict[PooledConnection, int] = {}
         taken = 0
         for part in over:
-            if (lane := part.lane) is not None:
-                answered[lane] = answered.get(lane, 0) + _is_answered(part.error)
+            if (connection := part.connection) is not None:
+                answered[connection] = answered.get(connection, 0) + _is_answered(part.error)
                 taken += part.error is None
         if taken:
             self.meter.took(now, taken)
@@ -527,21 +536,23 @@ class Pool:
         for lost in gone:
             self._bury(lost, now)
         for part in over:
-            lane, error = part.lane, part.error
-            if error is None and lane is not None:
-                lane.taken += 1
-                if part.spent or lane.source.rest.failures:
-                    self._heed_taken(part, lane.source, now)
+            connection, error = part.connection, part.error
+            if error is None and connection is not None:
+                connection.taken += 1
+                if part.spent or connection.source.rest.failures:
+                    self._heed_taken(part, connection.source, now)
             if error is not None:
                 part.keep_doubt()
-            part.lane = part.exchange = part.transaction = None
+            part.connection = part.exchange = part.transaction = None
             part.over = False
-            if lane is None:  # it did not come to any
+            if connection is None:  # it did not come to any
                 self._ended(part, self.sources[0])
-            elif error is not None and not (part.withdrawn or self._closed) and self._stays(part, lane, error, now):
+            elif (
+                error is not None and not (part.withdrawn or self._closed) and self._stays(part, connection, error, now)
+            ):
                 self.put_back(part)
             else:
-                self._ended(part, lane.source)
+                self._ended(part, connection.source)
         again, self._again = self._again, []
         self.waiting.extendleft(reversed(again))
         self.dispatch()
@@ -556,30 +567,30 @@ class Pool:
             source.ended(part.spent, now)
             part.spent = 0
 
-    def _stays(self, part: Part, lane: Lane, error: BaseException, now: float) -> bool:
+    def _stays(self, part: Part, connection: PooledConnection, error: BaseException, now: float) -> bool:
         """Whether a message goes back into the line without its owner's knowing; else it is told why it met a limit."""
-        part.limit = limit = limit_of(error, lane.taken)
+        part.limit = limit = limit_of(error, connection.taken)
         if limit is None or not isinstance(error, Exception):
-            return self._silently(part, lane, error)
+            return self._silently(part, connection, error)
         if limit is Limit.CONNECTIONS:
-            self._crowded(lane, error, now)
+            self._crowded(connection, error, now)
         elif limit in (Limit.MESSAGES, Limit.SENDER):
-            if limit is Limit.MESSAGES and not lane.retiring:
-                self._heed_end(lane, lane.taken, certain=True)
+            if limit is Limit.MESSAGES and not connection.retiring:
+                self._heed_end(connection, connection.taken, certain=True)
             elif limit is Limit.SENDER:
                 if part.returned or (len(self.sources) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
                     part.limit = None  # it is not the connection, or all of the relay
                 else:
-                    part.spent = lane.taken
-            lane.retiring = True  # and closed by `_care`
+                    part.spent = connection.taken
+            connection.retiring = True  # and closed by `_care`
         return False
 
-    def _silently(self, part: Part, lane: Lane, error: BaseException) -> bool:
+    def _silently(self, part: Part, connection: PooledConnection, error: BaseException) -> bool:
         """Whether a message goes back into the line without anyone's knowing."""
-        if isinstance(error, NotBegun) or (lane.source.overlap and not lane.session.overlap):
+        if isinstance(error, NotBegun) or (connection.source.overlap and not connection.session.overlap):
             # A server that does not take a RSET behind an unanswered message (Haraka: 503), or loses it (Courier).
-            for other in {lane, *self.lanes}:
-                if other.source is lane.source:
+            for other in {connection, *self.connections}:
+                if other.source is connection.source:
                     other.alone()
         if isinstance(error, NotBegun):
             part.not_begun += 1
@@ -589,24 +600,24 @@ class Pool:
             part.error.state = "not_sent"
             return False
         ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
-        if lane.at_probe and ended and not part.shipment.once:
+        if connection.at_probe and ended and not part.shipment.once:
             return True  # it was not begun, and the relay is not probed again
-        if not lane.answered or part.shipment.once or not (ended or _is_closing(error)):
+        if not connection.answered or part.shipment.once or not (ended or _is_closing(error)):
             return False
         # A connection that has served others came to its end: of this message that says nothing, unless it is the one
         # that it ended at.  There are messages that servers do not survive, so that counts when it happens again.
-        if lane.suspect is None:
-            lane.suspect = part
-            if not lane.stale:
+        if connection.suspect is None:
+            connection.suspect = part
+            if not connection.stale:
                 part.silently += 1
-                self._heed_end(lane, lane.answered)
-        return lane.suspect is not part or part.silently <= CHANCES
+                self._heed_end(connection, connection.answered)
+        return connection.suspect is not part or part.silently <= CHANCES
 
-    def _heed_end(self, lane: Lane, messages: int, *, certain: bool = False) -> None:
+    def _heed_end(self, connection: PooledConnection, messages: int, *, certain: bool = False) -> None:
         """Some servers take so many messages on a connection, and end it, or say so."""
-        source, now = lane.source, self.loop.time()
+        source, now = connection.source, self.loop.time()
         source.ended(messages, now, certain=certain)
-        for other in self.lanes:
+        for other in self.connections:
             if other.source is source:
                 other.at_most(source.most_messages(now))
 
@@ -614,9 +625,9 @@ class Pool:
 
     async def aclose(self) -> None:
         """Say QUIT on every connection, and close it.  Nothing should be under way any more."""
-        for lane in self.lanes:
-            if not lane.retiring:
-                self._retire(lane)
+        for connection in self.connections:
+            if not connection.retiring:
+                self._retire(connection)
         try:
             for task in [*self._retiring, *self._opening]:
                 if task in self._opening:
@@ -638,15 +649,15 @@ class Pool:
             self._timer.cancel()
         for task in [*self._opening, *self._retiring]:
             task.cancel()
-        for lane in list(self.lanes):
-            lane.close()
+        for connection in list(self.connections):
+            connection.close()
         self._close_line()
 
     def orphaned(self) -> None:
         """The loop was closed, and the connections with it: what is under way is handed back at once."""
         self._closed = self._sweeping_soon = True  # nothing can be put off any more
-        for lane in self.lanes:
-            lane.orphaned()
+        for connection in self.connections:
+            connection.orphaned()
         self._close_line()
         self._sweep()
 

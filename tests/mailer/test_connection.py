@@ -14,7 +14,7 @@ import pytest
 
 import asmtp
 from asmtp.client.content import PIECE, WHOLE
-from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, Lane, LMTPLane, Part
+from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, Part, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import Shipment
 from asmtp.mailer.relay_state import Source
 from asmtp.protocol.envelope import Envelope
@@ -31,24 +31,24 @@ LIMITS = "LIMITS MAILMAX=20 RCPTMAX=50"
 
 
 class Bench:
-    """A lane, and what it tells its pool."""
+    """A connection, and what it tells its pool."""
 
     def __init__(self, relay: Any, source: Source | None = None, **options: Any) -> None:
         lmtp = getattr(relay, "lmtp", False)
         where = asmtp.Relay(relay.host, relay.port, lmtp=lmtp, **{"local_hostname": "me.example", **options})
         self.over: list[Part] = []
-        self.lost: list[Lane] = []
+        self.lost: list[PooledConnection] = []
         self._news = asyncio.Event()
-        kind = LMTPLane if lmtp else Lane
-        self.lane = kind(source or Source(where), self._over, self._lost)
+        kind = PooledLMTPConnection if lmtp else PooledConnection
+        self.connection = kind(source or Source(where), self._over, self._lost)
 
     def _over(self, part: Part) -> None:
         part.over = True
         self.over.append(part)
         self._news.set()
 
-    def _lost(self, lane: Lane) -> None:
-        self.lost.append(lane)
+    def _lost(self, connection: PooledConnection) -> None:
+        self.lost.append(connection)
         self._news.set()
 
     async def until(self, condition: Callable[[], Any]) -> None:
@@ -66,13 +66,13 @@ class Bench:
 
     def begin(self, content: Any = b"hello\r\n", *recipients: str) -> Part:
         part = self.part(content, *recipients)
-        self.lane.begin(part, asyncio.get_running_loop().time())
+        self.connection.begin(part, asyncio.get_running_loop().time())
         return part
 
     def withdraw(self, part: Part) -> None:
         """As a pool does it."""
         if not part.over:
-            self.lane.withdraw(part)
+            self.connection.withdraw(part)
 
     async def ended(self, *parts: Part) -> None:
         """Until these have come to an end, each once."""
@@ -99,17 +99,17 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def lane_to(relay: Any, source: Source | None = None, **options: Any) -> AsyncIterator[Bench]:
-    """An open lane."""
+async def connection_to(relay: Any, source: Source | None = None, **options: Any) -> AsyncIterator[Bench]:
+    """An open connection."""
     bench = Bench(relay, source, **options)
     try:
-        await bench.lane.open()
-        bench.lane.idle_since = asyncio.get_running_loop().time()
+        await bench.connection.open()
+        bench.connection.idle_since = asyncio.get_running_loop().time()
         yield bench
     finally:
-        await bench.lane.close()
+        await bench.connection.close()
     await bench.until(lambda: bench.lost)
-    assert bench.lost == [bench.lane]
+    assert bench.lost == [bench.connection]
 
 
 @pytest.fixture(params=sorted(SHAPES))
@@ -167,33 +167,33 @@ KINDS: dict[str, Callable[[Path], tuple[Any, bytes]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 async def test_every_kind_arrives(kind: str, shape: tuple[str, ...], tmp_path: Path) -> None:
     content, arrives = KINDS[kind](tmp_path / "m")
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         await bench.sent(bench.begin(content))
         assert [letter.content for letter in relay.letters] == [arrives]
-        assert bench.lane.load == 0
-        assert bench.lane.begun == 1
+        assert bench.connection.load == 0
+        assert bench.connection.begun == 1
         await bench.in_step(relay)
 
 
 async def test_many_at_once(shape: tuple[str, ...], tmp_path: Path) -> None:
     """Of all kinds, given without waiting: each arrives as it is, and the account is right."""
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         parts, expected = [], []
         for number, make in enumerate(list(KINDS.values()) * 2):
             content, arrives = make(tmp_path / str(number))
             parts.append(bench.begin(content))
             expected.append(arrives)
-        assert bench.lane.load == len(parts)
+        assert bench.connection.load == len(parts)
         await bench.sent(*parts)
         assert sorted(letter.content for letter in relay.letters) == sorted(expected)
-        assert len(bench.over) == len(parts) == bench.lane.begun
-        assert bench.lane.load == 0
+        assert len(bench.over) == len(parts) == bench.connection.begun
+        assert bench.connection.load == 0
         assert len(relay.connections) == 1
 
 
 async def test_lmtp() -> None:
     relay = Relay(SHAPES["both"], lmtp=True, answer=lambda verb, line: "550 5.2.2 full" if verb == ".full@y" else None)
-    async with relaying(relay), lane_to(relay) as bench:
+    async with relaying(relay), connection_to(relay) as bench:
         part = bench.begin(SMALL, WHO, "full@y")
         await bench.ended(part)
         assert part.outcome is not None
@@ -212,7 +212,7 @@ INTERNATIONAL = "j\u00f6rg@y.example"
 )
 async def test_eight_bits_only_where_they_are_taken(text: str, eight: bool, shape: tuple[str, ...]) -> None:
     common = COMMON if eight else COMMON[1:]
-    async with relaying(Relay(shape, common)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, common)) as relay, connection_to(relay) as bench:
         await bench.sent(bench.begin(email(text)))
         letter = relay.letters[0]
         assert letter.content.isascii() is not eight
@@ -224,7 +224,7 @@ async def test_eight_bits_only_where_they_are_taken(text: str, eight: bool, shap
 async def test_an_international_address(lines: int) -> None:
     message = email("hello\n" * lines)
     message.replace_header("To", INTERNATIONAL)
-    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(SHAPES["both"])) as relay, connection_to(relay) as bench:
         await bench.sent(bench.begin(message, INTERNATIONAL))
         letter = relay.letters[0]
         assert "SMTPUTF8" in letter.parameters
@@ -238,7 +238,7 @@ async def test_an_international_address(lines: int) -> None:
 
 @pytest.mark.parametrize("content", [b"hello", b"x" * (WHOLE + 1), email("hello\n")], ids=["small", "large", "message"])
 async def test_an_international_address_that_is_not_taken(content: Any, shape: tuple[str, ...]) -> None:
-    async with relaying(Relay(shape, ("8BITMIME",))) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, ("8BITMIME",))) as relay, connection_to(relay) as bench:
         error = await bench.error(bench.begin(content, INTERNATIONAL))
         assert isinstance(error, asmtp.SMTPNotSupportedError)
         assert relay.verbs == ["EHLO"]
@@ -250,13 +250,13 @@ async def test_a_message_for_several_kinds_of_servers(lines: int) -> None:
     async with (
         relaying(Relay(SHAPES["both"])) as modern,
         relaying(Relay(SHAPES["none"], ())) as old,
-        lane_to(modern) as first,
-        lane_to(old) as second,
+        connection_to(modern) as first,
+        connection_to(old) as second,
     ):
         part = first.part(email("gr\u00fc\u00dfe, hello\n" * lines))
         for bench in (first, second, second, first):
             another = bench.part(shipment=part.shipment)
-            bench.lane.begin(another, 0)
+            bench.connection.begin(another, 0)
             await bench.sent(another)
         assert len({letter.content for letter in modern.letters}) == 1
         assert len({letter.content for letter in old.letters}) == 1
@@ -283,16 +283,16 @@ async def failing() -> AsyncIterator[bytes]:
 async def test_content_that_cannot_be_had(
     make: Callable[[Path], Any], kind: type[Exception], shape: tuple[str, ...], tmp_path: Path
 ) -> None:
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         error = await bench.error(bench.begin(make(tmp_path / "no such file")))
         assert isinstance(error, kind)
         assert relay.letters == []
-        if bench.lane.usable:
+        if bench.connection.usable:
             await bench.in_step(relay)
 
 
 async def test_a_message_over_the_server_s_size(shape: tuple[str, ...]) -> None:
-    async with relaying(Relay(shape, ("SIZE 100",))) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, ("SIZE 100",))) as relay, connection_to(relay) as bench:
         for content in (b"x" * 200, b"x" * 100_000):
             error = await bench.error(bench.begin(content))
             assert isinstance(error, asmtp.SMTPSenderRefused)
@@ -305,7 +305,7 @@ async def test_what_the_server_says_is_handed_back(shape: tuple[str, ...]) -> No
     def answer(verb: str, line: str) -> str | None:
         return "550 5.1.1 no" if "no@" in line else "554 5.7.1 spam" if verb == "." and "spam" in line else None
 
-    async with relaying(Relay(shape, answer=answer)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, answer=answer)) as relay, connection_to(relay) as bench:
         parts = [bench.begin(b"hello", "no@y"), bench.begin(b"spam"), bench.begin(b"hello", WHO, "no@y"), bench.begin()]
         await bench.ended(*parts)
         assert isinstance(parts[0].error, asmtp.SMTPRecipientsRefused)
@@ -319,15 +319,15 @@ async def test_what_the_server_says_is_handed_back(shape: tuple[str, ...]) -> No
 @pytest.mark.parametrize("content", [b"hello", LARGE, email(LINES * 10_000)], ids=["small", "large", "message"])
 async def test_begun_on_a_connection_that_is_gone(content: Any, shape: tuple[str, ...]) -> None:
     """The pool gives none to such a one; but a connection may end in the breath in which it does."""
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         part = bench.begin(content)
-        bench.lane.close()
+        bench.connection.close()
         later = bench.begin(content)
         for each in (part, later):
             error = await bench.error(each)
             assert isinstance(error, asmtp.SMTPServerDisconnected)
             assert error.state == "not_sent" or (each is part and type(content) is bytes and len(content) < WHOLE)
-        assert bench.lane.load == 0
+        assert bench.connection.load == 0
 
 
 # ---- a connection on which nothing has happened for a while ------------------------------------
@@ -336,7 +336,7 @@ async def test_begun_on_a_connection_that_is_gone(content: Any, shape: tuple[str
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize(("seconds", "apart"), [(0, False), (0.5, False), (1, False), (1.01, True), (3600, True)])
 async def test_content_waits_for_the_envelope(seconds: float, apart: bool) -> None:
-    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(SHAPES["both"])) as relay, connection_to(relay) as bench:
         await asyncio.sleep(seconds)
         before = len(relay.reads)
         await bench.sent(bench.begin(b"hello\r\n"), bench.begin(b"again\r\n"))
@@ -350,7 +350,7 @@ async def test_content_waits_for_the_envelope(seconds: float, apart: bool) -> No
 
 @pytest.mark.virtual_clock
 async def test_a_busy_connection_is_not_stale(shape: tuple[str, ...]) -> None:
-    async with relaying(Relay(shape, latency=5)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, latency=5)) as relay, connection_to(relay) as bench:
         first = bench.begin(b"first\r\n")
         await asyncio.sleep(3)
         second = bench.begin(b"second\r\n")
@@ -370,7 +370,7 @@ async def test_what_is_known_of_a_message_on_a_dead_connection(seconds: float) -
         await peer.more()
         await peer.take(peer.coming)
 
-    async with scripted([*hello, reading, fin]) as server, lane_to(server) as bench:
+    async with scripted([*hello, reading, fin]) as server, connection_to(server) as bench:
         await asyncio.sleep(seconds)
         error = await bench.error(bench.begin(b"hello\r\n"))
         assert error.state == ("in_doubt" if seconds < 1 else "not_sent")
@@ -394,23 +394,23 @@ async def test_what_is_known_of_a_message_on_a_dead_connection(seconds: float) -
     ],
 )
 async def test_depth(offers: str, options: dict[str, Any], depth: int) -> None:
-    async with relaying(Relay(SHAPES[offers], hold=2)) as relay, lane_to(relay, **options) as bench:
+    async with relaying(Relay(SHAPES[offers], hold=2)) as relay, connection_to(relay, **options) as bench:
         parts = []
         for given in range(depth):
-            assert bench.lane.room == depth - given
+            assert bench.connection.room == depth - given
             parts.append(bench.begin())
-        assert bench.lane.room == 0
+        assert bench.connection.room == 0
         relay.release()
         await bench.sent(*parts)
-        assert bench.lane.room == depth
+        assert bench.connection.room == depth
 
 
 async def test_depth_of_a_server_that_takes_nothing_behind_another() -> None:
     async with relaying(Relay(SHAPES["both"])) as relay:
         source = Source(asmtp.Relay(relay.host, relay.port))
         source.overlap = False
-        async with lane_to(relay, source) as bench:
-            assert bench.lane.room == SHALLOW
+        async with connection_to(relay, source) as bench:
+            assert bench.connection.room == SHALLOW
             parts = [bench.begin() for _ in range(3)]
             await bench.sent(*parts)
             assert [verb for verb in relay.verbs if verb in ("MAIL", "RSET")] == ["MAIL"] * 3
@@ -420,38 +420,38 @@ async def test_depth_of_a_server_that_takes_nothing_behind_another() -> None:
     ("each", "depth"), [(0, DEEP), (0.0001, DEEP), (AHEAD / DEEP, DEEP), (AHEAD / 8, 8), (AHEAD, SHALLOW), (5, SHALLOW)]
 )
 async def test_depth_of_what_goes_one_by_one_is_some_20_ms(each: float, depth: int, shape: tuple[str, ...]) -> None:
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
-        lane = bench.lane
-        lane.busy_since = 0
-        lane.measure(10 * each, 10)
-        assert lane.room == (100 if shape == SHAPES["both"] else depth)
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
+        connection = bench.connection
+        connection.busy_since = 0
+        connection.measure(10 * each, 10)
+        assert connection.room == (100 if shape == SHAPES["both"] else depth)
 
 
 async def test_no_room_is_never_less_than_none() -> None:
     """A server that becomes slow has been given more than it would be given now."""
-    async with relaying(Relay(SHAPES["pipelining"], hold=2)) as relay, lane_to(relay) as bench:
-        lane = bench.lane
-        lane.measure(lane.busy_since, 10)
+    async with relaying(Relay(SHAPES["pipelining"], hold=2)) as relay, connection_to(relay) as bench:
+        connection = bench.connection
+        connection.measure(connection.busy_since, 10)
         parts = [bench.begin() for _ in range(DEEP)]
-        assert lane.room == 0
-        lane.measure(lane.busy_since + 50, 10)
-        assert (lane.room, lane.load) == (0, DEEP)
+        assert connection.room == 0
+        connection.measure(connection.busy_since + 50, 10)
+        assert (connection.room, connection.load) == (0, DEEP)
         relay.release()
         await bench.sent(*parts)
-        assert lane.room == SHALLOW
+        assert connection.room == SHALLOW
 
 
 async def test_busy(shape: tuple[str, ...]) -> None:
     """It has more than half of what it can have."""
-    async with relaying(Relay(shape, hold=2)) as relay, lane_to(relay, window=4) as bench:
+    async with relaying(Relay(shape, hold=2)) as relay, connection_to(relay, window=4) as bench:
         parts = []
         for given in range(4):
-            assert bench.lane.busy is (given > 2)
+            assert bench.connection.busy is (given > 2)
             parts.append(bench.begin())
-        assert bench.lane.busy
+        assert bench.connection.busy
         relay.release()
         await bench.sent(*parts)
-        assert not bench.lane.busy
+        assert not bench.connection.busy
 
 
 @pytest.mark.parametrize(
@@ -468,17 +468,17 @@ async def test_busy(shape: tuple[str, ...]) -> None:
 async def test_how_many_messages_it_takes(offered: str, ours: int | None, limit: int | None) -> None:
     async with relaying(Relay((*SHAPES["both"], f"LIMITS{offered}"))) as relay:
         bench = Bench(relay, window=4)
-        lane = bench.lane
-        lane.limit = ours
-        await lane.open()
-        assert lane.limit == limit
+        connection = bench.connection
+        connection.limit = ours
+        await connection.open()
+        assert connection.limit == limit
         for given in range(limit or 10):
-            assert lane.usable
-            assert lane.room == min(4, (limit or 100) - given)
+            assert connection.usable
+            assert connection.room == min(4, (limit or 100) - given)
             await bench.sent(bench.begin())
-        assert lane.usable is (limit is None)
-        assert lane.room == (4 if limit is None else 0)
-        await lane.retire()
+        assert connection.usable is (limit is None)
+        assert connection.room == (4 if limit is None else 0)
+        await connection.retire()
 
 
 @pytest.mark.parametrize(
@@ -486,34 +486,34 @@ async def test_how_many_messages_it_takes(offered: str, ours: int | None, limit:
     [("", None, None), ("", 7, 7), (" RCPTMAX=5", None, 5), (" RCPTMAX=5", 7, 5), (" RCPTMAX=9", 7, 7)],
 )
 async def test_how_many_recipients_it_takes(offered: str, learnt: int | None, most: int | None) -> None:
-    async with relaying(Relay((f"LIMITS{offered}",))) as relay, lane_to(relay) as bench:
+    async with relaying(Relay((f"LIMITS{offered}",))) as relay, connection_to(relay) as bench:
         if learnt is not None:
-            bench.lane.source.crowded(learnt, 1000, certain=True)
-        assert bench.lane.most_recipients(1000) == most
-        assert bench.lane.most_recipients(2000) == bench.lane._recipients
+            bench.connection.source.crowded(learnt, 1000, certain=True)
+        assert bench.connection.most_recipients(1000) == most
+        assert bench.connection.most_recipients(2000) == bench.connection._recipients
 
 
 async def test_when_it_is_of_use() -> None:
-    async with relaying(Relay()) as relay, lane_to(relay) as bench:
-        lane = bench.lane
-        assert (lane.usable, lane.room, lane.left) == (True, SHALLOW, 0)
-        lane.retiring = True
-        assert not lane.usable
-        assert lane.room == 0
-        lane.retiring = False
+    async with relaying(Relay()) as relay, connection_to(relay) as bench:
+        connection = bench.connection
+        assert (connection.usable, connection.room, connection.left) == (True, SHALLOW, 0)
+        connection.retiring = True
+        assert not connection.usable
+        assert connection.room == 0
+        connection.retiring = False
         relay.say("421 4.3.2 going down")
         await bench.until(lambda: bench.lost)
-        assert not lane.usable
-        assert lane.room == 0
+        assert not connection.usable
+        assert connection.room == 0
 
 
 async def test_before_it_is_open() -> None:
-    lane = Bench(asmtp.Relay("127.0.0.1", 1)).lane
-    assert not lane.usable
-    assert lane.room == 0
+    connection = Bench(asmtp.Relay("127.0.0.1", 1)).connection
+    assert not connection.usable
+    assert connection.room == 0
     with pytest.raises(OSError, match="Connect call failed"):
-        await lane.open()
-    assert not lane.usable
+        await connection.open()
+    assert not connection.usable
 
 
 # ---- how long a message takes ------------------------------------------------------------------
@@ -521,49 +521,49 @@ async def test_before_it_is_open() -> None:
 
 async def test_measuring() -> None:
     """The average moves a tenth of the way for each message; the relay's is that of the last connection seen."""
-    async with relaying(Relay()) as relay, lane_to(relay) as bench:
-        lane = bench.lane
-        lane.service = 1.0
-        lane.busy_since = 100.0
-        lane.measure(102.0, 1)
-        assert lane.service == pytest.approx(1.0 + 0.1 * (2.0 - 1.0))
-        assert lane.source.service == lane.service
-        lane.measure(104.0, 4)  # half a second each
-        assert lane.service == pytest.approx(1.1 + 0.4 * (0.5 - 1.1))
-        lane.measure(107.0, 10)
-        assert lane.service == pytest.approx(0.3)
-        lane.measure(108.0, 100)
-        assert lane.service == pytest.approx(0.01)
-        assert lane.answered == 115
-        assert Bench(relay, lane.source).lane.service == lane.service
+    async with relaying(Relay()) as relay, connection_to(relay) as bench:
+        connection = bench.connection
+        connection.service = 1.0
+        connection.busy_since = 100.0
+        connection.measure(102.0, 1)
+        assert connection.service == pytest.approx(1.0 + 0.1 * (2.0 - 1.0))
+        assert connection.source.service == connection.service
+        connection.measure(104.0, 4)  # half a second each
+        assert connection.service == pytest.approx(1.1 + 0.4 * (0.5 - 1.1))
+        connection.measure(107.0, 10)
+        assert connection.service == pytest.approx(0.3)
+        connection.measure(108.0, 100)
+        assert connection.service == pytest.approx(0.01)
+        assert connection.answered == 115
+        assert Bench(relay, connection.source).connection.service == connection.service
 
 
 async def test_a_connection_that_has_just_answered_is_not_stale() -> None:
     """It may be given more before anyone has seen that it has nothing to do: that content need not wait."""
-    async with relaying(Relay(SHAPES["both"])) as relay, lane_to(relay) as bench:
-        lane = bench.lane
+    async with relaying(Relay(SHAPES["both"])) as relay, connection_to(relay) as bench:
+        connection = bench.connection
         now = asyncio.get_running_loop().time()
-        lane.idle_since = now - 100
-        lane.measure(now, 1)
+        connection.idle_since = now - 100
+        connection.measure(now, 1)
         await bench.sent(bench.begin())
         assert relay.reads[-1].count(b"BDAT") == relay.reads[-1].lower().count(b"mail") == 1
 
 
 @pytest.mark.virtual_clock
 async def test_measured_is_the_time_in_which_it_is_busy() -> None:
-    async with relaying(Relay(latency=0.5)) as relay, lane_to(relay) as bench:
-        lane = bench.lane
+    async with relaying(Relay(latency=0.5)) as relay, connection_to(relay) as bench:
+        connection = bench.connection
         loop = asyncio.get_running_loop()
         await asyncio.sleep(100)
         begun = loop.time()
         part = bench.begin()
-        assert lane.busy_since == begun
+        assert connection.busy_since == begun
         await bench.sent(part)
         took = loop.time() - begun
         assert took == pytest.approx(2)  # MAIL, RCPT, DATA, content
-        lane.service = 0
-        lane.measure(loop.time(), 1)
-        assert lane.service == pytest.approx(0.1 * took)
+        connection.service = 0
+        connection.measure(loop.time(), 1)
+        assert connection.service == pytest.approx(0.1 * took)
 
 
 # ---- between messages --------------------------------------------------------------------------
@@ -574,17 +574,17 @@ def refusing(verb: str, line: str) -> str | None:
 
 
 async def test_a_transaction_that_may_be_open_is_ended(shape: tuple[str, ...]) -> None:
-    async with relaying(Relay(shape, answer=refusing)) as relay, lane_to(relay) as bench:
-        bench.lane.tidy()  # nothing to do
+    async with relaying(Relay(shape, answer=refusing)) as relay, connection_to(relay) as bench:
+        bench.connection.tidy()  # nothing to do
         await bench.sent(bench.begin())
-        bench.lane.tidy()
+        bench.connection.tidy()
         assert "RSET" not in relay.verbs
         await bench.error(bench.begin(b"hello", "no@y"))
-        bench.lane.tidy()
-        assert bench.lane.load == 1
-        bench.lane.tidy()
-        await until(lambda: bench.lane.session.idle)
-        bench.lane.tidy()
+        bench.connection.tidy()
+        assert bench.connection.load == 1
+        bench.connection.tidy()
+        await until(lambda: bench.connection.session.idle)
+        bench.connection.tidy()
         assert relay.verbs.count("RSET") == 1
         assert relay.verbs[-1] == "RSET"
         await bench.in_step(relay)
@@ -593,25 +593,25 @@ async def test_a_transaction_that_may_be_open_is_ended(shape: tuple[str, ...]) -
 
 async def test_a_busy_connection_is_left_alone() -> None:
     """The RSET goes with the next message."""
-    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, connection_to(relay) as bench:
         refused, behind = bench.begin(b"hello", "no@y"), bench.begin()
-        bench.lane.tidy()
+        bench.connection.tidy()
         await bench.ended(refused, behind)
-        bench.lane.tidy()
+        bench.connection.tidy()
         assert relay.verbs == ["EHLO", "MAIL", "RCPT", "BDAT", "RSET", "MAIL", "RCPT", "BDAT"]
 
 
 async def test_a_connection_that_is_tidied_serves() -> None:
     """However long that takes: nobody is told of its end, and who waits for it would wait in vain."""
-    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, connection_to(relay) as bench:
         await bench.error(bench.begin(b"hello", "no@y"))
-        lane, now = bench.lane, asyncio.get_running_loop().time()
-        lane.tidy()
-        assert lane.load == 1
-        lane.busy_since = now - 100
-        assert lane.serves(now)
+        connection, now = bench.connection, asyncio.get_running_loop().time()
+        connection.tidy()
+        assert connection.load == 1
+        connection.busy_since = now - 100
+        assert connection.serves(now)
         part = bench.begin()
-        assert lane.busy_since >= now
+        assert connection.busy_since >= now
         await bench.sent(part)
 
 
@@ -619,33 +619,33 @@ async def test_a_server_out_of_step_is_left() -> None:
     def answer(verb: str, line: str) -> str | None:
         return "503 5.5.1 what?" if verb == "RSET" else refusing(verb, line)
 
-    async with relaying(Relay(answer=answer)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(answer=answer)) as relay, connection_to(relay) as bench:
         await bench.error(bench.begin(b"hello", "no@y"))
-        assert bench.lane.room
-        bench.lane.tidy()
+        assert bench.connection.room
+        bench.connection.tidy()
         await bench.until(lambda: bench.lost)
-        assert not bench.lane.usable
+        assert not bench.connection.usable
         assert relay.verbs[-1] == "RSET"
 
 
 async def test_a_connection_that_ends_over_it() -> None:
-    async with relaying(Relay(answer=refusing)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(answer=refusing)) as relay, connection_to(relay) as bench:
         await bench.error(bench.begin(b"hello", "no@y"))
-        bench.lane.tidy()
+        bench.connection.tidy()
         relay.drop()
         await bench.until(lambda: bench.lost)
-        bench.lane.tidy()  # and nothing comes of it any more
-        assert not bench.lane.usable
+        bench.connection.tidy()  # and nothing comes of it any more
+        assert not bench.connection.usable
 
 
 async def test_retiring_is_to_say_quit() -> None:
-    async with relaying(Relay()) as relay, lane_to(relay) as bench:
+    async with relaying(Relay()) as relay, connection_to(relay) as bench:
         await bench.sent(bench.begin())
-        await bench.lane.retire()
+        await bench.connection.retire()
         assert relay.verbs[-1] == "QUIT"
         await asyncio.wait_for(relay.quiet(), 5)
-        assert bench.lost == [bench.lane]
-        await bench.lane.retire()  # there is nothing left to do
+        assert bench.lost == [bench.connection]
+        await bench.connection.retire()  # there is nothing left to do
         assert relay.verbs.count("QUIT") == 1
 
 
@@ -653,22 +653,22 @@ async def test_retiring_does_not_raise() -> None:
     def answer(verb: str, line: str) -> str | None:
         return "550 5.0.0 stay" if verb == "QUIT" else None
 
-    async with relaying(Relay(answer=answer)) as relay, lane_to(relay) as bench:
-        await bench.lane.retire()
-        assert not bench.lane.usable
-    async with relaying(Relay()) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(answer=answer)) as relay, connection_to(relay) as bench:
+        await bench.connection.retire()
+        assert not bench.connection.usable
+    async with relaying(Relay()) as relay, connection_to(relay) as bench:
         relay.drop()
-        await bench.lane.retire()
-        assert not bench.lane.usable
+        await bench.connection.retire()
+        assert not bench.connection.usable
 
 
 @pytest.mark.virtual_clock
 async def test_retiring_does_not_wait_for_ever() -> None:
     hello = [send("220 hi"), expect("ehlo me.example"), send("250 hi")]
-    async with scripted([*hello, expect("quit"), silence]) as server, lane_to(server) as bench:
-        await bench.lane.retire()
+    async with scripted([*hello, expect("quit"), silence]) as server, connection_to(server) as bench:
+        await bench.connection.retire()
         assert asyncio.get_running_loop().time() == pytest.approx(10, abs=1.1)
-        assert bench.lost == [bench.lane]
+        assert bench.lost == [bench.connection]
 
 
 # ---- a message that nobody wants any more ------------------------------------------------------
@@ -678,7 +678,7 @@ EITHER = {"small": b"hello\r\n", "large": LARGE}
 
 async def test_withdrawn_before_it_is_written(shape: tuple[str, ...]) -> None:
     """It waits for the turn behind another; neither that one nor the connection is harmed."""
-    async with relaying(Relay(shape, hold=2)) as relay, lane_to(relay, window=1) as bench:
+    async with relaying(Relay(shape, hold=2)) as relay, connection_to(relay, window=1) as bench:
         first, second, third = bench.begin(b"first\r\n"), bench.begin(b"second\r\n"), bench.begin(b"third\r\n")
         bench.withdraw(second)
         await bench.ended(second)
@@ -691,7 +691,7 @@ async def test_withdrawn_before_it_is_written(shape: tuple[str, ...]) -> None:
 
 async def test_withdrawn_when_all_of_it_is_written() -> None:
     """It is known then what became of it."""
-    async with relaying(Relay(SHAPES["both"], hold=2)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(SHAPES["both"], hold=2)) as relay, connection_to(relay) as bench:
         part, other = bench.begin(b"gone\r\n"), bench.begin(b"other\r\n")
         await asyncio.sleep(0)
         bench.withdraw(part)
@@ -706,16 +706,16 @@ async def test_withdrawn_when_all_of_it_is_written() -> None:
 @pytest.mark.parametrize("owed", [2, 3, 4, 5])
 async def test_withdrawn_at_every_reply(owed: int, content: str, shape: tuple[str, ...]) -> None:
     """Whatever reply is awaited: the message is handed back, and the connection is in step or at its end."""
-    async with relaying(Relay(shape, hold=owed)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, hold=owed)) as relay, connection_to(relay) as bench:
         part = bench.begin(EITHER[content])
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(relay.held.wait(), 0.05)
         bench.withdraw(part)
         relay.release()
         await bench.ended(part)
-        await until(lambda: bench.lane.session.idle)
+        await until(lambda: bench.connection.session.idle)
         assert (part.outcome is not None) <= (len(relay.letters) == 1)
-        if bench.lane.usable:
+        if bench.connection.usable:
             await bench.in_step(relay)
         else:
             assert part.outcome is None
@@ -724,12 +724,12 @@ async def test_withdrawn_at_every_reply(owed: int, content: str, shape: tuple[st
 @pytest.mark.parametrize("lines", [30_000, 10_000])
 async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str, ...]) -> None:
     """As it is where it was begun in the same pass of the loop."""
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         part = bench.begin(email("hello, hello\n" * lines))
         bench.withdraw(part)
         await bench.ended(part)
         assert part.outcome is None
-        assert bench.lane.load == 0
+        assert bench.connection.load == 0
         assert relay.verbs == ["EHLO"]
         await bench.in_step(relay)
 
@@ -737,14 +737,14 @@ async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str,
 @pytest.mark.parametrize("owed", [2, 3, 4, 5])
 async def test_what_is_known_of_a_large_one_that_is_withdrawn(owed: int, shape: tuple[str, ...]) -> None:
     """The end of it may have been written: then it is in doubt."""
-    async with relaying(Relay(shape, hold=owed)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape, hold=owed)) as relay, connection_to(relay) as bench:
         part = bench.begin(LARGE)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(relay.held.wait(), 0.05)
         bench.withdraw(part)
         relay.release()
         await bench.ended(part)
-        await until(lambda: bench.lane.session.idle)
+        await until(lambda: bench.connection.session.idle)
         state = getattr(part.error, "state", "sent" if part.outcome else "not_sent")
         assert relay.letters == [] or state != "not_sent"
 
@@ -762,22 +762,22 @@ async def test_withdrawn_while_its_content_is_awaited(shape: tuple[str, ...]) ->
         finally:
             closed.set()
 
-    async with relaying(Relay(shape)) as relay, lane_to(relay) as bench:
+    async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         part = bench.begin(endless())
         await asyncio.wait_for(waiting.wait(), 5)
         bench.withdraw(part)
         await bench.ended(part)
         assert closed.is_set()
         assert isinstance(part.error, asyncio.CancelledError)
-        assert bench.lane.load == (1 if bench.lane.session.load else 0)
+        assert bench.connection.load == (1 if bench.connection.session.load else 0)
         assert relay.letters == []
-        if bench.lane.usable:
+        if bench.connection.usable:
             assert "CHUNKING" in shape
             await bench.in_step(relay)
 
 
 async def test_withdrawn_twice(shape: tuple[str, ...]) -> None:
-    async with relaying(Relay(shape, hold=2)) as relay, lane_to(relay, window=1) as bench:
+    async with relaying(Relay(shape, hold=2)) as relay, connection_to(relay, window=1) as bench:
         first, second, large = bench.begin(), bench.begin(b"second\r\n"), bench.begin(LARGE)
         for _ in range(2):
             bench.withdraw(first)
@@ -785,7 +785,7 @@ async def test_withdrawn_twice(shape: tuple[str, ...]) -> None:
         bench.withdraw(second)
         relay.release()
         await bench.ended(first, second, large)
-        await until(lambda: not bench.lane.load)
+        await until(lambda: not bench.connection.load)
 
 
 # ---- a server that does not take one message behind another ------------------------------------
@@ -793,7 +793,7 @@ async def test_withdrawn_twice(shape: tuple[str, ...]) -> None:
 
 async def test_what_was_not_begun_is_handed_back() -> None:
     relay = Relay(SHAPES["both"], quick_tempered=True)
-    async with relaying(relay), lane_to(relay) as bench:
+    async with relaying(relay), connection_to(relay) as bench:
         first, *behind = [bench.begin() for _ in range(5)]  # the first leaves at once, the others in one write
         await bench.sent(first)
         await bench.ended(*behind)
@@ -808,15 +808,15 @@ async def test_what_was_not_begun_is_handed_back() -> None:
 async def test_alone() -> None:
     """Where the connection goes one by one from then on, it holds no more than is needed for that."""
     relay = Relay(SHAPES["both"], quick_tempered=True)
-    async with relaying(relay), lane_to(relay) as bench:
-        assert bench.lane.room == 100
-        bench.lane.alone()
-        assert bench.lane.room == SHALLOW
-        assert not bench.lane.source.overlap
+    async with relaying(relay), connection_to(relay) as bench:
+        assert bench.connection.room == 100
+        bench.connection.alone()
+        assert bench.connection.room == SHALLOW
+        assert not bench.connection.source.overlap
         await bench.sent(*[bench.begin() for _ in range(4)])
         assert "RSET" not in relay.verbs
-        bench.lane.measure(asyncio.get_running_loop().time(), 1)
-        assert SHALLOW <= bench.lane.room <= DEEP
+        bench.connection.measure(asyncio.get_running_loop().time(), 1)
+        assert SHALLOW <= bench.connection.room <= DEEP
 
 
 async def test_a_large_message_is_begun_again_at_once() -> None:
@@ -826,21 +826,21 @@ async def test_a_large_message_is_begun_again_at_once() -> None:
         return "503 5.5.1 not now" if verb == "RSET" and relay.verbs.count("RSET") == 1 else None
 
     relay = Relay(SHAPES["both"], answer=answer)
-    async with relaying(relay), lane_to(relay) as bench:
+    async with relaying(relay), connection_to(relay) as bench:
         first, large = bench.begin(), bench.begin(LARGE)
         await bench.sent(first, large)
         assert [letter.content for letter in relay.letters] == [b"hello\r\n", LARGE]
         assert relay.verbs.count("RSET") == 2
-        assert not bench.lane.source.overlap
-        assert bench.lane.room == SHALLOW
+        assert not bench.connection.source.overlap
+        assert bench.connection.room == SHALLOW
 
 
 async def test_silence_from_the_server() -> None:
     hello = [send("220 hi"), expect("ehlo me.example"), send("250 hi")]
-    async with scripted([*hello, expect("mail from:<a@x.example>"), silence]) as server, lane_to(server) as bench:
+    async with scripted([*hello, expect("mail from:<a@x.example>"), silence]) as server, connection_to(server) as bench:
         part = bench.begin()
         await asyncio.sleep(0.01)
         assert part not in bench.over
-        bench.lane.close()
+        bench.connection.close()
         error = await bench.error(part)
         assert error.state == "not_sent"
