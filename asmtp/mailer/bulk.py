@@ -252,7 +252,7 @@ class Run:
             first = order[0]
             if isinstance(first, Delivery):
                 self._now_ready(first, 0)
-            elif first.parts:
+            elif first.pending:
                 break
             else:
                 self._tell(first)

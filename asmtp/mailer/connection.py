@@ -24,7 +24,7 @@ from asmtp.protocol.transaction import Body, Outcome, Transaction
 from asmtp.transport.connection import Connection
 from asmtp.transport.timeouts import Timeouts
 
-__all__ = ["PooledLMTPConnection", "PooledConnection", "Part"]
+__all__ = ["PooledLMTPConnection", "PooledConnection", "DeliveryRequest"]
 
 STALE = 1.0
 """Seconds without traffic after which a connection may be dead without our knowing.
@@ -47,12 +47,12 @@ The next but one has to be there when the next one's content is written, or a ro
 """
 
 
-_carried: contextvars.ContextVar[Part] = contextvars.ContextVar("_carried")
+_carried: contextvars.ContextVar[DeliveryRequest] = contextvars.ContextVar("_carried")
 """What the current task carries."""
 
 
-class Part:
-    """One transaction of a message: some of its recipients, or as a rule all.
+class DeliveryRequest:
+    """One transaction of a message, to some of its recipients, or as a rule to all (Postfix has the same term).
 
     Attributes:
         attempts: how often it was tried, the present time included.
@@ -77,7 +77,7 @@ class Part:
     )  # fmt: skip
 
     def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
-        shipment.parts.append(self)
+        shipment.pending.append(self)
         self.shipment = shipment
         self.envelope = envelope
         self.attempts = attempts
@@ -135,7 +135,7 @@ class PooledConnection(AsyncSMTP):
 
     Args:
         source: where to.
-        over: is called with each part that has come to an end here.
+        over: is called with each request that has come to an end here.
         lost: is called when the connection is gone.
         rested: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
 
@@ -149,7 +149,7 @@ class PooledConnection(AsyncSMTP):
         stale: it had been idle when it was last given something to do, and may have been dead.
         cut: a message was withdrawn, which may have ended the connection.
         suspect: the first message that had no answer when it ended.
-        tidying: 1 while a RSET of `tidy` is part of its load: nobody is told of its end, so nothing may wait for it.
+        tidying: 1 while a RSET of `tidy` is request of its load: nobody is told of its end, so nothing may wait for it.
         service: seconds between the replies to two messages while it is busy, on average.
     """
 
@@ -158,7 +158,7 @@ class PooledConnection(AsyncSMTP):
     def __init__(
         self,
         source: Source,
-        over: Callable[[Part], None],
+        over: Callable[[DeliveryRequest], None],
         lost: Callable[[PooledConnection], None],
         rested: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
@@ -192,7 +192,7 @@ class PooledConnection(AsyncSMTP):
         self.retiring = False
         self.stale = False
         self.cut = False
-        self.suspect: Part | None = None
+        self.suspect: DeliveryRequest | None = None
         self._depth = 1
         self._recipients: int | None = None
         self._carried = 0
@@ -303,7 +303,7 @@ class PooledConnection(AsyncSMTP):
 
     # ---- messages ---------------------------------------------------------------------------
 
-    def begin(self, part: Part, now: float) -> None:
+    def begin(self, request: DeliveryRequest, now: float) -> None:
         """Start a message; `over` is called when it has come to an end."""
         idle = self.load == self.tidying
         apart = False
@@ -314,13 +314,13 @@ class PooledConnection(AsyncSMTP):
                 self._session.slow_start()
         if now < self._relay_chunking.doubted_until and not self.at_probe:
             self._session.chunking = Chunking.NOT_SHOWN
-        part.connection = self
-        part.outcome = part.error = part.transaction = None
+        request.connection = self
+        request.outcome = request.error = request.transaction = None
         if self.event_log is not None:
-            part.begun = clock()
+            request.begun = clock()
         self.begun += 1
         try:
-            shipment = part.shipment
+            shipment = request.shipment
             if shipment.began is None:
                 shipment.began = now
             octets = shipment.content
@@ -328,50 +328,52 @@ class PooledConnection(AsyncSMTP):
                 octets = shipment.seven_bit()
             if type(octets) is not bytes or len(octets) > WHOLE:
                 self._carried += 1
-                part.task = task = asyncio.get_running_loop().create_task(self._carry(part, octets))
-                task.add_done_callback(lambda task: self._carried_off(part, task))
+                request.task = task = asyncio.get_running_loop().create_task(self._carry(request, octets))
+                task.add_done_callback(lambda task: self._carried_off(request, task))
                 return
-            transaction = Transaction(self._session, part.envelope, whole(octets), chunking=self.chunking, apart=apart)
+            transaction = Transaction(
+                self._session, request.envelope, whole(octets), chunking=self.chunking, apart=apart
+            )
         except Exception as error:  # whatever it is, it is this message's
-            part.error = error
+            request.error = error
             if self.event_log is not None:
-                self.event_log.delivered(part.envelope, octets, None, error, 0.0)
-            self.over(part)
+                self.event_log.delivered(request.envelope, octets, None, error, 0.0)
+            self.over(request)
             return
-        part.transaction = transaction
+        request.transaction = transaction
         # It is told by way of `set_result`, which may be before `start` returns.
-        part.exchange = exchange = self._session.start(transaction.run())
+        request.exchange = exchange = self._session.start(transaction.run())
         if exchange.done:
-            part.set_result(None)
+            request.set_result(None)
         else:
-            exchange.owner = part
+            exchange.owner = request
 
-    def withdraw(self, part: Part) -> None:
+    def withdraw(self, request: DeliveryRequest) -> None:
         """Stop a message if it can be stopped; `over` is called in any case."""
         self.cut = True
-        if part.task is not None:
-            part.task.cancel()
+        if request.task is not None:
+            request.task.cancel()
             return
-        exchange = part.exchange
+        exchange = request.exchange
         assert exchange is not None
         self._session.cancel(exchange)
         if exchange.done:
-            part.set_result(None)
+            request.set_result(None)
         else:
-            exchange.owner = part
+            exchange.owner = request
 
-    async def _carry(self, part: Part, content: Any) -> None:
+    async def _carry(self, request: DeliveryRequest, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
-        _carried.set(part)
+        _carried.set(request)
         try:
-            part.outcome = await self._send(part.envelope, content)
+            request.outcome = await self._send(request.envelope, content)
         except SMTPException as error:
             error.state = error.state or "not_sent"
-            part.error = error
+            request.error = error
         except Exception as error:
-            part.error = error
+            request.error = error
         except BaseException as error:  # a function of the caller's may raise anything
-            part.error = error
+            request.error = error
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
 
@@ -386,15 +388,15 @@ class PooledConnection(AsyncSMTP):
         finally:
             self._carried += 1
 
-    def _carried_off(self, part: Part, task: asyncio.Task[None]) -> None:
+    def _carried_off(self, request: DeliveryRequest, task: asyncio.Task[None]) -> None:
         """The task is over.  One that is cancelled before its first step does not come to know."""
-        if task.cancelled() and part.error is None:
-            part.error = asyncio.CancelledError()
+        if task.cancelled() and request.error is None:
+            request.error = asyncio.CancelledError()
         if not self._session.overlap:  # it has learnt that
             self.alone()
-        part.task = None
+        request.task = None
         self._carried -= 1
-        self.over(part)
+        self.over(request)
 
     # ---- between messages -------------------------------------------------------------------
 
@@ -431,7 +433,7 @@ class PooledConnection(AsyncSMTP):
         """The event loop was closed.  What is under way is ended, without the transport, which cannot do anything."""
         session = self._session
         session.on_output = session.on_chunking = lambda: None
-        session.notify = _tell_part
+        session.notify = _tell_request
         session.fail(SMTPServerDisconnected("the event loop was closed"))
 
     async def retire(self) -> None:
@@ -448,9 +450,9 @@ class PooledLMTPConnection(PooledConnection, AsyncLMTP):
     """The same for LMTP."""
 
 
-def _tell_part(exchange: Exchange) -> None:
+def _tell_request(exchange: Exchange) -> None:
     """As a session's `notify`: futures are not told."""
-    if isinstance(exchange.owner, Part):
+    if isinstance(exchange.owner, DeliveryRequest):
         exchange.owner.set_result(None)
 
 

@@ -186,7 +186,7 @@ class Shipment:
 
     __slots__ = (
         "accepted", "arrived", "attempts", "began", "content", "doubted", "eight_bit", "envelope", "failed", "item",
-        "once", "parts", "octets", "refused", "relay", "reply", "started", "_seven_bit",
+        "once", "pending", "octets", "refused", "relay", "reply", "started", "_seven_bit",
     )  # fmt: skip
 
     def __init__(self, item: Any, envelope: Envelope, arrived: Callable[[Shipment], None], time: float) -> None:
@@ -211,7 +211,7 @@ class Shipment:
         self.arrived = arrived
         self.began: float | None = None
         self.started = time
-        self.parts: list[Any] = []  # its transactions that are under way
+        self.pending: list[Any] = []  # its transactions that are under way
         self.attempts = 0
         self.accepted: dict[str, Reply] = {}
         self.refused: dict[str, Reply] = {}
@@ -277,22 +277,22 @@ class Shipment:
         """
         accepted, refused, failed = dict(self.accepted), dict(self.refused), dict(self.failed)
         reply, relay = self.reply, self.relay
-        for part in self.parts:
-            outcome = part.outcome
+        for request in self.pending:
+            outcome = request.outcome
             if outcome is not None:  # and is told in a moment
                 accepted |= outcome.accepted
                 refused |= outcome.refused
-                reply, relay = outcome.reply, part.connection.source.name
+                reply, relay = outcome.reply, request.connection.source.name
                 continue
-            error = part.error
+            error = request.error
             if not isinstance(error, Exception):
                 error = SMTPException("given up")
-                error.state = part.state
-            failed |= dict.fromkeys(part.envelope.recipients, error)
+                error.state = request.state
+            failed |= dict.fromkeys(request.envelope.recipients, error)
         if reply is None:
             return None
         self._keep_doubts(accepted, refused, failed)
-        attempts = max([self.attempts, *(part.attempts for part in self.parts)])
+        attempts = max([self.attempts, *(request.attempts for request in self.pending)])
         return Receipt(accepted, refused, failed, reply, relay, attempts, self.started, time)
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:

@@ -21,7 +21,7 @@ from asmtp.client.options import TLSMode, Token, check
 from asmtp.client.relay import Relay
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import Deliveries, Run, resolve
-from asmtp.mailer.connection import Part, PooledConnection, PooledLMTPConnection
+from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
 from asmtp.mailer.policy import Pace, Rate, Retry
 from asmtp.mailer.pool import Pool
@@ -333,7 +333,7 @@ class AsyncMailer:
         for relay, kept in zip(self._relays, self._kept, strict=True):
             kind = PooledLMTPConnection if relay.lmtp else PooledConnection
             source = Source(relay, kept)
-            connection = kind(source, lambda part: None, lambda connection: None)
+            connection = kind(source, lambda request: None, lambda connection: None)
             try:
                 await connection.open()
                 await connection.retire()
@@ -467,7 +467,7 @@ class AsyncMailer:
         if outbox is not None and outbox.loop.is_closed():
             self._bereaved(outbox)
         elif outbox is not None:
-            outbox.give_up(lambda part: part.shipment.arrived is run.arrived)
+            outbox.give_up(lambda request: request.shipment.arrived is run.arrived)
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""
@@ -484,7 +484,7 @@ class AsyncMailer:
             self._outbox = outbox = Outbox(self._open_pool, self._retry, self._settled)
         return outbox
 
-    def _open_pool(self, ended: Callable[[Part, Source], None], settled: Callable[[], None]) -> Pool:
+    def _open_pool(self, ended: Callable[[DeliveryRequest, Source], None], settled: Callable[[], None]) -> Pool:
         return Pool(
             [Source(relay, kept) for relay, kept in zip(self._relays, self._kept, strict=True)],
             self._connections,

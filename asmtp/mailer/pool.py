@@ -1,9 +1,9 @@
 """Connections, and the messages that wait for one.
 
 Messages wait in one line.  A connection is opened where that is worth its while, given messages as long as it has
-room for them, left alone where it is silent, and replaced in time: see :func:`asmtp.mailer.schedule.plan`.  What
-becomes of a message is for who owns the pool to judge: a part that has come to an end is handed back, with its outcome
-or its error.
+room for them, left alone where it is silent, and replaced in time: see :func:`asmtp.mailer.schedule.plan`.  A
+delivery request that has come to an end is handed back with its outcome or its error: its owner judges what becomes of
+the message.
 
 Of several relays one serves: the first that has a connection.  One that failed is tried by a single connection when it
 has rested, while another serves.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
-from asmtp.mailer.connection import Part, PooledConnection, PooledLMTPConnection
+from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import replies_of
 from asmtp.mailer.limits import Found, Limit, Meter, limit_of
 from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded
@@ -74,7 +74,7 @@ class Pool:
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
         pace: how fast messages may go, or None.
-        ended: is called with each part that has come to an end, and the relay.
+        ended: is called with each request that has come to an end, and the relay.
         settled: is called when a batch of them has been.
     """
 
@@ -87,7 +87,7 @@ class Pool:
         max_messages: int | None,
         max_age: float | None,
         pace: Pace | None,
-        ended: Callable[[Part, Source], None],
+        ended: Callable[[DeliveryRequest, Source], None],
         settled: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -99,13 +99,13 @@ class Pool:
         self.pace: Pace | Found | None = pace
         self.meter = Meter()
         self.connections: list[PooledConnection] = []
-        self.waiting: deque[Part] = deque()
+        self.waiting: deque[DeliveryRequest] = deque()
         self._ended = ended
         self._settled = settled
         self._opening: dict[asyncio.Task[None], _Opening] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._over: list[Part] = []
-        self._again: list[Part] = []
+        self._over: list[DeliveryRequest] = []
+        self._again: list[DeliveryRequest] = []
         self._gone: list[PooledConnection] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeping_soon = False
@@ -126,16 +126,16 @@ class Pool:
 
     # ---- what the owner does ----------------------------------------------------------------
 
-    def submit(self, part: Part) -> None:
-        """Put a part in line.  `dispatch` is to be called then."""
-        part.attempts += 1
-        part.since = self.loop.time()
-        self.waiting.append(part)
+    def submit(self, request: DeliveryRequest) -> None:
+        """Put a request in line.  `dispatch` is to be called then."""
+        request.attempts += 1
+        request.since = self.loop.time()
+        self.waiting.append(request)
 
-    def put_back(self, part: Part) -> None:
-        """Have a part that was just handed back at the head of the line again: no try is counted."""
-        part.since = self.loop.time()
-        self._again.append(part)
+    def put_back(self, request: DeliveryRequest) -> None:
+        """Have a request that was just handed back at the head of the line again: no try is counted."""
+        request.since = self.loop.time()
+        self._again.append(request)
 
     def slow_down(self, source: Source, error: Exception, *, find: bool) -> None:
         """Send less: a relay says that it is sent too much.
@@ -155,16 +155,16 @@ class Pool:
         else:
             self.pace = pace.throttled(now, self.meter.rate(now))
 
-    def withdraw(self, part: Part, why: SMTPException) -> None:
+    def withdraw(self, request: DeliveryRequest, why: SMTPException) -> None:
         """Nobody wants it any more: it is stopped if it can be stopped, and handed back in any case."""
-        part.withdrawn = why
-        if part.over:
+        request.withdrawn = why
+        if request.over:
             return
-        if part.connection is not None:
-            part.connection.withdraw(part)
-        elif part in self.waiting:
-            self.waiting.remove(part)
-            self._finish(part)
+        if request.connection is not None:
+            request.connection.withdraw(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+            self._finish(request)
 
     def dispatch(self) -> None:
         """Give the messages that wait to connections, and open some if need be."""
@@ -191,13 +191,13 @@ class Pool:
         candidates: list[Any] = [*connections, *trying]  # what is being opened has no room, and is not chosen
         chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
         for connection in chosen:
-            part = self.waiting.popleft()
+            request = self.waiting.popleft()
             most = connection.most_recipients(now)
-            if most is not None and len(part.envelope.recipients) > most and not part.shipment.once:
-                self._split(part, most)
+            if most is not None and len(request.envelope.recipients) > most and not request.shipment.once:
+                self._split(request, most)
             if self.pace is not None:
-                self.pace = self.pace.sent(now, len(part.envelope.recipients))
-            connection.begin(part, now)
+                self.pace = self.pace.sent(now, len(request.envelope.recipients))
+            connection.begin(request, now)
         least = 0
         # What can be seen of the load is what is in flight: where there was no room left for as long, there is more.
         if len(chosen) == allowed and any(connection.room for connection in connections):
@@ -226,10 +226,10 @@ class Pool:
         if pace is None:
             return len(self.waiting)
         count = 0
-        for part in self.waiting:
+        for request in self.waiting:
             if pace.wait(now) > 0:
                 break
-            pace = pace.sent(now, len(part.envelope.recipients))
+            pace = pace.sent(now, len(request.envelope.recipients))
             count += 1
         return count
 
@@ -301,17 +301,17 @@ class Pool:
 
     # ---- the line ---------------------------------------------------------------------------
 
-    def _split(self, part: Part, most: int) -> None:
+    def _split(self, request: DeliveryRequest, most: int) -> None:
         """More recipients than the server takes in a transaction (RFC 9422 §3.2): the others get one of their own."""
-        envelope = part.envelope
+        envelope = request.envelope
         count = len(envelope.recipients)
-        part.envelope = envelope.only(range(most))
+        request.envelope = envelope.only(range(most))
         others = [
-            Part(part.shipment, envelope.only(range(at, min(at + most, count))), part.attempts)
+            DeliveryRequest(request.shipment, envelope.only(range(at, min(at + most, count))), request.attempts)
             for at in range(most, count, most)
         ]
         for other in others:
-            other.since = part.since
+            other.since = request.since
         self.waiting.extendleft(reversed(others))
 
     # ---- connections ------------------------------------------------------------------------
@@ -403,14 +403,14 @@ class Pool:
             begun: when it was begun to look for one.
         """
         waiting, self.waiting = self.waiting, deque()
-        for part in waiting:
-            if part.since > until:
-                self.waiting.append(part)
+        for request in waiting:
+            if request.since > until:
+                self.waiting.append(request)
             else:
-                if part.shipment.began is None:
-                    part.shipment.began = max(part.since, begun)
-                part.error = source.no_connection(error)
-                self._finish(part)
+                if request.shipment.began is None:
+                    request.shipment.began = max(request.since, begun)
+                request.error = source.no_connection(error)
+                self._finish(request)
 
     def _lost(self, connection: PooledConnection) -> None:
         """A connection is gone."""
@@ -497,11 +497,11 @@ class Pool:
 
     # ---- messages that have come to an end --------------------------------------------------
 
-    def _finish(self, part: Part) -> None:
-        """A part is done with; it is looked at together with others, behind what is being read."""
-        part.over = True
-        self._over.append(part)
-        if part.connection is None or not part.connection.busy:
+    def _finish(self, request: DeliveryRequest) -> None:
+        """A request is done with; it is looked at together with others, behind what is being read."""
+        request.over = True
+        self._over.append(request)
+        if request.connection is None or not request.connection.busy:
             self._sweep_soon()
         elif self._sweeping is None:
             self._sweeping = self.loop.call_later(BATCH, self._sweep)
@@ -521,10 +521,10 @@ class Pool:
         now = self.loop.time()
         answered: dict[PooledConnection, int] = {}
         taken = 0
-        for part in over:
-            if (connection := part.connection) is not None:
-                answered[connection] = answered.get(connection, 0) + _is_answered(part.error)
-                taken += part.error is None
+        for request in over:
+            if (connection := request.connection) is not None:
+                answered[connection] = answered.get(connection, 0) + _is_answered(request.error)
+                taken += request.error is None
         if taken:
             self.meter.took(now, taken)
             if isinstance(self.pace, Found):
@@ -535,24 +535,26 @@ class Pool:
         gone, self._gone = self._gone, []
         for lost in gone:
             self._bury(lost, now)
-        for part in over:
-            connection, error = part.connection, part.error
+        for request in over:
+            connection, error = request.connection, request.error
             if error is None and connection is not None:
                 connection.taken += 1
-                if part.spent or connection.source.rest.failures:
-                    self._heed_taken(part, connection.source, now)
+                if request.spent or connection.source.rest.failures:
+                    self._heed_taken(request, connection.source, now)
             if error is not None:
-                part.keep_doubt()
-            part.connection = part.exchange = part.transaction = None
-            part.over = False
+                request.keep_doubt()
+            request.connection = request.exchange = request.transaction = None
+            request.over = False
             if connection is None:  # it did not come to any
-                self._ended(part, self.sources[0])
+                self._ended(request, self.sources[0])
             elif (
-                error is not None and not (part.withdrawn or self._closed) and self._stays(part, connection, error, now)
+                error is not None
+                and not (request.withdrawn or self._closed)
+                and self._stays(request, connection, error, now)
             ):
-                self.put_back(part)
+                self.put_back(request)
             else:
-                self._ended(part, connection.source)
+                self._ended(request, connection.source)
         again, self._again = self._again, []
         self.waiting.extendleft(reversed(again))
         self.dispatch()
@@ -560,32 +562,32 @@ class Pool:
             self._care(served)
         self._settled()
 
-    def _heed_taken(self, part: Part, source: Source, now: float) -> None:
+    def _heed_taken(self, request: DeliveryRequest, source: Source, now: float) -> None:
         """A message was taken, which says something of its relay, too."""
         source.rest = Rest()
-        if part.spent and len(self.sources) == 1:  # it was the connection, not the sender
-            source.ended(part.spent, now)
-            part.spent = 0
+        if request.spent and len(self.sources) == 1:  # it was the connection, not the sender
+            source.ended(request.spent, now)
+            request.spent = 0
 
-    def _stays(self, part: Part, connection: PooledConnection, error: BaseException, now: float) -> bool:
+    def _stays(self, request: DeliveryRequest, connection: PooledConnection, error: BaseException, now: float) -> bool:
         """Whether a message goes back into the line without its owner's knowing; else it is told why it met a limit."""
-        part.limit = limit = limit_of(error, connection.taken)
+        request.limit = limit = limit_of(error, connection.taken)
         if limit is None or not isinstance(error, Exception):
-            return self._silently(part, connection, error)
+            return self._silently(request, connection, error)
         if limit is Limit.CONNECTIONS:
             self._crowded(connection, error, now)
         elif limit in (Limit.MESSAGES, Limit.SENDER):
             if limit is Limit.MESSAGES and not connection.retiring:
                 self._heed_end(connection, connection.taken, certain=True)
             elif limit is Limit.SENDER:
-                if part.returned or (len(self.sources) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
-                    part.limit = None  # it is not the connection, or all of the relay
+                if request.returned or (len(self.sources) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
+                    request.limit = None  # it is not the connection, or all of the relay
                 else:
-                    part.spent = connection.taken
+                    request.spent = connection.taken
             connection.retiring = True  # and closed by `_care`
         return False
 
-    def _silently(self, part: Part, connection: PooledConnection, error: BaseException) -> bool:
+    def _silently(self, request: DeliveryRequest, connection: PooledConnection, error: BaseException) -> bool:
         """Whether a message goes back into the line without anyone's knowing."""
         if isinstance(error, NotBegun) or (connection.source.overlap and not connection.session.overlap):
             # A server that does not take a RSET behind an unanswered message (Haraka: 503), or loses it (Courier).
@@ -593,25 +595,25 @@ class Pool:
                 if other.source is connection.source:
                     other.alone()
         if isinstance(error, NotBegun):
-            part.not_begun += 1
-            if part.not_begun < 2:
+            request.not_begun += 1
+            if request.not_begun < 2:
                 return True
-            part.error = SMTPResponseException(*error.reply)
-            part.error.state = "not_sent"
+            request.error = SMTPResponseException(*error.reply)
+            request.error.state = "not_sent"
             return False
         ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
-        if connection.at_probe and ended and not part.shipment.once:
+        if connection.at_probe and ended and not request.shipment.once:
             return True  # it was not begun, and the relay is not probed again
-        if not connection.answered or part.shipment.once or not (ended or _is_closing(error)):
+        if not connection.answered or request.shipment.once or not (ended or _is_closing(error)):
             return False
         # A connection that has served others came to its end: of this message that says nothing, unless it is the one
         # that it ended at.  There are messages that servers do not survive, so that counts when it happens again.
         if connection.suspect is None:
-            connection.suspect = part
+            connection.suspect = request
             if not connection.stale:
-                part.silently += 1
+                request.silently += 1
                 self._heed_end(connection, connection.answered)
-        return connection.suspect is not part or part.silently <= CHANCES
+        return connection.suspect is not request or request.silently <= CHANCES
 
     def _heed_end(self, connection: PooledConnection, messages: int, *, certain: bool = False) -> None:
         """Some servers take so many messages on a connection, and end it, or say so."""
@@ -664,10 +666,10 @@ class Pool:
     def _close_line(self) -> None:
         """Nothing goes any more."""
         waiting, self.waiting = self.waiting, deque()
-        for part in waiting:
-            part.error = SMTPStateError("the mailer was closed")
-            part.error.state = "not_sent"
-            self._finish(part)
+        for request in waiting:
+            request.error = SMTPStateError("the mailer was closed")
+            request.error.state = "not_sent"
+            self._finish(request)
 
 
 def _ends_tasks(error: BaseException) -> bool:

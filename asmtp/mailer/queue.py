@@ -19,7 +19,7 @@ from asmtp.errors import (
     SMTPTimeoutError,
     reason,
 )
-from asmtp.mailer.connection import Part
+from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.delivery import Shipment, own_copy, refusals, replies_of, state_of
 from asmtp.mailer.limits import Limit, limit_of
 from asmtp.mailer.policy import Retry, any_throttling
@@ -36,8 +36,8 @@ class Outbox:
     """Judges what became of each transaction: to be told, to be tried again, or to be divided.
 
     Args:
-        open_pool: makes the pool; it is given what is called with each part that has come to an end, and when a batch
-            of them has.
+        open_pool: makes the pool; it is given two functions: one is called with each request that has come to an end,
+            the other when a batch of them has.
         retry: what is tried again, and when.
         settled: is called when a batch of messages has been seen to.
 
@@ -49,7 +49,7 @@ class Outbox:
 
     def __init__(
         self,
-        open_pool: Callable[[Callable[[Part, Source], None], Callable[[], None]], Pool],
+        open_pool: Callable[[Callable[[DeliveryRequest, Source], None], Callable[[], None]], Pool],
         retry: Retry | None,
         settled: Callable[[], None],
     ) -> None:
@@ -61,14 +61,14 @@ class Outbox:
         self._tell_settled = settled
         self._aborted = False
         self._quiet: asyncio.Future[None] | None = None
-        self._later: list[tuple[float, int, Part]] = []  # a heap: parts that are tried again at a time
+        self._later: list[tuple[float, int, DeliveryRequest]] = []  # a heap: requests that are tried again at a time
         self._counter = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None  # of what was put back
 
     @property
     def waiting(self) -> int:
-        """How many parts are on no connection now."""
+        """How many requests are on no connection now."""
         return len(self._later) + len(self.pool.waiting)
 
     # ---- what its owner does ----------------------------------------------------------------
@@ -76,7 +76,7 @@ class Outbox:
     def submit(self, shipment: Shipment) -> None:
         """Put a message in line.  `pool.dispatch` is to be called then."""
         self.in_flight += 1
-        self.pool.submit(Part(shipment, shipment.envelope))
+        self.pool.submit(DeliveryRequest(shipment, shipment.envelope))
 
     def withdraw(self, shipment: Shipment, why: SMTPException | None = None) -> DeliveryState:
         """Nobody wants it any more: it is stopped, as far as it can be stopped.
@@ -84,11 +84,11 @@ class Outbox:
         Returns:
             What is known of it at this moment.
         """
-        for part in self._taken_back(lambda part: part.shipment is shipment):
-            self._give_up(part)
-        for part in list(shipment.parts):
-            self.pool.withdraw(part, why or SMTPException("given up"))
-        known = shipment.known({part.state for part in shipment.parts})
+        for request in self._taken_back(lambda request: request.shipment is shipment):
+            self._give_up(request)
+        for request in list(shipment.pending):
+            self.pool.withdraw(request, why or SMTPException("given up"))
+        known = shipment.known({request.state for request in shipment.pending})
         self.pool.dispatch()
         self._settled()
         return known
@@ -97,24 +97,24 @@ class Outbox:
         """Its time is up: it is stopped as far as it can be, and told at once, with what is known of it."""
         why = SMTPTimeoutError(f"timed out: not sent within {seconds:g} seconds")
         self.withdraw(shipment, why)
-        for part in list(shipment.parts):
-            if not part.over:  # what is, is told in a moment; the server has not said what became of this one
+        for request in list(shipment.pending):
+            if not request.over:  # what is, is told in a moment; the server has not said what became of this one
                 told = SMTPTimeoutError(*why.args)
-                told.state = part.state
-                shipment.failed_for(part.envelope.recipients, told)
-                self._close(part)
+                told.state = request.state
+                shipment.failed_for(request.envelope.recipients, told)
+                self._close(request)
         self._settled()
 
-    def give_up(self, chosen: Callable[[Part], bool]) -> None:
+    def give_up(self, chosen: Callable[[DeliveryRequest], bool]) -> None:
         """End those that are chosen, of what is on no connection."""
         waiting = self.pool.waiting
-        found = [part for part in waiting if chosen(part)]
+        found = [request for request in waiting if chosen(request)]
         if found:
-            rest = [part for part in waiting if not chosen(part)]
+            rest = [request for request in waiting if not chosen(request)]
             waiting.clear()
             waiting.extend(rest)
-        for part in [*found, *self._taken_back(chosen)]:
-            self._give_up(part)
+        for request in [*found, *self._taken_back(chosen)]:
+            self._give_up(request)
         self._settled()
 
     async def quiet(self) -> None:
@@ -142,90 +142,90 @@ class Outbox:
 
     def _give_up_later(self) -> None:
         later, self._later = self._later, []
-        for _, _, part in later:
-            self._give_up(part)
+        for _, _, request in later:
+            self._give_up(request)
 
     # ---- the end of a try -------------------------------------------------------------------
 
-    def _ended(self, part: Part, source: Source) -> None:
-        """A part has come to an end: to tell, or to try again."""
-        shipment = part.shipment
-        if part not in shipment.parts:
+    def _ended(self, request: DeliveryRequest, source: Source) -> None:
+        """A request has come to an end: to tell, or to try again."""
+        shipment = request.shipment
+        if request not in shipment.pending:
             return  # it was told that its time was up
-        shipment.attempts = max(shipment.attempts, part.attempts)
-        outcome, error = part.outcome, part.error
+        shipment.attempts = max(shipment.attempts, request.attempts)
+        outcome, error = request.outcome, request.error
         if error is None and outcome is not None:
             shipment.took(outcome, source.name)
             if outcome.refused:
-                self._refused_for_some(part, outcome, source)
-        elif part.withdrawn is not None or not isinstance(error, Exception):
-            shipment.failed_for(part.envelope.recipients, _given_up(part, error))
+                self._refused_for_some(request, outcome, source)
+        elif request.withdrawn is not None or not isinstance(error, Exception):
+            shipment.failed_for(request.envelope.recipients, _given_up(request, error))
         else:
-            self._failed(part, error, source)
+            self._failed(request, error, source)
             return
-        self._close(part)
+        self._close(request)
 
-    def _close(self, part: Part) -> None:
-        """A part of a message is done with."""
-        shipment = part.shipment
-        shipment.parts.remove(part)
-        if not shipment.parts:
+    def _close(self, request: DeliveryRequest) -> None:
+        """A request of a message is done with."""
+        shipment = request.shipment
+        shipment.pending.remove(request)
+        if not shipment.pending:
             self.in_flight -= 1
             shipment.arrived(shipment)
 
-    def _failed(self, part: Part, error: Exception, source: Source) -> None:
+    def _failed(self, request: DeliveryRequest, error: Exception, source: Source) -> None:
         """It came to nothing: try again, or leave it at that."""
-        self._heed(part, error, source)
+        self._heed(request, error, source)
         delay = None
-        if self._retry is not None and not part.shipment.once and not self._aborted:
-            if part.limit is not None and self._put_back(part, error):
+        if self._retry is not None and not request.shipment.once and not self._aborted:
+            if request.limit is not None and self._put_back(request, error):
                 return
-            delay = self._retry.delay(part.attempts, self._elapsed(part.shipment), error, random.random())
+            delay = self._retry.delay(request.attempts, self._elapsed(request.shipment), error, random.random())
         if delay is not None:
-            self._drop_refused(part, error)
-            self._try_later(part, delay)
+            self._drop_refused(request, error)
+            self._try_later(request, delay)
             return
-        part.shipment.failed_for(part.envelope.recipients, error)
-        self._close(part)
+        request.shipment.failed_for(request.envelope.recipients, error)
+        self._close(request)
 
     def _elapsed(self, shipment: Shipment) -> float:
         """Seconds since it was tried first."""
         return 0.0 if shipment.began is None else self.loop.time() - shipment.began
 
-    def _drop_refused(self, part: Part, error: Exception) -> None:
+    def _drop_refused(self, request: DeliveryRequest, error: Exception) -> None:
         """What is tried again is tried for those only whom the server may take later."""
         if isinstance(error, SMTPRecipientsRefused):
             final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
             if final:
-                part.shipment.refused.update(final)
-                part.envelope = _only(part, set(part.envelope.recipients) - set(final))
+                request.shipment.refused.update(final)
+                request.envelope = _only(request, set(request.envelope.recipients) - set(final))
 
-    def _refused_for_some(self, part: Part, outcome: Outcome, source: Source) -> None:
+    def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, source: Source) -> None:
         """It was taken, but not for everyone: some may get a transaction of their own."""
-        shipment, refused = part.shipment, outcome.refused
+        shipment, refused = request.shipment, outcome.refused
         others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
         limit = limit_of(others, 0)
         self._heed_pace(limit, others, source)
-        if shipment.once or part.withdrawn or self._aborted:
+        if shipment.once or request.withdrawn or self._aborted:
             shipment.refused.update(refused)
             return
-        crowded = self._crowded_out(part, outcome, source)
+        crowded = self._crowded_out(request, outcome, source)
         later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
-        if later and not self._again_for(part, later, limit):
+        if later and not self._again_for(request, later, limit):
             later = {}
         shipment.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
 
-    def _again_for(self, part: Part, later: dict[str, Reply], limit: Limit | None) -> bool:
+    def _again_for(self, request: DeliveryRequest, later: dict[str, Reply], limit: Limit | None) -> bool:
         """Whether there is another transaction for these, who were refused for now."""
         if self._retry is None:
             return False
         error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
         error.state = "refused"
-        delay = self._retry.wait(part.attempts, self._elapsed(part.shipment), random.random())
-        free = limit is not None and self._until(part) > self.loop.time()
+        delay = self._retry.wait(request.attempts, self._elapsed(request.shipment), random.random())
+        free = limit is not None and self._until(request) > self.loop.time()
         if delay is None and not free:
             return False
-        again = Part(part.shipment, _only(part, later), part.attempts)
+        again = DeliveryRequest(request.shipment, _only(request, later), request.attempts)
         again.error = error
         if free:
             self._put_back(again, error)
@@ -233,22 +233,22 @@ class Outbox:
             self._try_later(again, delay)
         return True
 
-    def _crowded_out(self, part: Part, outcome: Outcome, source: Source) -> set[str]:
+    def _crowded_out(self, request: DeliveryRequest, outcome: Outcome, source: Source) -> set[str]:
         """Those behind the server's limit of recipients, who get a transaction of their own (RFC 5321 §4.5.3.1.10)."""
         crowded = {who: reply for who, reply in outcome.refused.items() if _too_many(reply)}
         if crowded:
-            recipients = part.envelope.recipients
+            recipients = request.envelope.recipients
             if set(recipients[-len(crowded) :]) == set(crowded):
                 certain = all(map(_says_too_many, crowded.values()))
                 source.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
-            self.pool.waiting.append(Part(part.shipment, _only(part, crowded), part.attempts))
+            self.pool.waiting.append(DeliveryRequest(request.shipment, _only(request, crowded), request.attempts))
         return set(crowded)
 
-    def _heed(self, part: Part, error: Exception, source: Source) -> None:
+    def _heed(self, request: DeliveryRequest, error: Exception, source: Source) -> None:
         """What the reply says of the server, not of the message."""
         replies = replies_of(error)
-        if any_throttling(replies) or part.limit is not None:
-            self._heed_pace(part.limit, error, source)
+        if any_throttling(replies) or request.limit is not None:
+            self._heed_pace(request.limit, error, source)
         elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
             self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
 
@@ -260,56 +260,56 @@ class Outbox:
 
     # ---- back in line -----------------------------------------------------------------------
 
-    def _until(self, part: Part) -> float:
-        """The loop's time up to which a part may be put back; without a limit none is, as there would be no end."""
-        if self._retry is None or self._retry.within is None or part.shipment.began is None:
+    def _until(self, request: DeliveryRequest) -> float:
+        """The loop's time up to which a request may be put back; without a limit none is, as there would be no end."""
+        if self._retry is None or self._retry.within is None or request.shipment.began is None:
             return -math.inf
-        return part.shipment.began + self._retry.within
+        return request.shipment.began + self._retry.within
 
-    def _put_back(self, part: Part, error: Exception) -> bool:
-        """Have a part go again that met a limit of the server's, if there is time: no try is counted."""
-        until = self._until(part)
+    def _put_back(self, request: DeliveryRequest, error: Exception) -> bool:
+        """Have a request go again that met a limit of the server's, if there is time: no try is counted."""
+        until = self._until(request)
         if until <= self.loop.time():
             return False
-        self._drop_refused(part, error)
-        part.returned += 1
-        part.said = error
-        part.until = until
+        self._drop_refused(request, error)
+        request.returned += 1
+        request.said = error
+        request.until = until
         self.retried += 1
-        self.pool.put_back(part)
+        self.pool.put_back(request)
         self._end_at(until)
         return True
 
     def _end_at(self, when: float) -> None:
-        """Look at `when` whether there are parts whose time is over."""
+        """Look at `when` whether there are requests whose time is over."""
         if when < math.inf and (self._ending is None or when < self._ending.when()):
             if self._ending is not None:
                 self._ending.cancel()
             self._ending = self.loop.call_at(when, self._end_of_time)
 
     def _end_of_time(self) -> None:
-        """End the parts that were put back and were not taken in time, by what the server said."""
+        """End the requests that were put back and were not taken in time, by what the server said."""
         self._ending = None
         now, waiting = self.loop.time(), self.pool.waiting
-        over = [part for part in waiting if part.until <= now]
-        for part in over:
-            part.error = part.said
+        over = [request for request in waiting if request.until <= now]
+        for request in over:
+            request.error = request.said
         if over and self._retry is not None and self.pool.meter.last < now - (self._retry.within or 0):
             # Nothing was taken: those that waited as long behind them have had their time, too.
-            for part in waiting:
-                if part.until == math.inf and part.since <= now - (self._retry.within or 0):
-                    part.until = now
-                    part.error = _not_tried(over[0])
-        self.give_up(lambda part: part.until <= now)
-        self._end_at(min((part.until for part in waiting), default=math.inf))
+            for request in waiting:
+                if request.until == math.inf and request.since <= now - (self._retry.within or 0):
+                    request.until = now
+                    request.error = _not_tried(over[0])
+        self.give_up(lambda request: request.until <= now)
+        self._end_at(min((request.until for request in waiting), default=math.inf))
 
     # ---- trying again -----------------------------------------------------------------------
 
-    def _try_later(self, part: Part, delay: float) -> None:
-        """Try a part again, in so many seconds."""
+    def _try_later(self, request: DeliveryRequest, delay: float) -> None:
+        """Try a request again, in so many seconds."""
         self.retried += 1
-        heapq.heappush(self._later, (self.loop.time() + delay, next(self._counter), part))
-        if self._later[0][2] is part:
+        heapq.heappush(self._later, (self.loop.time() + delay, next(self._counter), request))
+        if self._later[0][2] is request:
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -318,14 +318,14 @@ class Outbox:
         self._timer = self.loop.call_at(self._later[0][0], self._due) if self._later else None
 
     def _due(self) -> None:
-        """It is time for some parts."""
+        """It is time for some requests."""
         now = self.loop.time()
         while self._later and self._later[0][0] <= now:
             self.pool.submit(heapq.heappop(self._later)[2])
         self._set_timer()
         self.pool.dispatch()
 
-    def _taken_back(self, chosen: Callable[[Part], bool]) -> list[Part]:
+    def _taken_back(self, chosen: Callable[[DeliveryRequest], bool]) -> list[DeliveryRequest]:
         """Those that were to be tried again, and are not any more."""
         found = [entry[2] for entry in self._later if chosen(entry[2])]
         if found:
@@ -334,27 +334,27 @@ class Outbox:
             self._set_timer()
         return found
 
-    def _give_up(self, part: Part) -> None:
-        """A part that is on no connection is not tried any more."""
-        error = part.error
+    def _give_up(self, request: DeliveryRequest) -> None:
+        """A request that is on no connection is not tried any more."""
+        error = request.error
         if not isinstance(error, Exception):
             error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
             error.state = "not_sent"
-        part.shipment.failed_for(part.envelope.recipients, error)
-        self._close(part)
+        request.shipment.failed_for(request.envelope.recipients, error)
+        self._close(request)
 
     def _settled(self) -> None:
-        """A batch of parts has been seen to."""
+        """A batch of requests has been seen to."""
         self._tell_settled()
         if self._quiet is not None and not self.in_flight and not self._quiet.done():
             self._quiet.set_result(None)
 
 
-def _given_up(part: Part, error: BaseException | None) -> Exception:
-    """What is told of a part that was withdrawn, or met what is not to be raised: what a server said, or why."""
-    if isinstance(error, Exception) and error is not part.withdrawn and state_of(error) == "refused":
+def _given_up(request: DeliveryRequest, error: BaseException | None) -> Exception:
+    """What is told of a request that was withdrawn, or met what is not to be raised: what a server said, or why."""
+    if isinstance(error, Exception) and error is not request.withdrawn and state_of(error) == "refused":
         return error
-    why = part.withdrawn
+    why = request.withdrawn
     if why is None:
         why = SMTPException(f"given up: {reason(error)}")
     told = own_copy(why)
@@ -363,11 +363,11 @@ def _given_up(part: Part, error: BaseException | None) -> Exception:
     return told
 
 
-def _only(part: Part, chosen: Collection[str]) -> Envelope:
-    return part.envelope.only([place for place, who in enumerate(part.envelope.recipients) if who in chosen])
+def _only(request: DeliveryRequest, chosen: Collection[str]) -> Envelope:
+    return request.envelope.only([place for place, who in enumerate(request.envelope.recipients) if who in chosen])
 
 
-def _not_tried(other: Part) -> Exception:
+def _not_tried(other: DeliveryRequest) -> Exception:
     """Return what is said of a message that waited while the server took nothing: its words to another."""
     assert other.said is not None
     replies = replies_of(other.said)

@@ -14,7 +14,7 @@ import pytest
 
 import asmtp
 from asmtp.client.content import PIECE, WHOLE
-from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, Part, PooledConnection, PooledLMTPConnection
+from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import Shipment
 from asmtp.mailer.relay_state import Source
 from asmtp.protocol.envelope import Envelope
@@ -36,15 +36,15 @@ class Bench:
     def __init__(self, relay: Any, source: Source | None = None, **options: Any) -> None:
         lmtp = getattr(relay, "lmtp", False)
         where = asmtp.Relay(relay.host, relay.port, lmtp=lmtp, **{"local_hostname": "me.example", **options})
-        self.over: list[Part] = []
+        self.over: list[DeliveryRequest] = []
         self.lost: list[PooledConnection] = []
         self._news = asyncio.Event()
         kind = PooledLMTPConnection if lmtp else PooledConnection
         self.connection = kind(source or Source(where), self._over, self._lost)
 
-    def _over(self, part: Part) -> None:
-        part.over = True
-        self.over.append(part)
+    def _over(self, request: DeliveryRequest) -> None:
+        request.over = True
+        self.over.append(request)
         self._news.set()
 
     def _lost(self, connection: PooledConnection) -> None:
@@ -58,38 +58,40 @@ class Bench:
                 self._news.clear()
                 await self._news.wait()
 
-    def part(self, content: Any = b"hello\r\n", *recipients: str, shipment: Shipment | None = None) -> Part:
+    def request(
+        self, content: Any = b"hello\r\n", *recipients: str, shipment: Shipment | None = None
+    ) -> DeliveryRequest:
         if shipment is None:
             envelope = Envelope(SENDER, recipients or [WHO], content=content)
             shipment = Shipment("item", envelope, lambda shipment: None, 0)
-        return Part(shipment, shipment.envelope)
+        return DeliveryRequest(shipment, shipment.envelope)
 
-    def begin(self, content: Any = b"hello\r\n", *recipients: str) -> Part:
-        part = self.part(content, *recipients)
-        self.connection.begin(part, asyncio.get_running_loop().time())
-        return part
+    def begin(self, content: Any = b"hello\r\n", *recipients: str) -> DeliveryRequest:
+        request = self.request(content, *recipients)
+        self.connection.begin(request, asyncio.get_running_loop().time())
+        return request
 
-    def withdraw(self, part: Part) -> None:
+    def withdraw(self, request: DeliveryRequest) -> None:
         """As a pool does it."""
-        if not part.over:
-            self.connection.withdraw(part)
+        if not request.over:
+            self.connection.withdraw(request)
 
-    async def ended(self, *parts: Part) -> None:
+    async def ended(self, *requests: DeliveryRequest) -> None:
         """Until these have come to an end, each once."""
-        await self.until(lambda: set(parts) <= set(self.over))
-        assert all(self.over.count(part) == 1 for part in parts)
+        await self.until(lambda: set(requests) <= set(self.over))
+        assert all(self.over.count(request) == 1 for request in requests)
 
-    async def sent(self, *parts: Part) -> None:
-        await self.ended(*parts)
-        for part in parts:
-            assert part.error is None
-            assert part.outcome is not None
-            assert list(part.outcome.accepted) == list(part.envelope.recipients)
+    async def sent(self, *requests: DeliveryRequest) -> None:
+        await self.ended(*requests)
+        for request in requests:
+            assert request.error is None
+            assert request.outcome is not None
+            assert list(request.outcome.accepted) == list(request.envelope.recipients)
 
-    async def error(self, part: Part) -> Any:
-        await self.ended(part)
-        assert part.outcome is None
-        return part.error
+    async def error(self, request: DeliveryRequest) -> Any:
+        await self.ended(request)
+        assert request.outcome is None
+        return request.error
 
     async def in_step(self, relay: Relay) -> None:
         """Another message goes over it, and is the message that it is."""
@@ -178,15 +180,15 @@ async def test_every_kind_arrives(kind: str, shape: tuple[str, ...], tmp_path: P
 async def test_many_at_once(shape: tuple[str, ...], tmp_path: Path) -> None:
     """Of all kinds, given without waiting: each arrives as it is, and the account is right."""
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
-        parts, expected = [], []
+        requests, expected = [], []
         for number, make in enumerate(list(KINDS.values()) * 2):
             content, arrives = make(tmp_path / str(number))
-            parts.append(bench.begin(content))
+            requests.append(bench.begin(content))
             expected.append(arrives)
-        assert bench.connection.load == len(parts)
-        await bench.sent(*parts)
+        assert bench.connection.load == len(requests)
+        await bench.sent(*requests)
         assert sorted(letter.content for letter in relay.letters) == sorted(expected)
-        assert len(bench.over) == len(parts) == bench.connection.begun
+        assert len(bench.over) == len(requests) == bench.connection.begun
         assert bench.connection.load == 0
         assert len(relay.connections) == 1
 
@@ -194,10 +196,10 @@ async def test_many_at_once(shape: tuple[str, ...], tmp_path: Path) -> None:
 async def test_lmtp() -> None:
     relay = Relay(SHAPES["both"], lmtp=True, answer=lambda verb, line: "550 5.2.2 full" if verb == ".full@y" else None)
     async with relaying(relay), connection_to(relay) as bench:
-        part = bench.begin(SMALL, WHO, "full@y")
-        await bench.ended(part)
-        assert part.outcome is not None
-        assert (list(part.outcome.accepted), list(part.outcome.refused)) == ([WHO], ["full@y"])
+        request = bench.begin(SMALL, WHO, "full@y")
+        await bench.ended(request)
+        assert request.outcome is not None
+        assert (list(request.outcome.accepted), list(request.outcome.refused)) == ([WHO], ["full@y"])
         assert relay.verbs[0] == "LHLO"
 
 
@@ -253,9 +255,9 @@ async def test_a_message_for_several_kinds_of_servers(lines: int) -> None:
         connection_to(modern) as first,
         connection_to(old) as second,
     ):
-        part = first.part(email("gr\u00fc\u00dfe, hello\n" * lines))
+        request = first.request(email("gr\u00fc\u00dfe, hello\n" * lines))
         for bench in (first, second, second, first):
-            another = bench.part(shipment=part.shipment)
+            another = bench.request(shipment=request.shipment)
             bench.connection.begin(another, 0)
             await bench.sent(another)
         assert len({letter.content for letter in modern.letters}) == 1
@@ -306,13 +308,18 @@ async def test_what_the_server_says_is_handed_back(shape: tuple[str, ...]) -> No
         return "550 5.1.1 no" if "no@" in line else "554 5.7.1 spam" if verb == "." and "spam" in line else None
 
     async with relaying(Relay(shape, answer=answer)) as relay, connection_to(relay) as bench:
-        parts = [bench.begin(b"hello", "no@y"), bench.begin(b"spam"), bench.begin(b"hello", WHO, "no@y"), bench.begin()]
-        await bench.ended(*parts)
-        assert isinstance(parts[0].error, asmtp.SMTPRecipientsRefused)
-        assert isinstance(parts[1].error, asmtp.SMTPDataError)
-        assert parts[2].outcome is not None
-        assert list(parts[2].outcome.refused) == ["no@y"]
-        assert parts[3].outcome is not None
+        requests = [
+            bench.begin(b"hello", "no@y"),
+            bench.begin(b"spam"),
+            bench.begin(b"hello", WHO, "no@y"),
+            bench.begin(),
+        ]
+        await bench.ended(*requests)
+        assert isinstance(requests[0].error, asmtp.SMTPRecipientsRefused)
+        assert isinstance(requests[1].error, asmtp.SMTPDataError)
+        assert requests[2].outcome is not None
+        assert list(requests[2].outcome.refused) == ["no@y"]
+        assert requests[3].outcome is not None
         await bench.in_step(relay)
 
 
@@ -320,13 +327,13 @@ async def test_what_the_server_says_is_handed_back(shape: tuple[str, ...]) -> No
 async def test_begun_on_a_connection_that_is_gone(content: Any, shape: tuple[str, ...]) -> None:
     """The pool gives none to such a one; but a connection may end in the breath in which it does."""
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
-        part = bench.begin(content)
+        request = bench.begin(content)
         bench.connection.close()
         later = bench.begin(content)
-        for each in (part, later):
+        for each in (request, later):
             error = await bench.error(each)
             assert isinstance(error, asmtp.SMTPServerDisconnected)
-            assert error.state == "not_sent" or (each is part and type(content) is bytes and len(content) < WHOLE)
+            assert error.state == "not_sent" or (each is request and type(content) is bytes and len(content) < WHOLE)
         assert bench.connection.load == 0
 
 
@@ -395,13 +402,13 @@ async def test_what_is_known_of_a_message_on_a_dead_connection(seconds: float) -
 )
 async def test_depth(offers: str, options: dict[str, Any], depth: int) -> None:
     async with relaying(Relay(SHAPES[offers], hold=2)) as relay, connection_to(relay, **options) as bench:
-        parts = []
+        requests = []
         for given in range(depth):
             assert bench.connection.room == depth - given
-            parts.append(bench.begin())
+            requests.append(bench.begin())
         assert bench.connection.room == 0
         relay.release()
-        await bench.sent(*parts)
+        await bench.sent(*requests)
         assert bench.connection.room == depth
 
 
@@ -411,8 +418,8 @@ async def test_depth_of_a_server_that_takes_nothing_behind_another() -> None:
         source.overlap = False
         async with connection_to(relay, source) as bench:
             assert bench.connection.room == SHALLOW
-            parts = [bench.begin() for _ in range(3)]
-            await bench.sent(*parts)
+            requests = [bench.begin() for _ in range(3)]
+            await bench.sent(*requests)
             assert [verb for verb in relay.verbs if verb in ("MAIL", "RSET")] == ["MAIL"] * 3
 
 
@@ -432,25 +439,25 @@ async def test_no_room_is_never_less_than_none() -> None:
     async with relaying(Relay(SHAPES["pipelining"], hold=2)) as relay, connection_to(relay) as bench:
         connection = bench.connection
         connection.measure(connection.busy_since, 10)
-        parts = [bench.begin() for _ in range(DEEP)]
+        requests = [bench.begin() for _ in range(DEEP)]
         assert connection.room == 0
         connection.measure(connection.busy_since + 50, 10)
         assert (connection.room, connection.load) == (0, DEEP)
         relay.release()
-        await bench.sent(*parts)
+        await bench.sent(*requests)
         assert connection.room == SHALLOW
 
 
 async def test_busy(shape: tuple[str, ...]) -> None:
     """It has more than half of what it can have."""
     async with relaying(Relay(shape, hold=2)) as relay, connection_to(relay, window=4) as bench:
-        parts = []
+        requests = []
         for given in range(4):
             assert bench.connection.busy is (given > 2)
-            parts.append(bench.begin())
+            requests.append(bench.begin())
         assert bench.connection.busy
         relay.release()
-        await bench.sent(*parts)
+        await bench.sent(*requests)
         assert not bench.connection.busy
 
 
@@ -556,9 +563,9 @@ async def test_measured_is_the_time_in_which_it_is_busy() -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(100)
         begun = loop.time()
-        part = bench.begin()
+        request = bench.begin()
         assert connection.busy_since == begun
-        await bench.sent(part)
+        await bench.sent(request)
         took = loop.time() - begun
         assert took == pytest.approx(2)  # MAIL, RCPT, DATA, content
         connection.service = 0
@@ -610,9 +617,9 @@ async def test_a_connection_that_is_tidied_serves() -> None:
         assert connection.load == 1
         connection.busy_since = now - 100
         assert connection.serves(now)
-        part = bench.begin()
+        request = bench.begin()
         assert connection.busy_since >= now
-        await bench.sent(part)
+        await bench.sent(request)
 
 
 async def test_a_server_out_of_step_is_left() -> None:
@@ -692,12 +699,12 @@ async def test_withdrawn_before_it_is_written(shape: tuple[str, ...]) -> None:
 async def test_withdrawn_when_all_of_it_is_written() -> None:
     """It is known then what became of it."""
     async with relaying(Relay(SHAPES["both"], hold=2)) as relay, connection_to(relay) as bench:
-        part, other = bench.begin(b"gone\r\n"), bench.begin(b"other\r\n")
+        request, other = bench.begin(b"gone\r\n"), bench.begin(b"other\r\n")
         await asyncio.sleep(0)
-        bench.withdraw(part)
-        assert part not in bench.over
+        bench.withdraw(request)
+        assert request not in bench.over
         relay.release()
-        await bench.sent(part, other)
+        await bench.sent(request, other)
         assert [letter.content for letter in relay.letters] == [b"gone\r\n", b"other\r\n"]
         await bench.in_step(relay)
 
@@ -707,28 +714,28 @@ async def test_withdrawn_when_all_of_it_is_written() -> None:
 async def test_withdrawn_at_every_reply(owed: int, content: str, shape: tuple[str, ...]) -> None:
     """Whatever reply is awaited: the message is handed back, and the connection is in step or at its end."""
     async with relaying(Relay(shape, hold=owed)) as relay, connection_to(relay) as bench:
-        part = bench.begin(EITHER[content])
+        request = bench.begin(EITHER[content])
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(relay.held.wait(), 0.05)
-        bench.withdraw(part)
+        bench.withdraw(request)
         relay.release()
-        await bench.ended(part)
+        await bench.ended(request)
         await until(lambda: bench.connection.session.idle)
-        assert (part.outcome is not None) <= (len(relay.letters) == 1)
+        assert (request.outcome is not None) <= (len(relay.letters) == 1)
         if bench.connection.usable:
             await bench.in_step(relay)
         else:
-            assert part.outcome is None
+            assert request.outcome is None
 
 
 @pytest.mark.parametrize("lines", [30_000, 10_000])
 async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str, ...]) -> None:
     """As it is where it was begun in the same pass of the loop."""
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
-        part = bench.begin(email("hello, hello\n" * lines))
-        bench.withdraw(part)
-        await bench.ended(part)
-        assert part.outcome is None
+        request = bench.begin(email("hello, hello\n" * lines))
+        bench.withdraw(request)
+        await bench.ended(request)
+        assert request.outcome is None
         assert bench.connection.load == 0
         assert relay.verbs == ["EHLO"]
         await bench.in_step(relay)
@@ -738,14 +745,14 @@ async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str,
 async def test_what_is_known_of_a_large_one_that_is_withdrawn(owed: int, shape: tuple[str, ...]) -> None:
     """The end of it may have been written: then it is in doubt."""
     async with relaying(Relay(shape, hold=owed)) as relay, connection_to(relay) as bench:
-        part = bench.begin(LARGE)
+        request = bench.begin(LARGE)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(relay.held.wait(), 0.05)
-        bench.withdraw(part)
+        bench.withdraw(request)
         relay.release()
-        await bench.ended(part)
+        await bench.ended(request)
         await until(lambda: bench.connection.session.idle)
-        state = getattr(part.error, "state", "sent" if part.outcome else "not_sent")
+        state = getattr(request.error, "state", "sent" if request.outcome else "not_sent")
         assert relay.letters == [] or state != "not_sent"
 
 
@@ -763,12 +770,12 @@ async def test_withdrawn_while_its_content_is_awaited(shape: tuple[str, ...]) ->
             closed.set()
 
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
-        part = bench.begin(endless())
+        request = bench.begin(endless())
         await asyncio.wait_for(waiting.wait(), 5)
-        bench.withdraw(part)
-        await bench.ended(part)
+        bench.withdraw(request)
+        await bench.ended(request)
         assert closed.is_set()
-        assert isinstance(part.error, asyncio.CancelledError)
+        assert isinstance(request.error, asyncio.CancelledError)
         assert bench.connection.load == (1 if bench.connection.session.load else 0)
         assert relay.letters == []
         if bench.connection.usable:
@@ -797,11 +804,11 @@ async def test_what_was_not_begun_is_handed_back() -> None:
         first, *behind = [bench.begin() for _ in range(5)]  # the first leaves at once, the others in one write
         await bench.sent(first)
         await bench.ended(*behind)
-        refused = [part for part in behind if part.outcome is None]
+        refused = [request for request in behind if request.outcome is None]
         assert len(refused) >= 3
-        for part in refused:
-            assert isinstance(part.error, NotBegun)
-            assert part.error.reply.code == 503
+        for request in refused:
+            assert isinstance(request.error, NotBegun)
+            assert request.error.reply.code == 503
         assert len(relay.letters) == 5 - len(refused)
 
 
@@ -838,9 +845,9 @@ async def test_a_large_message_is_begun_again_at_once() -> None:
 async def test_silence_from_the_server() -> None:
     hello = [send("220 hi"), expect("ehlo me.example"), send("250 hi")]
     async with scripted([*hello, expect("mail from:<a@x.example>"), silence]) as server, connection_to(server) as bench:
-        part = bench.begin()
+        request = bench.begin()
         await asyncio.sleep(0.01)
-        assert part not in bench.over
+        assert request not in bench.over
         bench.connection.close()
-        error = await bench.error(part)
+        error = await bench.error(request)
         assert error.state == "not_sent"

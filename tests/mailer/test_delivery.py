@@ -17,7 +17,7 @@ import pytest
 import asmtp
 from asmtp import Delivery, Envelope, Receipt, Reply
 from asmtp.client.content import WHOLE
-from asmtp.mailer.connection import Part
+from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.delivery import Shipment, envelope_of, is_heavy, refusals, state_of
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import Outcome
@@ -72,12 +72,12 @@ CASES: dict[str, tuple[list[Any], tuple[str, str, str, str], Exception | type[Ex
     "all but one": (["abC"], ("sent", "ab", "c", ""), None),
     "all in two parts": (["ab", "c"], ("sent", "abc", "", ""), None),
     "two parts, a refusal in each": (["aB", "cD"], ("sent", "ac", "bd", ""), None),
-    "a part is refused": (["ab", (all_refused(c=NO), "c")], ("sent", "ab", "c", ""), None),
-    "the first part is refused": ([(all_refused(a=NO), "a"), "bc"], ("sent", "bc", "a", ""), None),
-    "a part comes to nothing": (["ab", (NOT_SENT, "c")], ("sent", "ab", "", "c"), None),
-    "a part's content is refused": (["ab", (SPAM, "c")], ("sent", "ab", "", "c"), None),
-    "a part cannot be sent at all": (["ab", (WRONG, "c")], ("sent", "ab", "", "c"), None),
-    "a part is in doubt": (["ab", (IN_DOUBT, "c")], ("in_doubt", "ab", "", "c"), IN_DOUBT),
+    "a request is refused": (["ab", (all_refused(c=NO), "c")], ("sent", "ab", "c", ""), None),
+    "the first request is refused": ([(all_refused(a=NO), "a"), "bc"], ("sent", "bc", "a", ""), None),
+    "a request comes to nothing": (["ab", (NOT_SENT, "c")], ("sent", "ab", "", "c"), None),
+    "a request's content is refused": (["ab", (SPAM, "c")], ("sent", "ab", "", "c"), None),
+    "a request cannot be sent at all": (["ab", (WRONG, "c")], ("sent", "ab", "", "c"), None),
+    "a request is in doubt": (["ab", (IN_DOUBT, "c")], ("in_doubt", "ab", "", "c"), IN_DOUBT),
     "in doubt first": ([(IN_DOUBT, "ab"), "c"], ("in_doubt", "c", "", "ab"), IN_DOUBT),
     "in doubt, refused, sent": (
         [(IN_DOUBT, "a"), (all_refused(b=NO), "b"), "c"], ("in_doubt", "c", "b", "a"), IN_DOUBT,
@@ -265,7 +265,7 @@ def test_so_far() -> None:
     """What is told to who does not wait: those under way are given up, or as their try ended just now."""
     made = shipment(A, B, C, D)
     assert made.so_far(0.0) is None
-    some = [Part(made, made.envelope.only([place])) for place in range(4)]
+    some = [DeliveryRequest(made, made.envelope.only([place])) for place in range(4)]
     assert made.so_far(0.0) is None
     some[0].outcome, some[0].connection, some[0].attempts = outcome(A), cast("Any", SimpleNamespace(source=RELAY)), 2
     some[1].error = SPAM
@@ -504,7 +504,7 @@ def test_a_str_that_is_not_ascii() -> None:
 
 def test_at_the_beginning_nothing_is_known() -> None:
     made = shipment(A, B)
-    assert (made.began, made.started, made.attempts, made.parts) == (None, 1000.0, 0, [])
+    assert (made.began, made.started, made.attempts, made.pending) == (None, 1000.0, 0, [])
     assert (made.accepted, made.refused, made.failed, made.reply) == ({}, {}, {}, None)
 
 

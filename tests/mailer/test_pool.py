@@ -14,7 +14,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Receipt
-from asmtp.mailer.connection import Part
+from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.delivery import Shipment, envelope_of
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import Source
@@ -632,7 +632,7 @@ CROWD = [f"r{number}@y.example" for number in range(10)]
 
 
 async def test_the_server_says_how_many_recipients_it_takes(shape: tuple[str, ...]) -> None:
-    """RFC 9422: RCPTMAX.  Each recipient has the message once, whatever the parts."""
+    """RFC 9422: RCPTMAX.  Each recipient has the message once, whatever the requests."""
     async with relaying(Door((*shape, "LIMITS RCPTMAX=4"))) as relay, mailer(relay, connections=1) as posting:
         receipt = await posting.send(b"hello", "a@x.example", CROWD + CROWD[:3])
         assert [letter.recipients for letter in relay.letters] == [CROWD[3:7], CROWD[7:] + CROWD[:1], CROWD[1:3]] or (
@@ -1008,7 +1008,7 @@ class Owner:
     """A pool, and what it hands back."""
 
     def __init__(self, relay: Relay) -> None:
-        self.back: list[Part] = []
+        self.back: list[DeliveryRequest] = []
         self.pool = Pool(
             [Source(asmtp.Relay(relay.host, relay.port, local_hostname="me.example"))],
             1,
@@ -1016,43 +1016,43 @@ class Owner:
             max_messages=None,
             max_age=None,
             pace=None,
-            ended=lambda part, source: self.back.append(part),
+            ended=lambda request, source: self.back.append(request),
             settled=lambda: None,
         )
 
-    def submit(self, number: int = 0) -> Part:
+    def submit(self, number: int = 0) -> DeliveryRequest:
         envelope = envelope_of(item(number))
-        part = Part(Shipment(None, envelope, lambda shipment: None, 0), envelope)
-        self.pool.submit(part)
+        request = DeliveryRequest(Shipment(None, envelope, lambda shipment: None, 0), envelope)
+        self.pool.submit(request)
         self.pool.dispatch()
-        return part
+        return request
 
 
 async def test_withdrawn_when_it_is_over() -> None:
     """But not handed back yet."""
     async with relaying(Door()) as relay:
         owner = Owner(relay)
-        part = owner.submit()
-        await until(lambda: part.over)
-        owner.pool.withdraw(part, asmtp.SMTPException("given up"))
+        request = owner.submit()
+        await until(lambda: request.over)
+        owner.pool.withdraw(request, asmtp.SMTPException("given up"))
         await until(lambda: owner.back)
         await asyncio.sleep(0)
-        assert owner.back == [part]
-        assert part.outcome is not None
-        owner.pool.withdraw(part, asmtp.SMTPException("given up"))  # it is too late for that
+        assert owner.back == [request]
+        assert request.outcome is not None
+        owner.pool.withdraw(request, asmtp.SMTPException("given up"))  # it is too late for that
         await asyncio.sleep(0)
-        assert owner.back == [part]
+        assert owner.back == [request]
         await owner.pool.aclose()
 
 
 async def test_what_comes_when_it_is_closed_is_handed_back() -> None:
     async with relaying(Door()) as relay:
         owner = Owner(relay)
-        part = owner.submit()
+        request = owner.submit()
         owner.pool.abort()
         later = owner.submit()
         await until(lambda: len(owner.back) == 2)
-        for each in (part, later):
+        for each in (request, later):
             assert isinstance(each.error, asmtp.SMTPStateError)
             assert each.error.state == "not_sent"
         await owner.pool.wait_closed()
