@@ -27,7 +27,8 @@ OWN = {
     "asmtp/cli/bulk/tally.py": ("tests.cli.bulk.test_command",),
     "asmtp/client/commands.py": ("tests.client.test_commands", "tests.client.test_smtp"),
     "asmtp/mailer/bulk.py": ("tests.mailer.test_bulk", "tests.sync.test_mailer", "tests.mailer.test_mailer_deadlines"),
-    "asmtp/mailer/delivery.py": ("tests.mailer.test_delivery", "tests.mailer.test_mailer_deadlines"),
+    "asmtp/mailer/message.py": ("tests.mailer.test_message", "tests.mailer.test_mailer_deadlines"),
+    "asmtp/mailer/delivery.py": ("tests.mailer.test_delivery", "tests.mailer.test_message"),
     "asmtp/mailer/connection.py": (
         "tests.mailer.test_connection",
         "tests.mailer.test_pool",

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Protocol, TypeVar
 
 from asmtp.errors import SMTPStateError
-from asmtp.mailer.delivery import Delivery, Shipment, envelope_of, is_heavy, state_of
+from asmtp.mailer.delivery import Delivery, state_of
+from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.transport.offload import call_in_thread
 
 __all__ = ["Carrier", "Deliveries", "Run", "resolve"]
@@ -34,13 +35,13 @@ def resolve(future: asyncio.Future[T], result: T) -> None:
 class Carrier(Protocol):
     """What a run needs of its mailer."""
 
-    def take(self, shipment: Shipment) -> None:
+    def take(self, message: QueuedMessage) -> None:
         """Put a message in line."""
 
     def dispatch(self) -> None:
         """Send what is in line."""
 
-    def expire(self, shipment: Shipment, seconds: float) -> None:
+    def expire(self, message: QueuedMessage, seconds: float) -> None:
         """Its time, so many seconds, is up."""
 
     def give_up(self, run: Run) -> None:
@@ -91,12 +92,12 @@ class Run:
         self._timeout = timeout
         self._patience = patience
         self._impatience: asyncio.TimerHandle | None = None  # at the end of it
-        self._due: dict[Shipment, float] = {}  # when the time is up of those that are under way, the next one first
+        self._due: dict[QueuedMessage, float] = {}  # their deadlines, the next one first
         self._expiry: asyncio.TimerHandle | None = None
         self.ready: deque[Delivery] = deque()
         self.stopped = False
         self.error: BaseException | None = None
-        self._order: deque[Shipment | Delivery] = deque()
+        self._order: deque[QueuedMessage | Delivery] = deque()
         self._flying = 0
         self._octets = 0
         self._sizes: deque[int] = deque()  # the octets of those that are `ready`
@@ -117,7 +118,7 @@ class Run:
         held = (len(self._order) if self._in_order else self._flying) + len(self.ready)
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
-    def prepared(self, item: Any) -> Shipment | Delivery:
+    def prepared(self, item: Any) -> QueuedMessage | Delivery:
         """An item as it is sent, or what is wrong with it.  In any thread, and before the next one is asked for.
 
         What is changed in the item afterwards has no effect: some use one EmailMessage for all.
@@ -125,11 +126,11 @@ class Run:
         envelope = None
         try:
             envelope = envelope_of(item)
-            return Shipment(item, envelope, self.arrived, time.time())
+            return QueuedMessage(item, envelope, self.arrived, time.time())
         except Exception as error:
             return Delivery(item, envelope, state_of(error), None, error)
 
-    def put(self, prepared: Shipment | Delivery) -> None:
+    def put(self, prepared: QueuedMessage | Delivery) -> None:
         """Send it; what is wrong with it is told like everything else."""
         if isinstance(prepared, Delivery):
             self._tell_of(prepared)
@@ -165,9 +166,9 @@ class Run:
         """End those whose time is up, and look again when the next one's is."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for shipment in list(itertools.takewhile(lambda one: self._due[one] <= now, self._due)):
-            self._mailer.expire(shipment, timeout)
-            self._due.pop(shipment, None)
+        for message in list(itertools.takewhile(lambda one: self._due[one] <= now, self._due)):
+            self._mailer.expire(message, timeout)
+            self._due.pop(message, None)
         due = next(iter(self._due.values()), None)
         self._expiry = None if due is None else loop.call_at(due, self._expire, timeout)
 
@@ -195,7 +196,7 @@ class Run:
         finally:
             self._mailer.dispatch()
 
-    async def _prepared(self, item: Any) -> Shipment | Delivery:
+    async def _prepared(self, item: Any) -> QueuedMessage | Delivery:
         """The same for what takes long."""
         self._mailer.dispatch()
         return await call_in_thread(self.prepared, item, abandon=True)
@@ -227,19 +228,19 @@ class Run:
 
     # ---- telling ----------------------------------------------------------------------------
 
-    def _arrived(self, shipment: Shipment) -> None:
+    def _arrived(self, message: QueuedMessage) -> None:
         self._flying -= 1
         if self._due:
-            self._due.pop(shipment, None)
+            self._due.pop(message, None)
         if not self._in_order:
-            self._tell(shipment)
+            self._tell(message)
         else:
             self._line_up()
 
-    def _tell(self, shipment: Shipment) -> None:
-        delivery = shipment.delivery(time.time())
+    def _tell(self, message: QueuedMessage) -> None:
+        delivery = message.delivery(time.time())
         self._mailer.count(delivery.state)
-        self._now_ready(delivery, shipment.octets)
+        self._now_ready(delivery, message.octets)
 
     def _now_ready(self, delivery: Delivery, octets: int) -> None:
         self.ready.append(delivery)
@@ -276,7 +277,7 @@ class Run:
         """Whether everything is known."""
         return self.stopped and not self._flying and self.pulling is None
 
-    async def exchange(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
+    async def exchange(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
 
         Another thread may fill the one and empty the other meanwhile.
@@ -291,13 +292,13 @@ class Run:
         self._mailer.dispatch()
         self._hand_out(told)
 
-    async def remaining(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
+    async def remaining(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """There are no more messages: tell some of what is left to tell; nothing when all is told."""
         self.stopped = True
         await self.news()
         self._hand_out(told)
 
-    def finish(self, items: deque[Shipment | Delivery], told: deque[Delivery]) -> None:
+    def finish(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """The same where the loop has ended."""
         self.stopped = True
         while items:
@@ -404,7 +405,7 @@ class Run:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.abandon)
 
-    def abandon(self, items: Iterable[Shipment | Delivery] = (), told: Iterable[Delivery] = ()) -> None:
+    def abandon(self, items: Iterable[QueuedMessage | Delivery] = (), told: Iterable[Delivery] = ()) -> None:
         """Nobody will ask any more.
 
         Args:

@@ -13,8 +13,9 @@ from asmtp.client.content import WHOLE, Pieces, whole
 from asmtp.client.events import EventLog, clock
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP
 from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
-from asmtp.mailer.delivery import Shipment, state_of
+from asmtp.mailer.delivery import state_of
 from asmtp.mailer.limits import Limit
+from asmtp.mailer.message import QueuedMessage
 from asmtp.mailer.relay_state import Source
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
@@ -73,12 +74,12 @@ class DeliveryRequest:
 
     __slots__ = (
         "attempts", "begun", "envelope", "error", "exchange", "connection", "limit", "not_begun", "outcome", "over",
-        "returned", "said", "shipment", "silently", "since", "spent", "task", "transaction", "until", "withdrawn",
+        "returned", "said", "message", "silently", "since", "spent", "task", "transaction", "until", "withdrawn",
     )  # fmt: skip
 
-    def __init__(self, shipment: Shipment, envelope: Envelope, attempts: int = 0) -> None:
-        shipment.pending.append(self)
-        self.shipment = shipment
+    def __init__(self, message: QueuedMessage, envelope: Envelope, attempts: int = 0) -> None:
+        message.pending.append(self)
+        self.message = message
         self.envelope = envelope
         self.attempts = attempts
         self.since = self.begun = 0.0
@@ -112,7 +113,7 @@ class DeliveryRequest:
             answers = transaction.answers()
             for who in self.envelope.recipients:
                 if who not in answers or answers[who].ok:
-                    self.shipment.doubt(who, error, accepted=who in answers)
+                    self.message.doubt(who, error, accepted=who in answers)
 
     def done(self) -> bool:
         """As a transport.Owner: it is told once."""
@@ -125,7 +126,7 @@ class DeliveryRequest:
         assert exchange is not None
         self.outcome, self.error = exchange.result, exchange.error
         if connection.event_log is not None:
-            content = self.shipment.content
+            content = self.message.content
             connection.event_log.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
         connection.over(self)
 
@@ -320,12 +321,12 @@ class PooledConnection(AsyncSMTP):
             request.begun = clock()
         self.begun += 1
         try:
-            shipment = request.shipment
-            if shipment.began is None:
-                shipment.began = now
-            octets = shipment.content
-            if shipment.eight_bit and not self.has_extn("8bitmime"):
-                octets = shipment.seven_bit()
+            message = request.message
+            if message.began is None:
+                message.began = now
+            octets = message.content
+            if message.eight_bit and not self.has_extn("8bitmime"):
+                octets = message.seven_bit()
             if type(octets) is not bytes or len(octets) > WHOLE:
                 self._carried += 1
                 request.task = task = asyncio.get_running_loop().create_task(self._carry(request, octets))

@@ -22,7 +22,8 @@ from asmtp.client.relay import Relay
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import Deliveries, Run, resolve
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
-from asmtp.mailer.delivery import Delivery, Receipt, Shipment, is_heavy, state_of
+from asmtp.mailer.delivery import Delivery, Receipt, state_of
+from asmtp.mailer.message import QueuedMessage, is_heavy
 from asmtp.mailer.policy import Pace, Rate, Retry
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.queue import Outbox
@@ -271,25 +272,25 @@ class AsyncMailer:
         begun = loop.time()
         future: asyncio.Future[tuple[Receipt | None, Exception | None]] = loop.create_future()
 
-        def arrived(shipment: Shipment) -> None:
-            verdict = shipment.verdict(time.time())
+        def arrived(queued: QueuedMessage) -> None:
+            verdict = queued.verdict(time.time())
             self.count(state_of(verdict[1]))
             resolve(future, verdict)
 
         given = message, envelope, arrived, time.time()
         if is_heavy(envelope):
-            shipment = await call_in_thread(Shipment, *given, abandon=True)
+            queued = await call_in_thread(QueuedMessage, *given, abandon=True)
         else:
-            shipment = Shipment(*given)
+            queued = QueuedMessage(*given)
         outbox = self._begun()
-        outbox.submit(shipment)
+        outbox.submit(queued)
         outbox.pool.dispatch()
-        timer = None if timeout is None else loop.call_at(begun + timeout, outbox.expire, shipment, timeout)
+        timer = None if timeout is None else loop.call_at(begun + timeout, outbox.expire, queued, timeout)
         try:
             return await future
         except asyncio.CancelledError as cancelled:
-            cancelled.state = outbox.withdraw(shipment)  # type: ignore[attr-defined]  # as AsyncSMTP has it
-            cancelled.receipt = shipment.so_far(time.time())  # type: ignore[attr-defined]
+            cancelled.state = outbox.withdraw(queued)  # type: ignore[attr-defined]  # as AsyncSMTP has it
+            cancelled.receipt = queued.so_far(time.time())  # type: ignore[attr-defined]
             raise
         finally:
             if timer is not None:
@@ -447,14 +448,14 @@ class AsyncMailer:
         self._runs.discard(run)
         self._unclaimed += deliveries
 
-    def take(self, shipment: Shipment) -> None:
+    def take(self, queued: QueuedMessage) -> None:
         """Put a message in line; `dispatch` is to be called then."""
-        self._begun().submit(shipment)
+        self._begun().submit(queued)
 
-    def expire(self, shipment: Shipment, seconds: float) -> None:
+    def expire(self, queued: QueuedMessage, seconds: float) -> None:
         """Its time, so many seconds, is up."""
         if self._outbox is not None:
-            self._outbox.expire(shipment, seconds)
+            self._outbox.expire(queued, seconds)
 
     def dispatch(self) -> None:
         """Send what is in line."""
@@ -467,7 +468,7 @@ class AsyncMailer:
         if outbox is not None and outbox.loop.is_closed():
             self._bereaved(outbox)
         elif outbox is not None:
-            outbox.give_up(lambda request: request.shipment.arrived is run.arrived)
+            outbox.give_up(lambda request: request.message.arrived is run.arrived)
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""

@@ -193,7 +193,7 @@ class Pool:
         for connection in chosen:
             request = self.waiting.popleft()
             most = connection.most_recipients(now)
-            if most is not None and len(request.envelope.recipients) > most and not request.shipment.once:
+            if most is not None and len(request.envelope.recipients) > most and not request.message.once:
                 self._split(request, most)
             if self.pace is not None:
                 self.pace = self.pace.sent(now, len(request.envelope.recipients))
@@ -307,7 +307,7 @@ class Pool:
         count = len(envelope.recipients)
         request.envelope = envelope.only(range(most))
         others = [
-            DeliveryRequest(request.shipment, envelope.only(range(at, min(at + most, count))), request.attempts)
+            DeliveryRequest(request.message, envelope.only(range(at, min(at + most, count))), request.attempts)
             for at in range(most, count, most)
         ]
         for other in others:
@@ -407,8 +407,8 @@ class Pool:
             if request.since > until:
                 self.waiting.append(request)
             else:
-                if request.shipment.began is None:
-                    request.shipment.began = max(request.since, begun)
+                if request.message.began is None:
+                    request.message.began = max(request.since, begun)
                 request.error = source.no_connection(error)
                 self._finish(request)
 
@@ -602,9 +602,9 @@ class Pool:
             request.error.state = "not_sent"
             return False
         ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
-        if connection.at_probe and ended and not request.shipment.once:
+        if connection.at_probe and ended and not request.message.once:
             return True  # it was not begun, and the relay is not probed again
-        if not connection.answered or request.shipment.once or not (ended or _is_closing(error)):
+        if not connection.answered or request.message.once or not (ended or _is_closing(error)):
             return False
         # A connection that has served others came to its end: of this message that says nothing, unless it is the one
         # that it ended at.  There are messages that servers do not survive, so that counts when it happens again.

@@ -20,8 +20,9 @@ from asmtp.errors import (
     reason,
 )
 from asmtp.mailer.connection import DeliveryRequest
-from asmtp.mailer.delivery import Shipment, own_copy, refusals, replies_of, state_of
+from asmtp.mailer.delivery import own_copy, refusals, replies_of, state_of
 from asmtp.mailer.limits import Limit, limit_of
+from asmtp.mailer.message import QueuedMessage
 from asmtp.mailer.policy import Retry, any_throttling
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import Source
@@ -73,35 +74,35 @@ class Outbox:
 
     # ---- what its owner does ----------------------------------------------------------------
 
-    def submit(self, shipment: Shipment) -> None:
+    def submit(self, message: QueuedMessage) -> None:
         """Put a message in line.  `pool.dispatch` is to be called then."""
         self.in_flight += 1
-        self.pool.submit(DeliveryRequest(shipment, shipment.envelope))
+        self.pool.submit(DeliveryRequest(message, message.envelope))
 
-    def withdraw(self, shipment: Shipment, why: SMTPException | None = None) -> DeliveryState:
+    def withdraw(self, message: QueuedMessage, why: SMTPException | None = None) -> DeliveryState:
         """Nobody wants it any more: it is stopped, as far as it can be stopped.
 
         Returns:
             What is known of it at this moment.
         """
-        for request in self._taken_back(lambda request: request.shipment is shipment):
+        for request in self._taken_back(lambda request: request.message is message):
             self._give_up(request)
-        for request in list(shipment.pending):
+        for request in list(message.pending):
             self.pool.withdraw(request, why or SMTPException("given up"))
-        known = shipment.known({request.state for request in shipment.pending})
+        known = message.known({request.state for request in message.pending})
         self.pool.dispatch()
         self._settled()
         return known
 
-    def expire(self, shipment: Shipment, seconds: float) -> None:
+    def expire(self, message: QueuedMessage, seconds: float) -> None:
         """Its time is up: it is stopped as far as it can be, and told at once, with what is known of it."""
         why = SMTPTimeoutError(f"timed out: not sent within {seconds:g} seconds")
-        self.withdraw(shipment, why)
-        for request in list(shipment.pending):
+        self.withdraw(message, why)
+        for request in list(message.pending):
             if not request.over:  # what is, is told in a moment; the server has not said what became of this one
                 told = SMTPTimeoutError(*why.args)
                 told.state = request.state
-                shipment.failed_for(request.envelope.recipients, told)
+                message.failed_for(request.envelope.recipients, told)
                 self._close(request)
         self._settled()
 
@@ -149,17 +150,17 @@ class Outbox:
 
     def _ended(self, request: DeliveryRequest, source: Source) -> None:
         """A request has come to an end: to tell, or to try again."""
-        shipment = request.shipment
-        if request not in shipment.pending:
+        message = request.message
+        if request not in message.pending:
             return  # it was told that its time was up
-        shipment.attempts = max(shipment.attempts, request.attempts)
+        message.attempts = max(message.attempts, request.attempts)
         outcome, error = request.outcome, request.error
         if error is None and outcome is not None:
-            shipment.took(outcome, source.name)
+            message.took(outcome, source.name)
             if outcome.refused:
                 self._refused_for_some(request, outcome, source)
         elif request.withdrawn is not None or not isinstance(error, Exception):
-            shipment.failed_for(request.envelope.recipients, _given_up(request, error))
+            message.failed_for(request.envelope.recipients, _given_up(request, error))
         else:
             self._failed(request, error, source)
             return
@@ -167,53 +168,53 @@ class Outbox:
 
     def _close(self, request: DeliveryRequest) -> None:
         """A request of a message is done with."""
-        shipment = request.shipment
-        shipment.pending.remove(request)
-        if not shipment.pending:
+        message = request.message
+        message.pending.remove(request)
+        if not message.pending:
             self.in_flight -= 1
-            shipment.arrived(shipment)
+            message.arrived(message)
 
     def _failed(self, request: DeliveryRequest, error: Exception, source: Source) -> None:
         """It came to nothing: try again, or leave it at that."""
         self._heed(request, error, source)
         delay = None
-        if self._retry is not None and not request.shipment.once and not self._aborted:
+        if self._retry is not None and not request.message.once and not self._aborted:
             if request.limit is not None and self._put_back(request, error):
                 return
-            delay = self._retry.delay(request.attempts, self._elapsed(request.shipment), error, random.random())
+            delay = self._retry.delay(request.attempts, self._elapsed(request.message), error, random.random())
         if delay is not None:
             self._drop_refused(request, error)
             self._try_later(request, delay)
             return
-        request.shipment.failed_for(request.envelope.recipients, error)
+        request.message.failed_for(request.envelope.recipients, error)
         self._close(request)
 
-    def _elapsed(self, shipment: Shipment) -> float:
+    def _elapsed(self, message: QueuedMessage) -> float:
         """Seconds since it was tried first."""
-        return 0.0 if shipment.began is None else self.loop.time() - shipment.began
+        return 0.0 if message.began is None else self.loop.time() - message.began
 
     def _drop_refused(self, request: DeliveryRequest, error: Exception) -> None:
         """What is tried again is tried for those only whom the server may take later."""
         if isinstance(error, SMTPRecipientsRefused):
             final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
             if final:
-                request.shipment.refused.update(final)
+                request.message.refused.update(final)
                 request.envelope = _only(request, set(request.envelope.recipients) - set(final))
 
     def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, source: Source) -> None:
         """It was taken, but not for everyone: some may get a transaction of their own."""
-        shipment, refused = request.shipment, outcome.refused
+        message, refused = request.message, outcome.refused
         others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
         limit = limit_of(others, 0)
         self._heed_pace(limit, others, source)
-        if shipment.once or request.withdrawn or self._aborted:
-            shipment.refused.update(refused)
+        if message.once or request.withdrawn or self._aborted:
+            message.refused.update(refused)
             return
         crowded = self._crowded_out(request, outcome, source)
         later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
         if later and not self._again_for(request, later, limit):
             later = {}
-        shipment.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
+        message.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
 
     def _again_for(self, request: DeliveryRequest, later: dict[str, Reply], limit: Limit | None) -> bool:
         """Whether there is another transaction for these, who were refused for now."""
@@ -221,11 +222,11 @@ class Outbox:
             return False
         error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
         error.state = "refused"
-        delay = self._retry.wait(request.attempts, self._elapsed(request.shipment), random.random())
+        delay = self._retry.wait(request.attempts, self._elapsed(request.message), random.random())
         free = limit is not None and self._until(request) > self.loop.time()
         if delay is None and not free:
             return False
-        again = DeliveryRequest(request.shipment, _only(request, later), request.attempts)
+        again = DeliveryRequest(request.message, _only(request, later), request.attempts)
         again.error = error
         if free:
             self._put_back(again, error)
@@ -241,7 +242,7 @@ class Outbox:
             if set(recipients[-len(crowded) :]) == set(crowded):
                 certain = all(map(_says_too_many, crowded.values()))
                 source.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
-            self.pool.waiting.append(DeliveryRequest(request.shipment, _only(request, crowded), request.attempts))
+            self.pool.waiting.append(DeliveryRequest(request.message, _only(request, crowded), request.attempts))
         return set(crowded)
 
     def _heed(self, request: DeliveryRequest, error: Exception, source: Source) -> None:
@@ -262,9 +263,9 @@ class Outbox:
 
     def _until(self, request: DeliveryRequest) -> float:
         """The loop's time up to which a request may be put back; without a limit none is, as there would be no end."""
-        if self._retry is None or self._retry.within is None or request.shipment.began is None:
+        if self._retry is None or self._retry.within is None or request.message.began is None:
             return -math.inf
-        return request.shipment.began + self._retry.within
+        return request.message.began + self._retry.within
 
     def _put_back(self, request: DeliveryRequest, error: Exception) -> bool:
         """Have a request go again that met a limit of the server's, if there is time: no try is counted."""
@@ -340,7 +341,7 @@ class Outbox:
         if not isinstance(error, Exception):
             error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
             error.state = "not_sent"
-        request.shipment.failed_for(request.envelope.recipients, error)
+        request.message.failed_for(request.envelope.recipients, error)
         self._close(request)
 
     def _settled(self) -> None:

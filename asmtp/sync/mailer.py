@@ -32,8 +32,9 @@ from asmtp.client.events import handle_all, is_handling, kept_for
 from asmtp.client.relay import Relay
 from asmtp.errors import SMTPStateError
 from asmtp.mailer.bulk import Run
-from asmtp.mailer.delivery import Delivery, Receipt, Shipment
+from asmtp.mailer.delivery import Delivery, Receipt
 from asmtp.mailer.mailer import AsyncMailer, MailerOptions, Statistics, check_limit
+from asmtp.mailer.message import QueuedMessage
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
@@ -255,7 +256,7 @@ class _Feed:
 
     def __init__(self, thread: _Thread, in_order: bool, timeout: float | None) -> None:
         self._thread = thread
-        self._batch: deque[Shipment | Delivery] = deque()  # what the iterable gave: the loop's thread takes it out
+        self._batch: deque[QueuedMessage | Delivery] = deque()  # what the iterable gave: the loop's thread takes it out
         self.told: deque[Delivery] = deque()
         self.run = thread.call(self._begin, in_order, timeout)
         self.met = time.monotonic()
@@ -274,7 +275,7 @@ class _Feed:
             self._thread.soon(self._wait, self._meetings)
 
     def meet(
-        self, function: Callable[[deque[Shipment | Delivery], deque[Delivery]], Coroutine[Any, Any, None]]
+        self, function: Callable[[deque[QueuedMessage | Delivery], deque[Delivery]], Coroutine[Any, Any, None]]
     ) -> None:
         """Let the loop's thread take what there is to take, and tell what there is to tell."""
         self._meetings += 1

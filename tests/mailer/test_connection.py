@@ -15,7 +15,7 @@ import pytest
 import asmtp
 from asmtp.client.content import PIECE, WHOLE
 from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, DeliveryRequest, PooledConnection, PooledLMTPConnection
-from asmtp.mailer.delivery import Shipment
+from asmtp.mailer.message import QueuedMessage
 from asmtp.mailer.relay_state import Source
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
@@ -59,12 +59,12 @@ class Bench:
                 await self._news.wait()
 
     def request(
-        self, content: Any = b"hello\r\n", *recipients: str, shipment: Shipment | None = None
+        self, content: Any = b"hello\r\n", *recipients: str, message: QueuedMessage | None = None
     ) -> DeliveryRequest:
-        if shipment is None:
+        if message is None:
             envelope = Envelope(SENDER, recipients or [WHO], content=content)
-            shipment = Shipment("item", envelope, lambda shipment: None, 0)
-        return DeliveryRequest(shipment, shipment.envelope)
+            message = QueuedMessage("item", envelope, lambda message: None, 0)
+        return DeliveryRequest(message, message.envelope)
 
     def begin(self, content: Any = b"hello\r\n", *recipients: str) -> DeliveryRequest:
         request = self.request(content, *recipients)
@@ -257,7 +257,7 @@ async def test_a_message_for_several_kinds_of_servers(lines: int) -> None:
     ):
         request = first.request(email("gr\u00fc\u00dfe, hello\n" * lines))
         for bench in (first, second, second, first):
-            another = bench.request(shipment=request.shipment)
+            another = bench.request(message=request.message)
             bench.connection.begin(another, 0)
             await bench.sent(another)
         assert len({letter.content for letter in modern.letters}) == 1

@@ -19,7 +19,7 @@ import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
 from asmtp.client.events import EventLog
 from asmtp.mailer.bulk import Run
-from asmtp.mailer.delivery import Shipment
+from asmtp.mailer.message import QueuedMessage
 from tests.fakes.background import in_background
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import listening
@@ -523,23 +523,25 @@ def _alive(kind: type) -> int:
 
 async def test_what_was_told_is_not_held_until_its_time_would_be_up() -> None:
     gc.collect()
-    before, runs = _alive(Shipment), _alive(Run)
+    before, runs = _alive(QueuedMessage), _alive(Run)
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, connections=1, window=5) as posting:
         numbers = itertools.count(1)
-        alive = [_alive(Shipment) async for _ in posting.send_all(items(300), timeout=3600) if next(numbers) == 290]
+        alive = [
+            _alive(QueuedMessage) async for _ in posting.send_all(items(300), timeout=3600) if next(numbers) == 290
+        ]
         assert alive[0] - before < 50
         gc.collect()
         assert _alive(Run) <= runs
 
 
 def test_what_a_blocking_mailer_told_is_not_held_either() -> None:
-    before = _alive(Shipment)
+    before = _alive(QueuedMessage)
     with (
         in_background(relaying(Relay(SHAPES["both"]))) as relay,
         mailer_that_blocks(relay, connections=1, window=5) as posting,
     ):
         numbers = itertools.count(1)
-        alive = [_alive(Shipment) for _ in posting.send_all(items(600), timeout=3600) if next(numbers) == 550]
+        alive = [_alive(QueuedMessage) for _ in posting.send_all(items(600), timeout=3600) if next(numbers) == 550]
         assert alive[0] - before < 200
 
 

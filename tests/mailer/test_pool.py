@@ -15,7 +15,7 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer, Receipt
 from asmtp.mailer.connection import DeliveryRequest
-from asmtp.mailer.delivery import Shipment, envelope_of
+from asmtp.mailer.message import QueuedMessage, envelope_of
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import Source
 from tests.conftest import Certificates
@@ -1022,7 +1022,7 @@ class Owner:
 
     def submit(self, number: int = 0) -> DeliveryRequest:
         envelope = envelope_of(item(number))
-        request = DeliveryRequest(Shipment(None, envelope, lambda shipment: None, 0), envelope)
+        request = DeliveryRequest(QueuedMessage(None, envelope, lambda message: None, 0), envelope)
         self.pool.submit(request)
         self.pool.dispatch()
         return request
