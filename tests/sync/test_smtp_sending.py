@@ -369,10 +369,10 @@ def test_a_refusal_while_content_is_written() -> None:
             return "552 too much" if second.wait(20) else "421 too late"
         return "503 no mail" if raised.wait(20) else "421 too late"
 
-    class Pieces(io.RawIOBase):
+    class Pieces(io.BytesIO):
         count = 0
 
-        def read(self, size: int = -1) -> bytes:
+        def read(self, size: int | None = -1) -> bytes:
             self.count += 1
             if self.count > 1:
                 assert begun.wait(20)
