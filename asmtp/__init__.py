@@ -34,56 +34,60 @@ from asmtp.errors import (
     SMTPTimeoutError,
 )
 
-if TYPE_CHECKING:
-    from asmtp.client.events import Event
-    from asmtp.client.relay import Relay
-    from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
-    from asmtp.mailer.delivery import Delivery, Receipt
-    from asmtp.mailer.mailer import AsyncMailer
-    from asmtp.mailer.policy import Rate, Retry
-    from asmtp.protocol.envelope import Envelope
-    from asmtp.protocol.extensions import Extensions
-    from asmtp.protocol.parameters import DeliverBy, Recipient, Requests
-    from asmtp.protocol.proxy import ProxyHeader
-    from asmtp.protocol.reply import Reply
-    from asmtp.protocol.sasl import Credentials
-    from asmtp.sync.mailer import Mailer
-    from asmtp.sync.smtp import LMTP, SMTP, SMTP_SSL
-    from asmtp.transport.timeouts import Timeouts
+if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
+    from asmtp.auth.selection import Mechanisms as Mechanisms
+    from asmtp.client.content import Content as Content
+    from asmtp.client.events import Event as Event, Hook as Hook
+    from asmtp.client.options import Options as Options, Token as Token
+    from asmtp.client.relay import Relay as Relay
+    from asmtp.client.smtp import AsyncLMTP as AsyncLMTP, AsyncSMTP as AsyncSMTP, AsyncSMTP_SSL as AsyncSMTP_SSL
+    from asmtp.mailer.bulk import Deliveries as Deliveries
+    from asmtp.mailer.delivery import Delivery as Delivery, Receipt as Receipt
+    from asmtp.mailer.mailer import AsyncMailer as AsyncMailer, MailerOptions as MailerOptions, Statistics as Statistics
+    from asmtp.mailer.policy import Rate as Rate, Retry as Retry
+    from asmtp.protocol.envelope import Envelope as Envelope
+    from asmtp.protocol.extensions import Extensions as Extensions
+    from asmtp.protocol.parameters import DeliverBy as DeliverBy, Recipient as Recipient, Requests as Requests
+    from asmtp.protocol.proxy import ProxyHeader as ProxyHeader
+    from asmtp.protocol.reply import Reply as Reply
+    from asmtp.protocol.sasl import Credentials as Credentials
+    from asmtp.sync.mailer import Mailer as Mailer
+    from asmtp.sync.smtp import LMTP as LMTP, SMTP as SMTP, SMTP_SSL as SMTP_SSL
+    from asmtp.transport.timeouts import Timeouts as Timeouts
 
 __version__ = "0.1.0"
 
 LMTP_PORT = 2003
 
+# asyncio takes longer to import than smtplib, so what needs it is imported when it is first used.
+_LAZY = {
+    "asmtp.auth.selection": ("Mechanisms",),
+    "asmtp.client.content": ("Content",),
+    "asmtp.client.events": ("Event", "Hook"),
+    "asmtp.client.options": ("Options", "Token"),
+    "asmtp.client.relay": ("Relay",),
+    "asmtp.client.smtp": ("AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"),
+    "asmtp.mailer.bulk": ("Deliveries",),
+    "asmtp.mailer.delivery": ("Delivery", "Receipt"),
+    "asmtp.mailer.mailer": ("AsyncMailer", "MailerOptions", "Statistics"),
+    "asmtp.mailer.policy": ("Rate", "Retry"),
+    "asmtp.protocol.envelope": ("Envelope",),
+    "asmtp.protocol.extensions": ("Extensions",),
+    "asmtp.protocol.parameters": ("DeliverBy", "Recipient", "Requests"),
+    "asmtp.protocol.proxy": ("ProxyHeader",),
+    "asmtp.protocol.reply": ("Reply",),
+    "asmtp.protocol.sasl": ("Credentials",),
+    "asmtp.sync.mailer": ("Mailer",),
+    "asmtp.sync.smtp": ("LMTP", "SMTP", "SMTP_SSL"),
+    "asmtp.transport.timeouts": ("Timeouts",),
+}
+_HOMES = {name: module for module, names in _LAZY.items() for name in names}
+
 __all__ = [
     "CRLF",
-    "LMTP",
-    "LMTP_PORT",
-    "Mailer",
-    "OLDSTYLE_AUTH",
-    "SMTP",
-    "SMTP_PORT",
-    "SMTP_SSL",
-    "SMTP_SSL_PORT",
-    "AsyncLMTP",
-    "AsyncMailer",
-    "AsyncSMTP",
-    "AsyncSMTP_SSL",
-    "Credentials",
-    "DeliverBy",
-    "Delivery",
     "DeliveryState",
-    "Envelope",
-    "Event",
-    "Extensions",
-    "ProxyHeader",
-    "Rate",
-    "Receipt",
-    "Recipient",
-    "Relay",
-    "Reply",
-    "Requests",
-    "Retry",
+    "LMTP_PORT",
+    "OLDSTYLE_AUTH",
     "SMTPAuthenticationError",
     "SMTPConnectError",
     "SMTPDataError",
@@ -97,38 +101,13 @@ __all__ = [
     "SMTPServerDisconnected",
     "SMTPStateError",
     "SMTPTimeoutError",
-    "Timeouts",
+    "SMTP_PORT",
+    "SMTP_SSL_PORT",
     "bCRLF",
     "quoteaddr",
     "quotedata",
 ]
-
-# asyncio takes longer to import than smtplib, so what needs it is imported when it is first used.
-_LAZY = {
-    "AsyncLMTP": "asmtp.client.smtp",
-    "AsyncMailer": "asmtp.mailer.mailer",
-    "AsyncSMTP": "asmtp.client.smtp",
-    "AsyncSMTP_SSL": "asmtp.client.smtp",
-    "Credentials": "asmtp.protocol.sasl",
-    "DeliverBy": "asmtp.protocol.parameters",
-    "Delivery": "asmtp.mailer.delivery",
-    "Envelope": "asmtp.protocol.envelope",
-    "Event": "asmtp.client.events",
-    "Extensions": "asmtp.protocol.extensions",
-    "LMTP": "asmtp.sync.smtp",
-    "Mailer": "asmtp.sync.mailer",
-    "ProxyHeader": "asmtp.protocol.proxy",
-    "Rate": "asmtp.mailer.policy",
-    "Receipt": "asmtp.mailer.delivery",
-    "Recipient": "asmtp.protocol.parameters",
-    "Relay": "asmtp.client.relay",
-    "Reply": "asmtp.protocol.reply",
-    "Requests": "asmtp.protocol.parameters",
-    "Retry": "asmtp.mailer.policy",
-    "SMTP": "asmtp.sync.smtp",
-    "SMTP_SSL": "asmtp.sync.smtp",
-    "Timeouts": "asmtp.transport.timeouts",
-}
+__all__ += list(_HOMES)
 
 # What old code reaches through the module, as in `except smtplib.socket.gaierror`.
 _REACHED = frozenset({
@@ -142,7 +121,7 @@ if not TYPE_CHECKING:  # a type checker shall find a name that is misspelt
     def __getattr__(name: str) -> Any:
         if name in _REACHED:
             return getattr(_smtplib, name)
-        module = _LAZY.get(name)
+        module = _HOMES.get(name)
         if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib
@@ -152,4 +131,4 @@ if not TYPE_CHECKING:  # a type checker shall find a name that is misspelt
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted(__all__)

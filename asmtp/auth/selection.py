@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from asmtp.auth import gssapi as gssapi
-from asmtp.auth import mechanisms
+from asmtp.auth import gssapi as gssapi, mechanisms
 from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError, one_line
 from asmtp.protocol.command import gate
 from asmtp.protocol.extensions import Extensions

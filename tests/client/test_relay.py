@@ -13,8 +13,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from asmtp.client.relay import Relay
 from asmtp.transport.timeouts import Timeouts

@@ -13,8 +13,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP, AsyncSMTP_SSL
-from asmtp.client import commands as commands_module
-from asmtp.client import smtp as client_module
+from asmtp.client import commands as commands_module, smtp as client_module
 from tests.conftest import Certificates
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.relay import SHAPES, Relay, relaying

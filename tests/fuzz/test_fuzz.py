@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from asmtp.cli.bulk.account import Account
 from asmtp.client import relay as url
@@ -25,8 +24,7 @@ from asmtp.protocol.content import ContentEncoder
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Transaction
-from tests.fuzz import __main__ as cli
-from tests.fuzz import engine
+from tests.fuzz import __main__ as cli, engine
 from tests.fuzz.data import FuzzedData
 from tests.fuzz.targets import TARGETS
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from asmtp import Rate, Reply, Retry, errors
 from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded, is_throttling, is_transient

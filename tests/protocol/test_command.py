@@ -6,8 +6,7 @@ import enum
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from asmtp.protocol.command import command, gate, options_text, spelt_out
 from asmtp.protocol.envelope import Envelope

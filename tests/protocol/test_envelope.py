@@ -9,8 +9,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.envelope import Envelope, ascii_domain, path

@@ -11,8 +11,7 @@ from email.mime.text import MIMEText
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol import message as message_module

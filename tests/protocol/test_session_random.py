@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnected
 from asmtp.protocol.dialogue import quit_, single

@@ -26,8 +26,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from asmtp.errors import SMTPException, SMTPProtocolError, SMTPRecipientsRefused, SMTPResponseException
-from asmtp.errors import SMTPServerDisconnected as Disconnected
+from asmtp.errors import (
+    SMTPException,
+    SMTPProtocolError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPServerDisconnected as Disconnected,
+)
 from asmtp.protocol.dialogue import single
 from asmtp.protocol.exchange import Dialogue, Exchange
 from asmtp.protocol.reply import Reply

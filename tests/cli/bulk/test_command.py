@@ -22,8 +22,7 @@ import pytest
 
 import asmtp
 from asmtp.cli import main
-from asmtp.cli.bulk import command as bulk_module
-from asmtp.cli.bulk import sending as sending_module
+from asmtp.cli.bulk import command as bulk_module, sending as sending_module
 from asmtp.cli.bulk.account import Outcome, Standing, outcomes_of
 from asmtp.cli.bulk.journal import Journal
 from asmtp.cli.bulk.sending import Sending

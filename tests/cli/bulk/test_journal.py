@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from asmtp.cli.bulk import journal as journal_module
 from asmtp.cli.bulk.account import Account, Outcome

@@ -13,8 +13,7 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from asmtp.cli.bulk import sources as sources_module
 from asmtp.cli.bulk.sources import Item, Sources, _entries, _fields, _split
