@@ -156,9 +156,7 @@ class AsyncSMTP(Commands):
     @property
     def is_connected(self) -> bool:
         """Whether commands can be sent."""
-        session = self._session
-        gone = session.closed or session.closing is not None
-        return self._connection is not None and not gone and self._preparing is None
+        return self._connection is not None and self._session.writable and self._preparing is None
 
     @property
     def sock(self) -> transport.SocketView | None:

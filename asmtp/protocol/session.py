@@ -66,7 +66,6 @@ class Session:
         self.misread = False
         self.paused = False  # the transport cannot take more for now
         self.error: SMTPServerDisconnected | None = None
-        self.closing: SMTPServerDisconnected | None = None  # the server says that it closes, and may go on
         self.progress = 0  # replies read so far
         # What the I/O layer hooks in: there is output, or the session has ended; an exchange is done or pulling.
         self.on_output: Callable[[], None] = lambda: None
@@ -95,9 +94,14 @@ class Session:
     # ---- what it is doing -------------------------------------------------------------------
 
     @property
+    def writable(self) -> bool:
+        """Whether commands can be written, now or when the replies that are owed have come."""
+        return self.error is None
+
+    @property
     def closed(self) -> bool:
-        """Whether nothing can be written any more."""
-        return self.error is not None
+        """Whether the session has ended: nothing is written and nothing is read any more."""
+        return self.error is not None and self.state is not State.CLOSING
 
     @property
     def head(self) -> Exchange | None:
@@ -166,9 +170,9 @@ class Session:
             self.fail(SMTPServerDisconnected(f"server is closing the connection: {self._begun()}"))
         exchange = Exchange(dialogue, owner, alone, raw)
         self._queue.append(exchange)
-        if self.error is not None or self.doomed:
+        if self.closed or self.doomed:
             self._queue.clear()
-            self._throw(exchange, self._doom() if self.error is None else self.disconnected())
+            self._throw(exchange, self.disconnected() if self.closed else self._doom())
         else:
             self.pump()
         return exchange
@@ -270,9 +274,9 @@ class Session:
             self._unasked(replies[0])
             return
         start = 0
-        while start < len(replies) and self.error is None:
+        while start < len(replies) and (self.error is None or self.state is State.CLOSING):
             start = self._receive(replies, start)
-        if self._reader.begun and self.error is None and self.closing is None and not self._awaits_reply():
+        if self._reader.begun and self.error is None and not self._awaits_reply():
             self._intruding = True
             if b"421"[: len(self._reader.pending)] != self._reader.pending[:3]:
                 self._intruded(self._begun())
@@ -288,8 +292,8 @@ class Session:
         if self._reader.pending:
             why = f"Connection unexpectedly closed within a reply: {self._begun()}"
             self.fail(SMTPProtocolError(-1, why.encode()))
-        elif self.closing is not None:
-            self._end(Trigger.END, self.closing)
+        elif self.error is not None:
+            self._end(Trigger.END, self.error)
         elif self.idle:
             self._end(Trigger.END, SMTPServerDisconnected("Connection unexpectedly closed"))
         else:
@@ -330,7 +334,7 @@ class Session:
     # ---- inside -----------------------------------------------------------------------------
 
     def _may_start(self, exchange: Exchange) -> bool:
-        if self.paused or self.closing is not None:
+        if self.paused or self.error is not None:
             return False
         if not self._owed:
             return True
@@ -381,13 +385,15 @@ class Session:
 
     def _write(self, exchange: Exchange, group: Group) -> None:
         data = group.data
-        if self.error is not None or (self.closing is not None and data):
+        if self.closed:
             raise self.disconnected()
         if group.secret:
             self._redaction.learn(data)
         state = self.state
         for trigger in group.triggers:
             after = TRANSITIONS.get((state, trigger))
+            if after is None and state is State.CLOSING:
+                raise self.disconnected()
             if after is None:
                 raise SMTPStateError(f"{trigger.value} is not possible now: {state.value}")
             state = after
@@ -472,14 +478,24 @@ class Session:
             exchange.pulling = False
             self._resume(exchange, b"")
         if reply.code > 420 and is_leaving(reply):
-            self._last_answered = exchange
-            self.closing = SMTPServerDisconnected(f"server closed the connection: {said(*reply)}")
-            self._drop_output()
-        if self.closing is not None and not self._may_be_answered():
-            self._end(Trigger.END, self.closing)
+            self._leave(exchange, reply)
+        if self.state is State.CLOSING and not self._may_be_answered():
+            assert self.error is not None
+            self._end(Trigger.END, self.error)
         elif self.state is State.CLOSED:
             self.close()
         return end
+
+    def _leave(self, exchange: Exchange, reply: Reply) -> None:
+        """The server has said to `exchange` that it closes: write nothing more."""
+        why = SMTPServerDisconnected(f"server closed the connection: {said(*reply)}")
+        if self.state is State.CLOSED:  # that was its reply to QUIT
+            self._end(Trigger.END, why)
+        elif not self.closed:
+            self._last_answered = exchange
+            self.error = why
+            self._apply(Trigger.BYE)
+            self._drop_output()
 
     def _has_misread(self, group: Group) -> bool:
         """Whether the reply to RSET behind a refused chunk shows that the server took the chunk for commands.
@@ -602,7 +618,7 @@ class Session:
 
     def disconnected(self) -> SMTPServerDisconnected:
         """Why nothing can be written any more: an exception of the caller's own."""
-        why = self.error or self.closing
+        why = self.error
         assert why is not None
         error = copy.copy(why)
         error.__traceback__ = None
@@ -610,8 +626,9 @@ class Session:
         return error
 
     def _end(self, trigger: Trigger, error: SMTPServerDisconnected) -> None:
-        if self.error is not None:
+        if self.closed:
             return
+        said = error is self.error  # with the 421
         self.error = error
         if self.state is not State.CLOSED:
             self._apply(trigger)
@@ -633,7 +650,7 @@ class Session:
                     self.notify(exchange)
                 continue
             told = self.disconnected()
-            if error is self.closing and self._last_answered not in (None, exchange):
+            if said and self._last_answered not in (None, exchange):
                 told.state = "not_sent"  # else what became of it, its own replies say
             self._throw(exchange, told)
 

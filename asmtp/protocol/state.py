@@ -40,7 +40,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Trigger", "State", "diagram"]
+__all__ = ["ENDED", "GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Trigger", "State", "diagram"]
 
 
 class State(enum.Enum):
@@ -60,6 +60,7 @@ class State(enum.Enum):
     CONTENT = "354: content comes next, until the dot"
     CHUNKS = "BDAT without LAST was written"
     QUIT = "the reply to QUIT is owed"
+    CLOSING = "421 was read: nothing more is written; what was written whole before may still be answered"
     CLOSED = "closed by either side, in step"
     BROKEN = "out of step, or cut off: nothing is ever written again"
 
@@ -86,8 +87,13 @@ class Trigger(enum.Enum):
     GO = "the reply that lets it go on: 220, 250 to a hello, 334, 354"
     NO = "any other reply"
     SECURED = "TLS is up"
+    BYE = "421, or another reply that says that the server closes"
     END = "either side closed"
     FAIL = "out of step, timed out, cut off"
+
+
+ENDED: Final = frozenset({State.CLOSED, State.BROKEN})
+"""States that nothing leads out of."""
 
 
 def _table() -> dict[tuple[State, Trigger], State]:
@@ -131,7 +137,9 @@ def _table() -> dict[tuple[State, Trigger], State]:
             (open_state, Trigger.quit): State.QUIT,
         }
     for state in State:
-        if state is not State.CLOSED and state is not State.BROKEN:
+        if state not in ENDED:
+            if state is not State.HANDSHAKE:  # where nothing that comes is a reply
+                table[state, Trigger.BYE] = State.CLOSING
             table[state, Trigger.END] = State.CLOSED
             table[state, Trigger.FAIL] = State.BROKEN
     return table
@@ -161,10 +169,10 @@ UNPROVING: Final = frozenset({Trigger.hello, Trigger.starttls, Trigger.auth})
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram; END and FAIL, which lead out of every state, are left out."""
+    """Return the table as a Mermaid state diagram, without BYE, END and FAIL, which lead out of every state."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (before, trigger), after in TRANSITIONS.items():
-        if trigger not in (Trigger.END, Trigger.FAIL):
+        if trigger not in (Trigger.BYE, Trigger.END, Trigger.FAIL):
             arrows.setdefault((before.name, after.name), []).append(trigger.name)
     lines = [f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items()]
     return "\n".join(["stateDiagram-v2", f"    [*] --> {State.GREETING.name}", *lines, ""])

@@ -238,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
             # What a write has met; but a refusal may have come before, which nobody has read.
             for octets in _unread(self.transport):
                 self.session.receive_data(octets)
-        if exc is not None and not self.session.closed and self.session.closing is None:
+        if exc is not None and self.session.writable:
             error = SMTPServerDisconnected(f"Connection unexpectedly closed: {one_line(exc)}")
             error.__cause__ = exc
             self.session.fail(error)
@@ -354,7 +354,7 @@ class Connection(asyncio.BufferedProtocol):
             limit = BEHIND
             what = "commands behind another message's content, which some servers lose; with window=1 there are none"
             lost = True
-        if session.closing is not None:
+        if not session.writable:
             limit = min(limit, CLOSING)
         deadline = self._since + limit
         if now >= deadline:

@@ -41,7 +41,7 @@ class Honest(World):
             self.over()
 
     def over(self) -> bool:
-        if self.session.closed or not (self.server.closed or self.session.closing is not None):
+        if self.session.closed or not (self.server.closed or not self.session.writable):
             return False
         self.session.receive_eof()
         return True
@@ -200,7 +200,7 @@ class Liar(World):
             self.session.receive_eof()
 
     def over(self) -> bool:
-        if self.session.closed or (self.session.idle and self.session.closing is None):
+        if self.session.closed or (self.session.idle and self.session.writable):
             return False
         self._patience -= 1
         if self._patience < 0:

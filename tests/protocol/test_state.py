@@ -9,15 +9,15 @@ import pytest
 
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol import session as session_module
-from asmtp.protocol.dialogue import greeting
-from asmtp.protocol.exchange import Dialogue, Group
+from asmtp.protocol.exchange import Dialogue, Group, Phase
+from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, State, Trigger, diagram
 
 ENDS = {State.CLOSED, State.BROKEN}
 
-# What leads to each state: what is written, or what the server sends.
-PATHS: dict[State, list[Trigger | bytes]] = {
+# What leads to each state: what is written, or what the server sends; None: something written whole is not answered.
+PATHS: dict[State, list[Trigger | bytes | None]] = {
     State.GREETING: [],
     State.READY: [b"220 hi\r\n"],
     State.HELLO: [b"220 hi\r\n", Trigger.hello],
@@ -30,6 +30,7 @@ PATHS: dict[State, list[Trigger | bytes]] = {
     State.CONTENT: [b"220 hi\r\n", Trigger.mail, b"250 ok\r\n", Trigger.data, b"354 go\r\n"],
     State.CHUNKS: [b"220 hi\r\n", Trigger.mail, b"250 ok\r\n", Trigger.bdat, b"250 ok\r\n"],
     State.QUIT: [b"220 hi\r\n", Trigger.quit],
+    State.CLOSING: [b"220 hi\r\n", None, b"421 bye\r\n"],
     State.CLOSED: [b"220 hi\r\n", Trigger.quit, b"221 bye\r\n"],
     State.BROKEN: [b"220 hi\r\n", b"250 what\r\n"],
 }
@@ -73,12 +74,17 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Recording:
 
 def one(trigger: Trigger) -> Dialogue:
     owed = 0 if trigger is Trigger.content else 1
-    yield Group(b"x\r\n", (trigger,), owed)
+    yield Group(b"x\r\n", (trigger,), owed, last=True)
+
+
+def waiting(owed: int, phase: Phase = Phase.COMMAND) -> Dialogue:
+    """Write nothing, and wait for replies, as a dialogue that has written all it has to."""
+    yield Group(b"", (), owed, last=True, phase=phase)
 
 
 def in_state(state: State) -> Session:
     session = Session()
-    session.start(greeting())
+    session.start(waiting(1, Phase.GREETING))
     for step in PATHS[state]:
         do(session, step)
     assert session.state is state
@@ -86,9 +92,11 @@ def in_state(state: State) -> Session:
     return session
 
 
-def do(session: Session, step: Trigger | bytes) -> None:
+def do(session: Session, step: Trigger | bytes | None) -> None:
     if isinstance(step, bytes):
         session.receive_data(step)
+    elif step is None:
+        session.start(waiting(3))
     else:
         session.start(one(step), raw=True)
 
@@ -101,6 +109,10 @@ def happen(session: Session, trigger: Trigger) -> None:
         session.receive_data(b"500 no\r\n")
     elif trigger is Trigger.SECURED:
         session.secured()
+    elif trigger is Trigger.BYE:
+        session.extensions = Extensions.parse(b"hi\nPIPELINING")
+        session.start(waiting(3))
+        session.receive_data(b"421 bye\r\n")
     elif trigger is Trigger.END:
         session.close()
     else:
@@ -158,10 +170,13 @@ def test_no_state_is_unreachable() -> None:
 def test_the_end_is_the_end() -> None:
     for (before, trigger), after in TRANSITIONS.items():
         assert before not in ENDS
+        assert trigger is not Trigger.BYE or after is State.CLOSING
         assert trigger is not Trigger.END or after is State.CLOSED
         assert trigger is not Trigger.FAIL or after is State.BROKEN
     for state in set(State) - ENDS:
         assert (state, Trigger.END) in TRANSITIONS
+        # What comes in plain text in front of the TLS handshake is not read as a reply.
+        assert ((state, Trigger.BYE) in TRANSITIONS) is (state is not State.HANDSHAKE)
         assert (state, Trigger.FAIL) in TRANSITIONS
 
 
@@ -169,7 +184,12 @@ def test_where_a_reply_is_awaited_nothing_may_be_written() -> None:
     """So the reply that moves the state is the last one owed."""
     for state in GO_CODES:
         ways = {trigger for before, trigger in TRANSITIONS if before is state}
-        assert ways == {Trigger.GO, Trigger.NO, Trigger.END, Trigger.FAIL}
+        assert ways == {Trigger.GO, Trigger.NO, Trigger.BYE, Trigger.END, Trigger.FAIL}
+
+
+def test_nothing_is_written_behind_421() -> None:
+    ways = {trigger for before, trigger in TRANSITIONS if before is State.CLOSING}
+    assert ways == {Trigger.BYE, Trigger.END, Trigger.FAIL}
 
 
 def test_content_is_written_behind_354_only() -> None:
@@ -177,7 +197,7 @@ def test_content_is_written_behind_354_only() -> None:
         assert {before for before, what in TRANSITIONS if what is trigger} == {State.CONTENT}
     assert {before for before, what in TRANSITIONS if what is Trigger.response} == {State.CHALLENGE}
     ways = {trigger for before, trigger in TRANSITIONS if before is State.CONTENT}
-    assert ways == {Trigger.content, Trigger.dot, Trigger.END, Trigger.FAIL}
+    assert ways == {Trigger.content, Trigger.dot, Trigger.BYE, Trigger.END, Trigger.FAIL}
 
 
 def test_what_is_held_and_what_opens() -> None:
@@ -204,5 +224,5 @@ def test_diagram() -> None:
     assert drawn == {
         (before.name, trigger.name, after.name)
         for (before, trigger), after in TRANSITIONS.items()
-        if trigger not in (Trigger.END, Trigger.FAIL)
+        if trigger not in (Trigger.BYE, Trigger.END, Trigger.FAIL)
     }
