@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import email.utils
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from email.message import Message
 from smtplib import quoteaddr
 from typing import TYPE_CHECKING, Any, Unpack
@@ -107,6 +107,12 @@ def addresses_from_headers(
     return sender, [recipients] if isinstance(recipients, str) else list(recipients)
 
 
+def _shown(recipient: str) -> str:
+    """Return a recipient for `repr`, with what is asked for with it alone."""
+    own = f" ({recipient.parameters.strip()})" if isinstance(recipient, Recipient) else ""
+    return repr(str(recipient)) + own
+
+
 class Envelope:
     """A sender, its recipients, and their ESMTP parameters.
 
@@ -183,8 +189,30 @@ class Envelope:
         return cls(sender, recipients, mail_options, rcpt_options, content=message, **requests)
 
     def __repr__(self) -> str:
-        # The constructor may have raised.
-        return f"Envelope({getattr(self, 'sender', None)!r}, {list(getattr(self, 'recipients', ()))!r})"
+        """Show all but the content, of which only the type is told: it does not belong into logs."""
+        if not hasattr(self, "_paths"):  # the constructor has raised
+            return f"Envelope({getattr(self, 'sender', None)!r}, {list(getattr(self, 'recipients', ()))!r})"
+        shown = {name: list(given) for name in ("mail_options", "rcpt_options") if (given := getattr(self, name))}
+        text = "".join([f", {name}={value!r}" for name, value in {**shown, **self._requests()}.items()])
+        if self.content is not None:
+            text += f", content=<{type(self.content).__name__}>"
+        recipients = ", ".join([_shown(recipient) for recipient in self.recipients])
+        return f"Envelope({self.sender!r}, [{recipients}]{text})"
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether the other one has the same sender, recipients, parameters, and equal content."""
+        return isinstance(other, Envelope) and self._key() == other._key() and bool(self.content == other.content)
+
+    def __hash__(self) -> int:
+        return hash((self.sender, self.recipients))
+
+    def _key(self) -> tuple[Any, ...]:
+        own = [recipient.parameters if isinstance(recipient, Recipient) else "" for recipient in self.recipients]
+        options = tuple(self.mail_options), tuple(self.rcpt_options)
+        return self.sender, tuple(self.recipients), own, options, self._requests()
+
+    def _requests(self) -> Mapping[str, Any]:
+        return {} if self._parameters is None else self._parameters.requests
 
     def only(self, places: Iterable[int]) -> Envelope:
         """The same for some of the recipients: those at `places`."""

@@ -160,6 +160,11 @@ class Parameters:
         self._asked = self._written()
 
     @property
+    def requests(self) -> Mapping[str, Any]:
+        """Return what was asked for, by the names of :class:`Requests`."""
+        return self._requests
+
+    @property
     def envid(self) -> str | None:
         """The identifier that is asked to come back, as it was given."""
         return self._requests.get("envid")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from email.message import EmailMessage
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from asmtp.errors import SMTPNotSupportedError
 from asmtp.protocol.envelope import Envelope, ascii_domain, path
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.parameters import Recipient
 
 NOTHING = Extensions()
 UTF8 = Extensions({"smtputf8": "", "8bitmime": ""})
@@ -95,6 +96,41 @@ def test_envelope() -> None:
     assert envelope.recipients == ("b@x",)
     assert repr(envelope) == "Envelope('a@x', ['b@x'])"
     assert Envelope("", iter(["b@x", "c@x"])).recipients == ("b@x", "c@x")
+
+
+def test_repr_has_all_but_the_content() -> None:
+    recipients = ["b@x", Recipient("c@x", notify="never", orcpt="d@x")]
+    envelope = Envelope("a@x", recipients, ["SIZE=1"], ("X=2",), content=b"secret", envid="7", priority=3)
+    assert repr(envelope) == (
+        "Envelope('a@x', ['b@x', 'c@x' (NOTIFY=NEVER ORCPT=rfc822;d@x)], mail_options=['SIZE=1'], rcpt_options=['X=2'],"
+        " envid='7', priority=3, content=<bytes>)"
+    )
+
+
+ENVELOPES: list[Callable[[], Envelope]] = [
+    lambda: Envelope("a@x", "b@x"),
+    lambda: Envelope("c@x", "b@x"),
+    lambda: Envelope("a@x", ["b@x", "c@x"]),
+    lambda: Envelope("a@x", ["c@x", "b@x"]),
+    lambda: Envelope("a@x", Recipient("b@x", notify="never")),
+    lambda: Envelope("a@x", "b@x", ["SIZE=1"]),
+    lambda: Envelope("a@x", "b@x", (), ["SIZE=1"]),
+    lambda: Envelope("a@x", "b@x", content=b"hi"),
+    lambda: Envelope("a@x", "b@x", content="hi"),
+    lambda: Envelope("a@x", "b@x", envid="1"),
+    lambda: Envelope("a@x", "b@x", envid="2"),
+]
+
+
+def test_equal_is_what_says_the_same() -> None:
+    for place, make in enumerate(ENVELOPES):
+        envelope = make()
+        assert envelope == make()
+        assert hash(envelope) == hash(make())
+        assert [envelope == other() for other in ENVELOPES].index(True) == place
+        assert sum(envelope == other() for other in ENVELOPES) == 1
+    assert Envelope("a@x", "b@x", ["SIZE=1"]) == Envelope("a@x", ["b@x"], ("SIZE=1",))
+    assert Envelope("a@x", "b@x") != "a@x"
 
 
 def test_no_recipients() -> None:
