@@ -16,7 +16,7 @@ from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
 from asmtp.mailer.delivery import state_of
 from asmtp.mailer.limits import Limit
 from asmtp.mailer.message import QueuedMessage
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
@@ -135,7 +135,7 @@ class PooledConnection(AsyncSMTP):
     """A connection and what it is good for.
 
     Args:
-        source: where to.
+        relay: where to.
         over: is called with each request that has come to an end here.
         lost: is called when the connection is gone.
         rested: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
@@ -158,27 +158,32 @@ class PooledConnection(AsyncSMTP):
 
     def __init__(
         self,
-        source: Source,
+        relay: RelayState,
         over: Callable[[DeliveryRequest], None],
         lost: Callable[[PooledConnection], None],
         rested: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
-        relay = source.relay
+        config = relay.config
         options: dict[str, Any] = {
             name: value
             for name in (
                 "tls", "ssl_context", "server_hostname", "username", "password", "token", "mechanisms", "window",
                 "window_octets", "pipelining", "chunking", "proxy", "proxy_protocol", "on_event",
             )
-            if (value := getattr(relay, name)) is not None
+            if (value := getattr(config, name)) is not None
         }  # fmt: skip
         super().__init__(
-            relay.host, relay.port, relay.local_hostname, relay.timeouts or Timeouts(), relay.source_address, **options
+            config.host,
+            config.port,
+            config.local_hostname,
+            config.timeouts or Timeouts(),
+            config.source_address,
+            **options,
         )
-        self._sessions = source.sessions
-        self._logins = source.logins
-        self._relay_chunking = source.chunking
-        self.source = source
+        self._sessions = relay.sessions
+        self._logins = relay.logins
+        self._relay_chunking = relay.chunking
+        self.relay = relay
         self.over = over
         self._on_lost = lost
         self._on_rested = rested
@@ -189,7 +194,7 @@ class PooledConnection(AsyncSMTP):
         self.until: float | None = None
         self.busy_since = 0.0
         self.idle_since = 0.0
-        self.service = source.service
+        self.service = relay.service
         self.retiring = False
         self.stale = False
         self.cut = False
@@ -228,12 +233,12 @@ class PooledConnection(AsyncSMTP):
         await self.connect()
         await self.ehlo_or_helo_if_needed()
         session = self._session
-        session.overlap = self.source.overlap
+        session.overlap = self.relay.overlap
         self._depth = session.window if self._flows else SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
         self._heed_most_messages(limits.get("MAILMAX"))
-        self.at_most(self.source.most_messages(asyncio.get_running_loop().time()))
+        self.at_most(self.relay.most_messages(asyncio.get_running_loop().time()))
 
     def _heed_most_messages(self, announced: int | None) -> None:
         """Heed MAILMAX (RFC 9422 §3): the probe has a MAIL, too, and is not worth its while for a few messages."""
@@ -299,7 +304,7 @@ class PooledConnection(AsyncSMTP):
 
     def most_recipients(self, now: float) -> int | None:
         """How many recipients a transaction may have (RFC 9422 §3, RFC 5321 §4.5.3.1.10), as far as it is known."""
-        known, learnt = self._recipients, self.source.most_recipients(now)
+        known, learnt = self._recipients, self.relay.most_recipients(now)
         return min(known, learnt) if known and learnt else known or learnt
 
     # ---- messages ---------------------------------------------------------------------------
@@ -403,7 +408,7 @@ class PooledConnection(AsyncSMTP):
 
     def alone(self) -> None:
         """The relay takes no transaction behind an unanswered message: they go one by one from now on."""
-        self._session.overlap = self.source.overlap = False
+        self._session.overlap = self.relay.overlap = False
         self._depth = min(self._depth, SHALLOW)
 
     def measure(self, now: float, answered: int) -> None:
@@ -413,7 +418,7 @@ class PooledConnection(AsyncSMTP):
         self.busy_since = self.idle_since = now
         weight = min(1.0, 0.1 * answered)
         self.service += weight * (each - self.service)
-        self.source.service = self.service
+        self.relay.service = self.service
         if self._flows:
             self._depth = self._session.window
         else:

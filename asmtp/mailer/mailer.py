@@ -27,7 +27,7 @@ from asmtp.mailer.message import QueuedMessage, is_heavy
 from asmtp.mailer.policy import Pace, Rate, Retry
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.queue import Outbox
-from asmtp.mailer.relay_state import Kept, Source
+from asmtp.mailer.relay_state import Kept, RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
@@ -333,13 +333,13 @@ class AsyncMailer:
         failed: list[Exception] = []
         for relay, kept in zip(self._relays, self._kept, strict=True):
             kind = PooledLMTPConnection if relay.lmtp else PooledConnection
-            source = Source(relay, kept)
-            connection = kind(source, lambda request: None, lambda connection: None)
+            state = RelayState(relay, kept)
+            connection = kind(state, lambda request: None, lambda connection: None)
             try:
                 await connection.open()
                 await connection.retire()
             except Exception as error:
-                told = source.no_connection(error)
+                told = state.no_connection(error)
                 told.add_note(f"relay: {relay.name}")
                 failed.append(told)
             finally:
@@ -485,9 +485,9 @@ class AsyncMailer:
             self._outbox = outbox = Outbox(self._open_pool, self._retry, self._settled)
         return outbox
 
-    def _open_pool(self, ended: Callable[[DeliveryRequest, Source], None], settled: Callable[[], None]) -> Pool:
+    def _open_pool(self, ended: Callable[[DeliveryRequest, RelayState], None], settled: Callable[[], None]) -> Pool:
         return Pool(
-            [Source(relay, kept) for relay, kept in zip(self._relays, self._kept, strict=True)],
+            [RelayState(relay, kept) for relay, kept in zip(self._relays, self._kept, strict=True)],
             self._connections,
             idle=self._idle,
             max_messages=self._max_messages,

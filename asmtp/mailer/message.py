@@ -181,7 +181,7 @@ class QueuedMessage:
             if outcome is not None:  # and is told in a moment
                 accepted |= outcome.accepted
                 refused |= outcome.refused
-                reply, relay = outcome.reply, request.connection.source.name
+                reply, relay = outcome.reply, request.connection.relay.name
                 continue
             error = request.error
             if not isinstance(error, Exception):

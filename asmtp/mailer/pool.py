@@ -24,7 +24,7 @@ from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMT
 from asmtp.mailer.delivery import replies_of
 from asmtp.mailer.limits import Found, Limit, Meter, limit_of
 from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 from asmtp.mailer.schedule import choose, plan
 from asmtp.protocol.transaction import NotBegun
 
@@ -44,7 +44,7 @@ CHANCES = 3
 class _Opening:
     """A connection that is being opened."""
 
-    source: Source
+    relay: RelayState
     begun: float
     now: float = 0.0
     load: int = 0
@@ -54,22 +54,22 @@ class _Opening:
     def left(self) -> float:
         elapsed = self.now - self.begun
         # What is overdue may take as long again.
-        return self.source.connect - elapsed if elapsed < self.source.connect else elapsed
+        return self.relay.connect - elapsed if elapsed < self.relay.connect else elapsed
 
     @property
     def service(self) -> float:
-        return self.source.service
+        return self.relay.service
 
     def hangs(self, now: float) -> bool:
         """Whether it has taken so long that something else should be tried."""
-        return now >= self.begun + self.source.patience
+        return now >= self.begun + self.relay.patience
 
 
 class Pool:
     """Connections to one relay, or to several of which the first that can be reached is used.
 
     Args:
-        sources: the relays, in the order of preference.
+        relays: the relays, in the order of preference.
         most: how many connections may be open.
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
@@ -80,18 +80,18 @@ class Pool:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        relays: Sequence[RelayState],
         most: int,
         *,
         idle: float | None,
         max_messages: int | None,
         max_age: float | None,
         pace: Pace | None,
-        ended: Callable[[DeliveryRequest, Source], None],
+        ended: Callable[[DeliveryRequest, RelayState], None],
         settled: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.sources = sources
+        self.relays = relays
         self.most = most
         self.idle = idle
         self.max_messages = max_messages
@@ -137,7 +137,7 @@ class Pool:
         request.since = self.loop.time()
         self._again.append(request)
 
-    def slow_down(self, source: Source, error: Exception, *, find: bool) -> None:
+    def slow_down(self, relay: RelayState, error: Exception, *, find: bool) -> None:
         """Send less: a relay says that it is sent too much.
 
         Args:
@@ -149,9 +149,9 @@ class Pool:
             self.pace = pace.throttled(now)
         elif pace is None:
             self.pace = Found.of(self.meter.rate(now), now) if find else None
-        elif len(self.sources) > 1 and pace.blocked(self.meter.last):
+        elif len(self.relays) > 1 and pace.blocked(self.meter.last):
             self.pace = None  # another one may take what this one does not
-            self.distrust(source, error)
+            self.distrust(relay, error)
         else:
             self.pace = pace.throttled(now, self.meter.rate(now))
 
@@ -178,18 +178,18 @@ class Pool:
         if not allowed:
             self._wake_for_line((), now, paced=True)
             return
-        source = self._choose(now)
+        relay = self._choose(now)
         connections = [
-            connection for connection in self.connections if connection.source is source and connection.serves(now)
+            connection for connection in self.connections if connection.relay is relay and connection.serves(now)
         ]
-        if len(self.sources) > 1:
-            self._try_again(source, now, served=bool(connections))
-        if source.lasting is not None and not (connections or self._opening or source.rest.over(now)):
-            self._turn_away(source, source.lasting, now, now)
+        if len(self.relays) > 1:
+            self._try_again(relay, now, served=bool(connections))
+        if relay.lasting is not None and not (connections or self._opening or relay.rest.over(now)):
+            self._turn_away(relay, relay.lasting, now, now)
             return
-        trying, spare = self._spare(source, now, served=bool(connections))
+        trying, spare = self._spare(relay, now, served=bool(connections))
         candidates: list[Any] = [*connections, *trying]  # what is being opened has no room, and is not chosen
-        chosen, opened = plan(candidates, allowed, spare, source.connect, source.service)
+        chosen, opened = plan(candidates, allowed, spare, relay.connect, relay.service)
         for connection in chosen:
             request = self.waiting.popleft()
             most = connection.most_recipients(now)
@@ -204,10 +204,10 @@ class Pool:
             self._short_since = math.inf
         elif opened or self._opening or self._short_since == math.inf:
             self._short_since = now
-        elif spare and now - self._short_since > 2 * source.connect:
+        elif spare and now - self._short_since > 2 * relay.connect:
             least = 1
         for _ in range(max(opened, least)):
-            self._open(source, now)
+            self._open(relay, now)
         if self.waiting:
             self._wake_for_line(connections, now, paced=len(chosen) == allowed)
 
@@ -235,68 +235,68 @@ class Pool:
 
     # ---- which relay ------------------------------------------------------------------------
 
-    def _choose(self, now: float) -> Source:
+    def _choose(self, now: float) -> RelayState:
         """The relay that serves."""
-        if len(self.sources) == 1:
-            return self.sources[0]
-        serving = {connection.source for connection in self.connections if connection.serves(now)}
-        hanging = {opening.source for opening in self._opening.values() if opening.hangs(now)}
-        return choose(self.sources, serving, hanging, now)
+        if len(self.relays) == 1:
+            return self.relays[0]
+        serving = {connection.relay for connection in self.connections if connection.serves(now)}
+        hanging = {opening.relay for opening in self._opening.values() if opening.hangs(now)}
+        return choose(self.relays, serving, hanging, now)
 
-    def _try_again(self, serving: Source, now: float, *, served: bool) -> None:
+    def _try_again(self, serving: RelayState, now: float, *, served: bool) -> None:
         """See whether a relay that is preferred to the one that serves is back, by one connection."""
         for task, opening in list(self._opening.items()):
-            if served and opening.source is not serving and opening.hangs(now):
-                opening.source.failed(now, SMTPTimeoutError("timed out: not connected"), random.random())
+            if served and opening.relay is not serving and opening.hangs(now):
+                opening.relay.failed(now, SMTPTimeoutError("timed out: not connected"), random.random())
                 task.cancel()
-        for source in self.sources[: self.sources.index(serving)]:
-            trying = any(opening.source is source for opening in self._opening.values())
-            if trying or not source.rest.over(now):
+        for relay in self.relays[: self.relays.index(serving)]:
+            trying = any(opening.relay is relay for opening in self._opening.values())
+            if trying or not relay.rest.over(now):
                 continue
             if self._total < max(2, self.most):
-                self._open(source, now)
+                self._open(relay, now)
             else:
-                self._make_room(source)
+                self._make_room(relay)
 
-    def _make_room(self, source: Source) -> None:
+    def _make_room(self, relay: RelayState) -> None:
         """All connections are to other relays than the one that is preferred: one of them has to go."""
-        others = [connection for connection in self.connections if connection.source is not source]
+        others = [connection for connection in self.connections if connection.relay is not relay]
         if others and not any(connection.retiring for connection in others):
             self._retire(min(others, key=lambda connection: connection.load))
 
-    def _spare(self, source: Source, now: float, *, served: bool) -> tuple[list[_Opening], int]:
+    def _spare(self, relay: RelayState, now: float, *, served: bool) -> tuple[list[_Opening], int]:
         """Its connections that are being opened; how many more may be."""
-        trying = [opening for opening in self._opening.values() if opening.source is source]
+        trying = [opening for opening in self._opening.values() if opening.relay is relay]
         for opening in trying:
             opening.now = now
-        here = sum(connection.source is source for connection in self.connections) + len(trying)
+        here = sum(connection.relay is relay for connection in self.connections) + len(trying)
         # One more than allowed, where that is one: it is not given up for a relay that may not be back, or is left for.
         limit = self.most if here else max(2, self.most)
-        spare = max(0, min(limit - self._total, source.most_connections(self.most, now) - here))
+        spare = max(0, min(limit - self._total, relay.most_connections(self.most, now) - here))
         if served:
             return trying, spare
         # One finds out whether the relay can be had (several with a wrong password, and the account is locked), and
         # another if that one hangs.
         if any(not opening.hangs(now) for opening in trying):
             return trying, 0
-        due = source.next_try(alone=not any(self._may_be_had(other, now) for other in self.sources))
+        due = relay.next_try(alone=not any(self._may_be_had(other, now) for other in self.relays))
         if due > now:
             self._wake(due)
             return trying, 0
         return trying, min(spare, 1)
 
-    def _may_be_had(self, source: Source, now: float) -> bool:
+    def _may_be_had(self, relay: RelayState, now: float) -> bool:
         """Whether it need not rest, as far as is known."""
-        return source.rest.over(now) and not any(
-            opening.source is source and opening.hangs(now) for opening in self._opening.values()
+        return relay.rest.over(now) and not any(
+            opening.relay is relay and opening.hangs(now) for opening in self._opening.values()
         )
 
-    def distrust(self, source: Source, error: Exception) -> None:
+    def distrust(self, relay: RelayState, error: Exception) -> None:
         """It takes connections, but no messages: another one, if there is any, should serve for a while."""
-        if len(self.sources) > 1:
-            source.failed(self.loop.time(), error, random.random())
+        if len(self.relays) > 1:
+            relay.failed(self.loop.time(), error, random.random())
             for connection in self.connections:
-                if connection.source is source and not connection.retiring:
+                if connection.relay is relay and not connection.retiring:
                     self._retire(connection)
 
     # ---- the line ---------------------------------------------------------------------------
@@ -316,19 +316,19 @@ class Pool:
 
     # ---- connections ------------------------------------------------------------------------
 
-    def _open(self, source: Source, now: float) -> None:
-        kind = PooledLMTPConnection if source.relay.lmtp else PooledConnection
-        connection = kind(source, self._finish, self._lost, self._care)
+    def _open(self, relay: RelayState, now: float) -> None:
+        kind = PooledLMTPConnection if relay.config.lmtp else PooledConnection
+        connection = kind(relay, self._finish, self._lost, self._care)
         if self.max_messages is not None:
             connection.limit = max(1, round(self.max_messages * random.uniform(0.9, 1)))
         task = self.loop.create_task(self._bring_up(connection))
-        self._opening[task] = _Opening(source, now)
+        self._opening[task] = _Opening(relay, now)
         task.add_done_callback(self._opened)
-        self._wake(now + LATE * source.patience)
+        self._wake(now + LATE * relay.patience)
 
     async def _bring_up(self, connection: PooledConnection) -> None:
         await asyncio.sleep(0)  # an eager task, which could be over before it is known of, begins here
-        source = connection.source
+        relay = connection.relay
         begun = self.loop.time()
         try:
             await connection.open()
@@ -342,8 +342,8 @@ class Pool:
             self._not_opened(self._forget_opening(), error)
             return
         now = self.loop.time()
-        source.lasting = None
-        source.connect += (now - begun - source.connect) / 2
+        relay.lasting = None
+        relay.connect += (now - begun - relay.connect) / 2
         connection.idle_since = now
         if self.max_age is not None:
             connection.until = now + self.max_age * random.uniform(0.9, 1)
@@ -352,7 +352,7 @@ class Pool:
         self.connections.append(connection)
         serving = self._choose(now)
         for other in self.connections:  # that helped out, or came too late for that
-            if other.source is not serving and not other.retiring:
+            if other.relay is not serving and not other.retiring:
                 self._retire(other)
         self.dispatch()
         self._care(connection)
@@ -370,18 +370,18 @@ class Pool:
     def _not_opened(self, opening: _Opening, error: BaseException) -> None:
         """A connection could not be opened."""
         now = self.loop.time()
-        source = opening.source
-        here = sum(connection.source is source and not connection.retiring for connection in self.connections)
+        relay = opening.relay
+        here = sum(connection.relay is relay and not connection.retiring for connection in self.connections)
         if here:
             # There are others: so many it takes.
-            source.shrink(here, now)
+            relay.shrink(here, now)
         else:
-            source.failed(now, error, random.random())
+            relay.failed(now, error, random.random())
         if not (here or any(connection.usable for connection in self.connections)):
             # Each relay is tried for each message, but for those of which it is known that there is no use in it.
-            tried = [other.failed_at for other in self.sources if other.lasting is None or other.rest.over(now)]
+            tried = [other.failed_at for other in self.relays if other.lasting is None or other.rest.over(now)]
             until = min([*tried, self._waited_for(opening, now)])
-            self._turn_away(source, error, until, opening.begun)
+            self._turn_away(relay, error, until, opening.begun)
         self.dispatch()
 
     def _waited_for(self, failed: _Opening, now: float) -> float:
@@ -396,7 +396,7 @@ class Pool:
             return -math.inf
         return now if all(other.hangs(now) for other in self._opening.values()) else failed.begun
 
-    def _turn_away(self, source: Source, error: BaseException, until: float, begun: float) -> None:
+    def _turn_away(self, relay: RelayState, error: BaseException, until: float, begun: float) -> None:
         """There is no connection for those that wait since `until` or longer, and will not be soon.
 
         Args:
@@ -409,7 +409,7 @@ class Pool:
             else:
                 if request.message.began is None:
                     request.message.began = max(request.since, begun)
-                request.error = source.no_connection(error)
+                request.error = relay.no_connection(error)
                 self._finish(request)
 
     def _lost(self, connection: PooledConnection) -> None:
@@ -422,25 +422,25 @@ class Pool:
 
     def _bury(self, connection: PooledConnection, now: float) -> None:
         """A connection was lost, and it is known how much it answered."""
-        source, why = connection.source, connection.session.error
+        relay, why = connection.relay, connection.session.error
         if why is None or connection.retiring:
             return
-        others = [other for other in self.connections if other.source is source]
+        others = [other for other in self.connections if other.relay is relay]
         if is_crowded(str(why)):
             self._crowded(connection, why, now)
             return
         served = connection.answered or any(other.answered for other in others)
         if connection.begun and not (served or connection.cut or connection.at_probe):
-            source.failed(now, why, random.random())  # to greet is not enough
+            relay.failed(now, why, random.random())  # to greet is not enough
 
     def _crowded(self, connection: PooledConnection, why: Exception, now: float) -> None:
         """Its relay has too many connections: this one is used no more, and so many as are left are enough."""
         connection.retiring = True  # and closed by `_care`
-        left = sum(other.source is connection.source and not other.retiring for other in self.connections)
+        left = sum(other.relay is connection.relay and not other.retiring for other in self.connections)
         if left:
-            connection.source.shrink(left, now)
+            connection.relay.shrink(left, now)
         else:
-            connection.source.failed(now, why, random.random())
+            connection.relay.failed(now, why, random.random())
 
     def _retire(self, connection: PooledConnection) -> None:
         """Give it no more messages, and close it when it has none left."""
@@ -539,14 +539,14 @@ class Pool:
             connection, error = request.connection, request.error
             if error is None and connection is not None:
                 connection.taken += 1
-                if request.spent or connection.source.rest.failures:
-                    self._heed_taken(request, connection.source, now)
+                if request.spent or connection.relay.rest.failures:
+                    self._heed_taken(request, connection.relay, now)
             if error is not None:
                 request.keep_doubt()
             request.connection = request.exchange = request.transaction = None
             request.over = False
             if connection is None:  # it did not come to any
-                self._ended(request, self.sources[0])
+                self._ended(request, self.relays[0])
             elif (
                 error is not None
                 and not (request.withdrawn or self._closed)
@@ -554,7 +554,7 @@ class Pool:
             ):
                 self.put_back(request)
             else:
-                self._ended(request, connection.source)
+                self._ended(request, connection.relay)
         again, self._again = self._again, []
         self.waiting.extendleft(reversed(again))
         self.dispatch()
@@ -562,11 +562,11 @@ class Pool:
             self._care(served)
         self._settled()
 
-    def _heed_taken(self, request: DeliveryRequest, source: Source, now: float) -> None:
+    def _heed_taken(self, request: DeliveryRequest, relay: RelayState, now: float) -> None:
         """A message was taken, which says something of its relay, too."""
-        source.rest = Rest()
-        if request.spent and len(self.sources) == 1:  # it was the connection, not the sender
-            source.ended(request.spent, now)
+        relay.rest = Rest()
+        if request.spent and len(self.relays) == 1:  # it was the connection, not the sender
+            relay.ended(request.spent, now)
             request.spent = 0
 
     def _stays(self, request: DeliveryRequest, connection: PooledConnection, error: BaseException, now: float) -> bool:
@@ -580,7 +580,7 @@ class Pool:
             if limit is Limit.MESSAGES and not connection.retiring:
                 self._heed_end(connection, connection.taken, certain=True)
             elif limit is Limit.SENDER:
-                if request.returned or (len(self.sources) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
+                if request.returned or (len(self.relays) > 1 and replies_of(error)[0].enhanced.startswith("4.3.")):
                     request.limit = None  # it is not the connection, or all of the relay
                 else:
                     request.spent = connection.taken
@@ -589,10 +589,10 @@ class Pool:
 
     def _silently(self, request: DeliveryRequest, connection: PooledConnection, error: BaseException) -> bool:
         """Whether a message goes back into the line without anyone's knowing."""
-        if isinstance(error, NotBegun) or (connection.source.overlap and not connection.session.overlap):
+        if isinstance(error, NotBegun) or (connection.relay.overlap and not connection.session.overlap):
             # A server that does not take a RSET behind an unanswered message (Haraka: 503), or loses it (Courier).
             for other in {connection, *self.connections}:
-                if other.source is connection.source:
+                if other.relay is connection.relay:
                     other.alone()
         if isinstance(error, NotBegun):
             request.not_begun += 1
@@ -617,11 +617,11 @@ class Pool:
 
     def _heed_end(self, connection: PooledConnection, messages: int, *, certain: bool = False) -> None:
         """Some servers take so many messages on a connection, and end it, or say so."""
-        source, now = connection.source, self.loop.time()
-        source.ended(messages, now, certain=certain)
+        relay, now = connection.relay, self.loop.time()
+        relay.ended(messages, now, certain=certain)
         for other in self.connections:
-            if other.source is source:
-                other.at_most(source.most_messages(now))
+            if other.relay is relay:
+                other.at_most(relay.most_messages(now))
 
     # ---- the end ----------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from asmtp.mailer.limits import Limit, limit_of
 from asmtp.mailer.message import QueuedMessage
 from asmtp.mailer.policy import Retry, any_throttling
 from asmtp.mailer.pool import Pool
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import Outcome
@@ -50,7 +50,7 @@ class Outbox:
 
     def __init__(
         self,
-        open_pool: Callable[[Callable[[DeliveryRequest, Source], None], Callable[[], None]], Pool],
+        open_pool: Callable[[Callable[[DeliveryRequest, RelayState], None], Callable[[], None]], Pool],
         retry: Retry | None,
         settled: Callable[[], None],
     ) -> None:
@@ -148,7 +148,7 @@ class Outbox:
 
     # ---- the end of a try -------------------------------------------------------------------
 
-    def _ended(self, request: DeliveryRequest, source: Source) -> None:
+    def _ended(self, request: DeliveryRequest, relay: RelayState) -> None:
         """A request has come to an end: to tell, or to try again."""
         message = request.message
         if request not in message.pending:
@@ -156,13 +156,13 @@ class Outbox:
         message.attempts = max(message.attempts, request.attempts)
         outcome, error = request.outcome, request.error
         if error is None and outcome is not None:
-            message.took(outcome, source.name)
+            message.took(outcome, relay.name)
             if outcome.refused:
-                self._refused_for_some(request, outcome, source)
+                self._refused_for_some(request, outcome, relay)
         elif request.withdrawn is not None or not isinstance(error, Exception):
             message.failed_for(request.envelope.recipients, _given_up(request, error))
         else:
-            self._failed(request, error, source)
+            self._failed(request, error, relay)
             return
         self._close(request)
 
@@ -174,9 +174,9 @@ class Outbox:
             self.in_flight -= 1
             message.arrived(message)
 
-    def _failed(self, request: DeliveryRequest, error: Exception, source: Source) -> None:
+    def _failed(self, request: DeliveryRequest, error: Exception, relay: RelayState) -> None:
         """It came to nothing: try again, or leave it at that."""
-        self._heed(request, error, source)
+        self._heed(request, error, relay)
         delay = None
         if self._retry is not None and not request.message.once and not self._aborted:
             if request.limit is not None and self._put_back(request, error):
@@ -201,16 +201,16 @@ class Outbox:
                 request.message.refused.update(final)
                 request.envelope = _only(request, set(request.envelope.recipients) - set(final))
 
-    def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, source: Source) -> None:
+    def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> None:
         """It was taken, but not for everyone: some may get a transaction of their own."""
         message, refused = request.message, outcome.refused
         others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
         limit = limit_of(others, 0)
-        self._heed_pace(limit, others, source)
+        self._heed_pace(limit, others, relay)
         if message.once or request.withdrawn or self._aborted:
             message.refused.update(refused)
             return
-        crowded = self._crowded_out(request, outcome, source)
+        crowded = self._crowded_out(request, outcome, relay)
         later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
         if later and not self._again_for(request, later, limit):
             later = {}
@@ -234,30 +234,30 @@ class Outbox:
             self._try_later(again, delay)
         return True
 
-    def _crowded_out(self, request: DeliveryRequest, outcome: Outcome, source: Source) -> set[str]:
+    def _crowded_out(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> set[str]:
         """Those behind the server's limit of recipients, who get a transaction of their own (RFC 5321 §4.5.3.1.10)."""
         crowded = {who: reply for who, reply in outcome.refused.items() if _too_many(reply)}
         if crowded:
             recipients = request.envelope.recipients
             if set(recipients[-len(crowded) :]) == set(crowded):
                 certain = all(map(_says_too_many, crowded.values()))
-                source.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
+                relay.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
             self.pool.waiting.append(DeliveryRequest(request.message, _only(request, crowded), request.attempts))
         return set(crowded)
 
-    def _heed(self, request: DeliveryRequest, error: Exception, source: Source) -> None:
+    def _heed(self, request: DeliveryRequest, error: Exception, relay: RelayState) -> None:
         """What the reply says of the server, not of the message."""
         replies = replies_of(error)
         if any_throttling(replies) or request.limit is not None:
-            self._heed_pace(request.limit, error, source)
+            self._heed_pace(request.limit, error, relay)
         elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
-            self.pool.distrust(source, error)  # RFC 3463 §3.4: the system's status
+            self.pool.distrust(relay, error)  # RFC 3463 §3.4: the system's status
 
-    def _heed_pace(self, limit: Limit | None, error: Exception, source: Source) -> None:
+    def _heed_pace(self, limit: Limit | None, error: Exception, relay: RelayState) -> None:
         """A server that says it is sent too much is sent less."""
         if limit is Limit.PACE or any_throttling(replies_of(error)):
             find = limit is Limit.PACE and self._retry is not None
-            self.pool.slow_down(source, error, find=find)
+            self.pool.slow_down(relay, error, find=find)
 
     # ---- back in line -----------------------------------------------------------------------
 

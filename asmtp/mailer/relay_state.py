@@ -14,7 +14,7 @@ from asmtp.mailer.policy import Rest, is_transient
 from asmtp.protocol.chunking import RelayChunking
 from asmtp.transport.tls import SessionCache, is_no_tls
 
-__all__ = ["Kept", "Source"]
+__all__ = ["Kept", "RelayState"]
 
 ALONE = 0.5
 """Seconds between two tries of a relay that cannot be reached, where there is no other."""
@@ -47,7 +47,7 @@ class Kept:
     chunking: RelayChunking = field(default_factory=RelayChunking)
 
 
-class Source:
+class RelayState:
     """A relay, and what was learnt of it.
 
     Args:
@@ -65,7 +65,7 @@ class Source:
 
     def __init__(self, relay: Relay, kept: Kept | None = None) -> None:
         kept = kept or Kept()
-        self.relay = relay
+        self.config = relay
         self.name = relay.name
         self.rest = Rest()
         self.failed_at = -math.inf
@@ -118,7 +118,7 @@ class Source:
             told.state = error.state or "not_sent"
             return told
         # A certificate that does not fit, a port without TLS, no token to be had: it will not be better in a second.
-        wrong_port = self.relay.tls == "implicit" and is_no_tls(error)
+        wrong_port = self.config.tls == "implicit" and is_no_tls(error)
         lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or wrong_port
         why = reason(error, _WHY)
         told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")

@@ -6,31 +6,33 @@ import heapq
 from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 
 __all__ = ["Candidate", "choose", "plan"]
 
 
-def choose(sources: Sequence[Source], serving: Collection[Source], hanging: Collection[Source], now: float) -> Source:
+def choose(
+    relays: Sequence[RelayState], serving: Collection[RelayState], hanging: Collection[RelayState], now: float
+) -> RelayState:
     """Which relay serves: the first that has a connection, or else the one to be tried.
 
     That is the first that never failed, or else the first that has rested, or else the one that was tried longest ago.
     One that can be tried is preferred to one that does not answer, and that to one with a wrong password.
 
     Args:
-        sources: in the order of preference.
+        relays: in the order of preference.
         serving: those that have a connection which can be used.
         hanging: those to which a connection has been opened for too long.
     """
 
-    def order(source: Source) -> tuple[bool | float, ...]:
-        if source in serving:
+    def order(relay: RelayState) -> tuple[bool | float, ...]:
+        if relay in serving:
             return (0,)
-        if source.rest.over(now):
-            return 1, source in hanging, False, source.rest.failures > 0
-        return 1, source in hanging, True, source.lasting is not None, source.failed_at
+        if relay.rest.over(now):
+            return 1, relay in hanging, False, relay.rest.failures > 0
+        return 1, relay in hanging, True, relay.lasting is not None, relay.failed_at
 
-    return min(sources, key=order)
+    return min(relays, key=order)
 
 
 class Candidate(Protocol):

@@ -16,7 +16,7 @@ import asmtp
 from asmtp.client.content import PIECE, WHOLE
 from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.message import QueuedMessage
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import NotBegun
@@ -33,14 +33,14 @@ LIMITS = "LIMITS MAILMAX=20 RCPTMAX=50"
 class Bench:
     """A connection, and what it tells its pool."""
 
-    def __init__(self, relay: Any, source: Source | None = None, **options: Any) -> None:
+    def __init__(self, relay: Any, state: RelayState | None = None, **options: Any) -> None:
         lmtp = getattr(relay, "lmtp", False)
         where = asmtp.Relay(relay.host, relay.port, lmtp=lmtp, **{"local_hostname": "me.example", **options})
         self.over: list[DeliveryRequest] = []
         self.lost: list[PooledConnection] = []
         self._news = asyncio.Event()
         kind = PooledLMTPConnection if lmtp else PooledConnection
-        self.connection = kind(source or Source(where), self._over, self._lost)
+        self.connection = kind(state or RelayState(where), self._over, self._lost)
 
     def _over(self, request: DeliveryRequest) -> None:
         request.over = True
@@ -101,9 +101,9 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def connection_to(relay: Any, source: Source | None = None, **options: Any) -> AsyncIterator[Bench]:
+async def connection_to(relay: Any, state: RelayState | None = None, **options: Any) -> AsyncIterator[Bench]:
     """An open connection."""
-    bench = Bench(relay, source, **options)
+    bench = Bench(relay, state, **options)
     try:
         await bench.connection.open()
         bench.connection.idle_since = asyncio.get_running_loop().time()
@@ -414,9 +414,9 @@ async def test_depth(offers: str, options: dict[str, Any], depth: int) -> None:
 
 async def test_depth_of_a_server_that_takes_nothing_behind_another() -> None:
     async with relaying(Relay(SHAPES["both"])) as relay:
-        source = Source(asmtp.Relay(relay.host, relay.port))
-        source.overlap = False
-        async with connection_to(relay, source) as bench:
+        state = RelayState(asmtp.Relay(relay.host, relay.port))
+        state.overlap = False
+        async with connection_to(relay, state) as bench:
             assert bench.connection.room == SHALLOW
             requests = [bench.begin() for _ in range(3)]
             await bench.sent(*requests)
@@ -495,7 +495,7 @@ async def test_how_many_messages_it_takes(offered: str, ours: int | None, limit:
 async def test_how_many_recipients_it_takes(offered: str, learnt: int | None, most: int | None) -> None:
     async with relaying(Relay((f"LIMITS{offered}",))) as relay, connection_to(relay) as bench:
         if learnt is not None:
-            bench.connection.source.crowded(learnt, 1000, certain=True)
+            bench.connection.relay.crowded(learnt, 1000, certain=True)
         assert bench.connection.most_recipients(1000) == most
         assert bench.connection.most_recipients(2000) == bench.connection._recipients
 
@@ -534,7 +534,7 @@ async def test_measuring() -> None:
         connection.busy_since = 100.0
         connection.measure(102.0, 1)
         assert connection.service == pytest.approx(1.0 + 0.1 * (2.0 - 1.0))
-        assert connection.source.service == connection.service
+        assert connection.relay.service == connection.service
         connection.measure(104.0, 4)  # half a second each
         assert connection.service == pytest.approx(1.1 + 0.4 * (0.5 - 1.1))
         connection.measure(107.0, 10)
@@ -542,7 +542,7 @@ async def test_measuring() -> None:
         connection.measure(108.0, 100)
         assert connection.service == pytest.approx(0.01)
         assert connection.answered == 115
-        assert Bench(relay, connection.source).connection.service == connection.service
+        assert Bench(relay, connection.relay).connection.service == connection.service
 
 
 async def test_a_connection_that_has_just_answered_is_not_stale() -> None:
@@ -819,7 +819,7 @@ async def test_alone() -> None:
         assert bench.connection.room == 100
         bench.connection.alone()
         assert bench.connection.room == SHALLOW
-        assert not bench.connection.source.overlap
+        assert not bench.connection.relay.overlap
         await bench.sent(*[bench.begin() for _ in range(4)])
         assert "RSET" not in relay.verbs
         bench.connection.measure(asyncio.get_running_loop().time(), 1)
@@ -838,7 +838,7 @@ async def test_a_large_message_is_begun_again_at_once() -> None:
         await bench.sent(first, large)
         assert [letter.content for letter in relay.letters] == [b"hello\r\n", LARGE]
         assert relay.verbs.count("RSET") == 2
-        assert not bench.connection.source.overlap
+        assert not bench.connection.relay.overlap
         assert bench.connection.room == SHALLOW
 
 

@@ -20,7 +20,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Delivery, Receipt, Retry
-from asmtp.mailer import relay_state as source
+from asmtp.mailer import relay_state
 from tests.fakes import clock
 from tests.fakes.faults import (
     FIRST,
@@ -55,7 +55,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     record_writes(monkeypatch)
     monkeypatch.setattr(clock, "PATIENCE", 0.001)  # the clock jumps thousands of times
     if request.node.get_closest_marker("virtual_clock") is None:
-        monkeypatch.setattr(source, "ALONE", RETRY.initial)  # real seconds, thousands of times
+        monkeypatch.setattr(relay_state, "ALONE", RETRY.initial)  # real seconds, thousands of times
 
 
 # ---- what was said ----------------------------------------------------------------------------

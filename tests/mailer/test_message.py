@@ -268,7 +268,7 @@ def test_so_far() -> None:
     assert made.so_far(0.0) is None
     some = [DeliveryRequest(made, made.envelope.only([place])) for place in range(4)]
     assert made.so_far(0.0) is None
-    some[0].outcome, some[0].connection, some[0].attempts = outcome(A), cast("Any", SimpleNamespace(source=RELAY)), 2
+    some[0].outcome, some[0].connection, some[0].attempts = outcome(A), cast("Any", SimpleNamespace(relay=RELAY)), 2
     some[1].error = SPAM
     some[2].error = asyncio.CancelledError()
     receipt = made.so_far(7.0)

@@ -17,7 +17,7 @@ from asmtp import AsyncMailer, Receipt
 from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.message import QueuedMessage, envelope_of
 from asmtp.mailer.pool import Pool
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 from tests.conftest import Certificates
 from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.fakes.script import listening, scripted, silence, until
@@ -1010,13 +1010,13 @@ class Owner:
     def __init__(self, relay: Relay) -> None:
         self.back: list[DeliveryRequest] = []
         self.pool = Pool(
-            [Source(asmtp.Relay(relay.host, relay.port, local_hostname="me.example"))],
+            [RelayState(asmtp.Relay(relay.host, relay.port, local_hostname="me.example"))],
             1,
             idle=None,
             max_messages=None,
             max_age=None,
             pace=None,
-            ended=lambda request, source: self.back.append(request),
+            ended=lambda request, relay: self.back.append(request),
             settled=lambda: None,
         )
 

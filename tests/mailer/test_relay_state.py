@@ -8,27 +8,27 @@ import pytest
 
 import asmtp
 from asmtp import Relay
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 
 NOW = 1000.0
 
 
-def source() -> Source:
-    return Source(Relay("mail.example", 25))
+def relay() -> RelayState:
+    return RelayState(Relay("mail.example", 25))
 
 
 # ---- whether it can be had ---------------------------------------------------------------------
 
 
 def test_in_the_beginning_it_can_be_tried() -> None:
-    made = source()
+    made = relay()
     assert made.next_try(alone=False) <= 0
     assert made.rest.over(0)
     assert made.lasting is None
 
 
 def test_it_rests_longer_each_time() -> None:
-    made, now, lengths = source(), NOW, []
+    made, now, lengths = relay(), NOW, []
     for _ in range(8):
         made.failed(now, OSError("refused"), 0)
         lengths.append(made.next_try(alone=False) - now)
@@ -37,7 +37,7 @@ def test_it_rests_longer_each_time() -> None:
 
 
 def test_where_there_is_no_other_it_is_tried_sooner() -> None:
-    made = source()
+    made = relay()
     for _ in range(20):
         made.rest = made.rest.failed(NOW - 60, 0)
     made.failed(NOW, OSError("refused"), 0)
@@ -48,7 +48,7 @@ def test_where_there_is_no_other_it_is_tried_sooner() -> None:
 
 
 def test_several_connections_that_fail_together_have_failed_once() -> None:
-    made = source()
+    made = relay()
     for _ in range(10):
         made.failed(NOW, OSError("refused"), 0)
     assert made.rest.failures == 1
@@ -70,13 +70,13 @@ def test_several_connections_that_fail_together_have_failed_once() -> None:
     ids=repr,
 )
 def test_what_will_not_pass(error: Exception, lasting: bool) -> None:
-    made = source()
+    made = relay()
     made.failed(NOW, error, 0)
     assert made.lasting is (error if lasting else None)
 
 
 def test_what_is_told_is_everyone_s_own() -> None:
-    made = source()
+    made = relay()
     error = asmtp.SMTPConnectError(421, b"busy")
     first, second = made.no_connection(error), made.no_connection(error)
     assert first is not second
@@ -87,7 +87,7 @@ def test_what_is_told_is_everyone_s_own() -> None:
 
 def test_what_is_told_of_what_is_no_smtp() -> None:
     cause = OSError("Network is unreachable")
-    told = source().no_connection(cause)
+    told = relay().no_connection(cause)
     assert isinstance(told, asmtp.SMTPServerDisconnected)
     assert str(told) == "no connection to mail.example:25: Network is unreachable"
     assert told.__cause__ is cause
@@ -96,7 +96,7 @@ def test_what_is_told_of_what_is_no_smtp() -> None:
 
 @pytest.mark.parametrize(("connect", "patience"), [(0.05, 10), (3, 10), (5, 15)])
 def test_patience(connect: float, patience: float) -> None:
-    made = source()
+    made = relay()
     made.connect = connect
     assert made.patience == patience
 
@@ -105,7 +105,7 @@ def test_patience(connect: float, patience: float) -> None:
 
 
 def test_it_takes_fewer_connections_for_a_while() -> None:
-    made = source()
+    made = relay()
     assert made.most_connections(8, NOW) == 8
     made.shrink(3, NOW)
     assert made.most_connections(8, NOW) == made.most_connections(8, NOW + 59) == 3
@@ -119,7 +119,7 @@ def test_it_takes_fewer_connections_for_a_while() -> None:
     ("taken", "certain", "most"), [(4, True, 4), (4, False, None), (9, False, None), (10, False, 10), (0, True, 1)]
 )
 def test_recipients(taken: int, certain: bool, most: int | None) -> None:
-    made = source()
+    made = relay()
     assert made.most_recipients(NOW) is None
     made.crowded(taken, NOW, certain=certain)
     assert made.most_recipients(NOW) == made.most_recipients(NOW + 599) == most
@@ -128,7 +128,7 @@ def test_recipients(taken: int, certain: bool, most: int | None) -> None:
 
 def test_messages_on_a_connection() -> None:
     """Twice the same is no accident."""
-    made = source()
+    made = relay()
     made.ended(100, NOW)
     assert made.most_messages(NOW) is None
     made.ended(7, NOW)

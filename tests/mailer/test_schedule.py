@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from asmtp import Relay, SMTPConnectError
-from asmtp.mailer.relay_state import Source
+from asmtp.mailer.relay_state import RelayState
 from asmtp.mailer.schedule import choose, plan
 
 
@@ -159,9 +159,9 @@ def test_what_hangs_is_not_waited_for(
 NOW = 1000.0
 
 
-def source(state: str) -> Source:
+def relay(state: str) -> RelayState:
     """A relay that is "new"; that "failed" and has rested; that "rests", or "longer"; with a "wrong" password."""
-    made = Source(Relay("mail.example"))
+    made = RelayState(Relay("mail.example"))
     if state == "failed":
         made.failed(NOW - 100, OSError("refused"), 0)
     if state in ("rests", "longer", "wrong"):
@@ -200,7 +200,7 @@ CHOICES: list[tuple[str, int]] = [
 
 @pytest.mark.parametrize(("states", "chosen"), CHOICES, ids=[states for states, _ in CHOICES])
 def test_choose(states: str, chosen: int) -> None:
-    sources = [source(state) for state in states.split()]
-    serving = {each for each, state in zip(sources, states.split(), strict=True) if state == "up"}
-    hanging = {each for each, state in zip(sources, states.split(), strict=True) if state == "hangs"}
-    assert choose(sources, serving, hanging, NOW) is sources[chosen]
+    relays = [relay(state) for state in states.split()]
+    serving = {each for each, state in zip(relays, states.split(), strict=True) if state == "up"}
+    hanging = {each for each, state in zip(relays, states.split(), strict=True) if state == "hangs"}
+    assert choose(relays, serving, hanging, NOW) is relays[chosen]
