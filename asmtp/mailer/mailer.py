@@ -26,7 +26,7 @@ from asmtp.mailer.delivery import Delivery, Receipt, state_of
 from asmtp.mailer.message import QueuedMessage, is_heavy
 from asmtp.mailer.policy import Pace, Rate, Retry
 from asmtp.mailer.pool import Pool
-from asmtp.mailer.queue import Outbox
+from asmtp.mailer.queue import DeliveryQueue
 from asmtp.mailer.relay_state import Kept, RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
@@ -171,7 +171,7 @@ class AsyncMailer:
         self._max_age = max_age
         self._close_timeout = close_timeout
         self._kept = [Kept() for _ in self._relays]
-        self._outbox: Outbox | None = None  # once it is used
+        self._queue: DeliveryQueue | None = None  # once it is used
         self._closing = False
         self._runs: set[Run] = set()
         self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
@@ -183,14 +183,14 @@ class AsyncMailer:
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in relays)}>"
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        if not vars(self).get("_closing", True) and self._outbox is not None and self._outbox.pool.connections:
+        if not vars(self).get("_closing", True) and self._queue is not None and self._queue.pool.connections:
             warn(f"{self!r} was never closed: use it with async with, or await aclose()", ResourceWarning, 2, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Have its settings pickled and copied, not what it is doing: it comes out as one that was not used."""
         return vars(self) | {
             "_kept": [Kept() for _ in self._kept],
-            "_outbox": None,
+            "_queue": None,
             "_closing": False,
             "_runs": set(),
             "_unclaimed": deque(maxlen=UNCLAIMED),
@@ -201,9 +201,13 @@ class AsyncMailer:
     @property
     def stats(self) -> Statistics:
         """What it is doing, and has done."""
-        box = self._outbox
-        now = (0, 0, 0, 0) if box is None else (len(box.pool.connections), box.pool.opening, box.waiting, box.in_flight)
-        retried = self._retried + (0 if box is None else box.retried)
+        queue = self._queue
+        now = (
+            (0, 0, 0, 0)
+            if queue is None
+            else (len(queue.pool.connections), queue.pool.opening, queue.waiting, queue.in_flight)
+        )
+        retried = self._retried + (0 if queue is None else queue.retried)
         return Statistics(*now, **self._counts, retried=retried)
 
     # ---- what people call -------------------------------------------------------------------
@@ -282,14 +286,14 @@ class AsyncMailer:
             queued = await call_in_thread(QueuedMessage, *given, abandon=True)
         else:
             queued = QueuedMessage(*given)
-        outbox = self._begun()
-        outbox.submit(queued)
-        outbox.pool.dispatch()
-        timer = None if timeout is None else loop.call_at(begun + timeout, outbox.expire, queued, timeout)
+        queue = self._begun()
+        queue.submit(queued)
+        queue.pool.dispatch()
+        timer = None if timeout is None else loop.call_at(begun + timeout, queue.expire, queued, timeout)
         try:
             return await future
         except asyncio.CancelledError as cancelled:
-            cancelled.state = outbox.withdraw(queued)  # type: ignore[attr-defined]  # as AsyncSMTP has it
+            cancelled.state = queue.withdraw(queued)  # type: ignore[attr-defined]  # as AsyncSMTP has it
             cancelled.receipt = queued.so_far(time.time())  # type: ignore[attr-defined]
             raise
         finally:
@@ -379,8 +383,8 @@ class AsyncMailer:
         try:
             async with asyncio.timeout(timeout):
                 await self._silence()
-                if self._outbox is not None:
-                    await self._outbox.pool.aclose()
+                if self._queue is not None:
+                    await self._queue.pool.aclose()
         except TimeoutError:
             self.cut()
             await self._silence()
@@ -399,11 +403,11 @@ class AsyncMailer:
         self._closing = True
         for run in list(self._runs):
             run.stop()
-        outbox = self._outbox
-        if outbox is not None and outbox.loop.is_closed():
-            self._bereaved(outbox)
-        elif outbox is not None:
-            outbox.abort()
+        queue = self._queue
+        if queue is not None and queue.loop.is_closed():
+            self._bereaved(queue)
+        elif queue is not None:
+            queue.abort()
         self._settled()
 
     async def __aenter__(self) -> Self:
@@ -423,8 +427,8 @@ class AsyncMailer:
                     await self._silence()
             except TimeoutError:
                 self.cut()
-            if self._outbox is not None:
-                await self._outbox.pool.wait_closed()
+            if self._queue is not None:
+                await self._queue.pool.wait_closed()
 
     # ---- for Run and for Mailer -------------------------------------------------------------
 
@@ -454,21 +458,21 @@ class AsyncMailer:
 
     def expire(self, queued: QueuedMessage, seconds: float) -> None:
         """Its time, so many seconds, is up."""
-        if self._outbox is not None:
-            self._outbox.expire(queued, seconds)
+        if self._queue is not None:
+            self._queue.expire(queued, seconds)
 
     def dispatch(self) -> None:
         """Send what is in line."""
-        if self._outbox is not None:
-            self._outbox.pool.dispatch()
+        if self._queue is not None:
+            self._queue.pool.dispatch()
 
     def give_up(self, run: Run) -> None:
         """End what is in line and on no connection; everything, where the loop that it went by is closed."""
-        outbox = self._outbox
-        if outbox is not None and outbox.loop.is_closed():
-            self._bereaved(outbox)
-        elif outbox is not None:
-            outbox.give_up(lambda request: request.message.arrived is run.arrived)
+        queue = self._queue
+        if queue is not None and queue.loop.is_closed():
+            self._bereaved(queue)
+        elif queue is not None:
+            queue.give_up(lambda request: request.message.arrived is run.arrived)
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""
@@ -476,14 +480,14 @@ class AsyncMailer:
 
     # ---- inside -----------------------------------------------------------------------------
 
-    def _begun(self) -> Outbox:
+    def _begun(self) -> DeliveryQueue:
         """What belongs to the loop that the mailer is used in."""
         if self._closing:
             raise SMTPStateError("the mailer was closed")
-        outbox = self._at_home()
-        if outbox is None:
-            self._outbox = outbox = Outbox(self._open_pool, self._retry, self._settled)
-        return outbox
+        queue = self._at_home()
+        if queue is None:
+            self._queue = queue = DeliveryQueue(self._open_pool, self._retry, self._settled)
+        return queue
 
     def _open_pool(self, ended: Callable[[DeliveryRequest, RelayState], None], settled: Callable[[], None]) -> Pool:
         return Pool(
@@ -497,22 +501,22 @@ class AsyncMailer:
             settled=settled,
         )
 
-    def _at_home(self) -> Outbox | None:
-        outbox = self._outbox
-        if outbox is None or outbox.loop is asyncio.get_running_loop():
-            return outbox
-        if not outbox.loop.is_closed():
+    def _at_home(self) -> DeliveryQueue | None:
+        queue = self._queue
+        if queue is None or queue.loop is asyncio.get_running_loop():
+            return queue
+        if not queue.loop.is_closed():
             raise SMTPStateError(
                 "a mailer belongs to the event loop that it was first used in; for threads there is asmtp.Mailer"
             )
-        self._bereaved(outbox)
+        self._bereaved(queue)
         return None
 
-    def _bereaved(self, outbox: Outbox) -> None:
+    def _bereaved(self, queue: DeliveryQueue) -> None:
         """Its loop was closed, as between one asyncio.run() and the next, and the connections went with it."""
-        self._outbox = None
-        outbox.orphaned()
-        self._retried += outbox.retried
+        self._queue = None
+        queue.orphaned()
+        self._retried += queue.retried
         for run in list(self._runs):
             run.bereaved()
 
@@ -524,11 +528,11 @@ class AsyncMailer:
     async def _silence(self) -> None:
         """Until nothing is in flight, and no iterable is asked that was left."""
         here = asyncio.current_task()
-        outbox = self._at_home()
+        queue = self._at_home()
         while True:
             left = [run for run in self._runs if run.stopped and run.pulling not in (None, here)]
-            if outbox is not None and outbox.in_flight:
-                await outbox.quiet()
+            if queue is not None and queue.in_flight:
+                await queue.quiet()
             elif left:
                 await left[0].change()
             else:

@@ -30,10 +30,10 @@ from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.transaction import Outcome
 
-__all__ = ["Outbox"]
+__all__ = ["DeliveryQueue"]
 
 
-class Outbox:
+class DeliveryQueue:
     """Judges what became of each transaction: to be told, to be tried again, or to be divided.
 
     Args:
