@@ -16,7 +16,7 @@ from asmtp.mailer.delivery import Delivery, state_of
 from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.transport.offload import call_in_thread
 
-__all__ = ["Carrier", "Deliveries", "Run", "resolve"]
+__all__ = ["Carrier", "Deliveries", "BulkSend", "resolve"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def resolve(future: asyncio.Future[T], result: T) -> None:
 
 
 class Carrier(Protocol):
-    """What a run needs of its mailer."""
+    """What a bulk send needs of its mailer."""
 
     def take(self, message: QueuedMessage) -> None:
         """Put a message in line."""
@@ -44,17 +44,17 @@ class Carrier(Protocol):
     def expire(self, message: QueuedMessage, seconds: float) -> None:
         """Its time, so many seconds, is up."""
 
-    def give_up(self, run: Run) -> None:
+    def give_up(self, bulk: BulkSend) -> None:
         """End what is in line and on no connection."""
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""
 
-    def left(self, run: Run, deliveries: Iterable[Delivery]) -> None:
-        """The run is over; nobody has taken these."""
+    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery]) -> None:
+        """The bulk send is over; nobody has taken these."""
 
 
-class Run:
+class BulkSend:
     """The account of one `send_all`.
 
     Args:
@@ -277,7 +277,7 @@ class Run:
         """Whether everything is known."""
         return self.stopped and not self._flying and self.pulling is None
 
-    async def exchange(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
+    async def hand_over(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
 
         Another thread may fill the one and empty the other meanwhile.
@@ -438,8 +438,8 @@ class Run:
 class Deliveries(AsyncIterator[Delivery]):
     """What `send_all` returns: an async iterator of :class:`~asmtp.Delivery`."""
 
-    def __init__(self, run: Run, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self._run = run
+    def __init__(self, bulk: BulkSend, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self._bulk = bulk
         self._messages = messages
 
     def __aiter__(self) -> Deliveries:
@@ -447,12 +447,12 @@ class Deliveries(AsyncIterator[Delivery]):
 
     async def __anext__(self) -> Delivery:
         """What became of another message."""
-        run = self._run
-        if run.ready:
-            return run.pop()
+        bulk = self._bulk
+        if bulk.ready:
+            return bulk.pop()
         messages = self._messages
         del self  # else who cancels the loop has it in the traceback, and it is not known that the loop was left
-        return await run.next(messages)
+        return await bulk.next(messages)
 
     async def aclose(self) -> list[Delivery]:
         """Take no more messages, and wait for those in flight.
@@ -460,7 +460,7 @@ class Deliveries(AsyncIterator[Delivery]):
         Returns:
             What became of the messages that the loop was not told of.  What was not begun is `not_sent`.
         """
-        return await self._run.rest()
+        return await self._bulk.rest()
 
     def __del__(self) -> None:
-        self._run.forget()
+        self._bulk.forget()

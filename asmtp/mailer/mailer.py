@@ -20,7 +20,7 @@ from asmtp.client.events import Hook
 from asmtp.client.options import TLSMode, Token, check
 from asmtp.client.relay import Relay
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
-from asmtp.mailer.bulk import Deliveries, Run, resolve
+from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import Delivery, Receipt, state_of
 from asmtp.mailer.message import QueuedMessage, is_heavy
@@ -173,7 +173,7 @@ class AsyncMailer:
         self._kept = [Kept() for _ in self._relays]
         self._queue: DeliveryQueue | None = None  # once it is used
         self._closing = False
-        self._runs: set[Run] = set()
+        self._bulks: set[BulkSend] = set()
         self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
         self._counts = dict.fromkeys(("sent", "refused", "not_sent", "in_doubt"), 0)
         self._retried = 0  # in event loops that are no more
@@ -192,7 +192,7 @@ class AsyncMailer:
             "_kept": [Kept() for _ in self._kept],
             "_queue": None,
             "_closing": False,
-            "_runs": set(),
+            "_bulks": set(),
             "_unclaimed": deque(maxlen=UNCLAIMED),
             "_counts": dict.fromkeys(self._counts, 0),
             "_retried": 0,
@@ -317,7 +317,7 @@ class AsyncMailer:
 
         Returns:
             An async iterator of :class:`~asmtp.Delivery`.  Where the mailer is closed meanwhile, it tells what is known
-            and raises SMTPStateError.  Leaving the loop ends the run: no more is pulled, what is in
+            and raises SMTPStateError.  Leaving the loop ends it: no more is pulled, what is in
             flight is finished, and :meth:`drain` (or the iterator's own `aclose`) returns what is known of it.
         """
         if not hasattr(messages, "__aiter__") and not hasattr(messages, "__iter__"):
@@ -325,7 +325,7 @@ class AsyncMailer:
         check_limit("timeout", timeout)
         if self._closing:
             raise SMTPStateError("the mailer was closed")
-        return Deliveries(self.run(in_order=in_order, timeout=timeout), messages)
+        return Deliveries(self.bulk(in_order=in_order, timeout=timeout), messages)
 
     async def verify(self) -> None:
         """Connect to each relay, log in, and close: for the start of a program, to find a wrong setting early.
@@ -378,8 +378,8 @@ class AsyncMailer:
             timeout = self._close_timeout
         self._at_home()
         self._closing = True
-        for run in list(self._runs):
-            run.stop()
+        for bulk in list(self._bulks):
+            bulk.stop()
         try:
             async with asyncio.timeout(timeout):
                 await self._silence()
@@ -395,14 +395,14 @@ class AsyncMailer:
         if given_up:
             logger.warning("closed before all was sent: gave up %d messages", given_up)
         self.abort()
-        for run in list(self._runs):
-            run.forsake()
+        for bulk in list(self._bulks):
+            bulk.forsake()
 
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
         self._closing = True
-        for run in list(self._runs):
-            run.stop()
+        for bulk in list(self._bulks):
+            bulk.stop()
         queue = self._queue
         if queue is not None and queue.loop.is_closed():
             self._bereaved(queue)
@@ -430,12 +430,12 @@ class AsyncMailer:
             if self._queue is not None:
                 await self._queue.pool.wait_closed()
 
-    # ---- for Run and for Mailer -------------------------------------------------------------
+    # ---- for BulkSend and for Mailer -------------------------------------------------------------
 
-    def run(self, *, in_order: bool, timeout: float | None) -> Run:
+    def bulk(self, *, in_order: bool, timeout: float | None) -> BulkSend:
         """The account of a `send_all`."""
         connections = self._connections
-        run = Run(
+        bulk = BulkSend(
             self,
             connections * self._window,
             connections * OCTETS,
@@ -444,12 +444,12 @@ class AsyncMailer:
             timeout=timeout,
             patience=self._close_timeout,
         )
-        self._runs.add(run)
-        return run
+        self._bulks.add(bulk)
+        return bulk
 
-    def left(self, run: Run, deliveries: Iterable[Delivery]) -> None:
-        """A run has ended; nobody has taken these."""
-        self._runs.discard(run)
+    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery]) -> None:
+        """A bulk send has ended; nobody has taken these."""
+        self._bulks.discard(bulk)
         self._unclaimed += deliveries
 
     def take(self, queued: QueuedMessage) -> None:
@@ -466,13 +466,13 @@ class AsyncMailer:
         if self._queue is not None:
             self._queue.pool.dispatch()
 
-    def give_up(self, run: Run) -> None:
+    def give_up(self, bulk: BulkSend) -> None:
         """End what is in line and on no connection; everything, where the loop that it went by is closed."""
         queue = self._queue
         if queue is not None and queue.loop.is_closed():
             self._bereaved(queue)
         elif queue is not None:
-            queue.give_up(lambda request: request.message.arrived is run.arrived)
+            queue.give_up(lambda request: request.message.arrived is bulk.arrived)
 
     def count(self, state: str) -> None:
         """A message has this state in the end."""
@@ -517,20 +517,20 @@ class AsyncMailer:
         self._queue = None
         queue.orphaned()
         self._retried += queue.retried
-        for run in list(self._runs):
-            run.bereaved()
+        for bulk in list(self._bulks):
+            bulk.bereaved()
 
     def _settled(self) -> None:
         """A batch of messages has been seen to."""
-        for run in list(self._runs):
-            run.settled()
+        for bulk in list(self._bulks):
+            bulk.settled()
 
     async def _silence(self) -> None:
         """Until nothing is in flight, and no iterable is asked that was left."""
         here = asyncio.current_task()
         queue = self._at_home()
         while True:
-            left = [run for run in self._runs if run.stopped and run.pulling not in (None, here)]
+            left = [bulk for bulk in self._bulks if bulk.stopped and bulk.pulling not in (None, here)]
             if queue is not None and queue.in_flight:
                 await queue.quiet()
             elif left:

@@ -31,7 +31,7 @@ from asmtp.client.content import Content
 from asmtp.client.events import handle_all, is_handling, kept_for
 from asmtp.client.relay import Relay
 from asmtp.errors import SMTPStateError
-from asmtp.mailer.bulk import Run
+from asmtp.mailer.bulk import BulkSend
 from asmtp.mailer.delivery import Delivery, Receipt
 from asmtp.mailer.mailer import AsyncMailer, MailerOptions, Statistics, check_limit
 from asmtp.mailer.message import QueuedMessage
@@ -124,7 +124,7 @@ class Mailer:
     ) -> Generator[Delivery, None, None]:
         """Send many messages, and tell of each what became of it: see :meth:`asmtp.AsyncMailer.send_all`.
 
-        The iterable is asked in the calling thread, and may block.  Leaving the loop ends the run: what is in flight is
+        The iterable is asked in the calling thread, and may block.  Leaving the loop ends it: what is in flight is
         finished, and :meth:`drain` returns what is known of it.  Where the mailer is closed meanwhile, the loop is told
         what is known, and SMTPStateError is raised.
         """
@@ -142,7 +142,7 @@ class Mailer:
         told = feed.told
         error: Exception | None = SMTPStateError("the mailer was closed")
         try:
-            while not feed.run.stopped:
+            while not feed.bulk.stopped:
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -156,16 +156,16 @@ class Mailer:
                     while told:
                         yield told.popleft()
                     feed.met = time.monotonic()
-            feed.meet(feed.run.exchange)
+            feed.meet(feed.bulk.hand_over)
             while True:
                 while told:
                     yield told.popleft()
-                feed.meet(feed.run.remaining)
+                feed.meet(feed.bulk.remaining)
                 if not told:
                     break
         finally:
             feed.leave()
-        if error is None and not feed.run.over:
+        if error is None and not feed.bulk.over:
             error = _ended()
         try:
             if error is not None:
@@ -249,7 +249,7 @@ class _Feed:
     """What is between the thread that loops over a `send_all`, and the loop's thread.
 
     Attributes:
-        run: the account, which is the loop's.
+        bulk: the account, which is the loop's.
         told: what can be told: the loop's thread puts it in, the other one takes it out.
         met: when the two have met last, as `time.monotonic()`.
     """
@@ -258,18 +258,18 @@ class _Feed:
         self._thread = thread
         self._batch: deque[QueuedMessage | Delivery] = deque()  # what the iterable gave: the loop's thread takes it out
         self.told: deque[Delivery] = deque()
-        self.run = thread.call(self._begin, in_order, timeout)
+        self.bulk = thread.call(self._begin, in_order, timeout)
         self.met = time.monotonic()
         self._meetings = 0
 
-    async def _begin(self, in_order: bool, timeout: float | None) -> Run:
-        return self._thread.mailer.run(in_order=in_order, timeout=timeout)
+    async def _begin(self, in_order: bool, timeout: float | None) -> BulkSend:
+        return self._thread.mailer.bulk(in_order=in_order, timeout=timeout)
 
     def put(self, item: Any) -> None:
         """Hand over an item, now or in a moment."""
-        self._batch.append(self.run.prepared(item))
+        self._batch.append(self.bulk.prepared(item))
         if len(self._batch) >= BATCH or time.monotonic() - self.met > PATIENCE:
-            self.meet(self.run.exchange)
+            self.meet(self.bulk.hand_over)
         elif len(self._batch) == 1:
             # The next one may be long in coming.
             self._thread.soon(self._wait, self._meetings)
@@ -285,7 +285,7 @@ class _Feed:
             if not self._thread.over:
                 raise
             self._thread.join()  # nothing changes any more then
-            self.run.finish(self._batch, self.told)
+            self.bulk.finish(self._batch, self.told)
         self.met = time.monotonic()
 
     def leave(self) -> None:
@@ -297,14 +297,14 @@ class _Feed:
     def _left(self) -> None:
         batch = list(self._batch)
         self._batch.clear()
-        self.run.abandon(batch, self.told)
+        self.bulk.abandon(batch, self.told)
 
     def _wait(self, meetings: int) -> None:
         asyncio.get_running_loop().call_later(PATIENCE, self._fetch, meetings)
 
     def _fetch(self, meetings: int) -> None:
         if meetings == self._meetings:
-            self._thread.begin(Future(), functools.partial(self.run.exchange, self._batch, self.told))
+            self._thread.begin(Future(), functools.partial(self.bulk.hand_over, self._batch, self.told))
 
 
 class _Thread:

@@ -18,7 +18,7 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer, Mailer, Timeouts
 from asmtp.client.events import EventLog
-from asmtp.mailer.bulk import Run
+from asmtp.mailer.bulk import BulkSend
 from asmtp.mailer.message import QueuedMessage
 from tests.fakes.background import in_background
 from tests.fakes.relay import SHAPES, Relay, relaying
@@ -523,7 +523,7 @@ def _alive(kind: type) -> int:
 
 async def test_what_was_told_is_not_held_until_its_time_would_be_up() -> None:
     gc.collect()
-    before, runs = _alive(QueuedMessage), _alive(Run)
+    before, bulks = _alive(QueuedMessage), _alive(BulkSend)
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, connections=1, window=5) as posting:
         numbers = itertools.count(1)
         alive = [
@@ -531,7 +531,7 @@ async def test_what_was_told_is_not_held_until_its_time_would_be_up() -> None:
         ]
         assert alive[0] - before < 50
         gc.collect()
-        assert _alive(Run) <= runs
+        assert _alive(BulkSend) <= bulks
 
 
 def test_what_a_blocking_mailer_told_is_not_held_either() -> None:
