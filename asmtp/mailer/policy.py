@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from asmtp.errors import SMTPException
 from asmtp.protocol.reply import Reply
 
-__all__ = ["Pace", "Rate", "Rest", "Retry", "any_throttling", "is_crowded", "is_throttling", "is_transient"]
+__all__ = ["Pace", "Rate", "Backoff", "Retry", "any_throttling", "is_crowded", "is_throttling", "is_transient"]
 
 
 def is_transient(error: Exception) -> bool:
@@ -230,7 +230,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Backoff:
     """A relay that cannot be reached, or takes nothing, is left alone for a while, longer each time.
 
     Attributes:
@@ -244,16 +244,16 @@ class Rest:
     INITIAL = 1.0
     MAXIMUM = 60.0
 
-    def failed(self, now: float, chance: float) -> Rest:
+    def failed(self, now: float, chance: float) -> Backoff:
         """It could not be reached.
 
         Args:
             chance: a random number from 0 to 1.
         """
         seconds = min(self.MAXIMUM, self.INITIAL * 2.0 ** min(self.failures, 20))
-        return Rest(self.failures + 1, now + seconds * (1 - chance / 2))
+        return Backoff(self.failures + 1, now + seconds * (1 - chance / 2))
 
-    def over(self, now: float) -> bool:
+    def expired(self, now: float) -> bool:
         """Whether it may be tried."""
         return now >= self.until
 

@@ -23,7 +23,7 @@ from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconn
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import replies_of
 from asmtp.mailer.limits import Found, Limit, Meter, limit_of
-from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded
+from asmtp.mailer.policy import Backoff, Pace, any_throttling, is_crowded
 from asmtp.mailer.relay_state import RelayState
 from asmtp.mailer.schedule import choose, plan
 from asmtp.protocol.transaction import NotBegun
@@ -184,7 +184,7 @@ class Pool:
         ]
         if len(self.relays) > 1:
             self._try_again(relay, now, served=bool(connections))
-        if relay.lasting is not None and not (connections or self._opening or relay.rest.over(now)):
+        if relay.lasting is not None and not (connections or self._opening or relay.backoff.expired(now)):
             self._turn_away(relay, relay.lasting, now, now)
             return
         trying, spare = self._spare(relay, now, served=bool(connections))
@@ -251,7 +251,7 @@ class Pool:
                 task.cancel()
         for relay in self.relays[: self.relays.index(serving)]:
             trying = any(opening.relay is relay for opening in self._opening.values())
-            if trying or not relay.rest.over(now):
+            if trying or not relay.backoff.expired(now):
                 continue
             if self._total < max(2, self.most):
                 self._open(relay, now)
@@ -287,7 +287,7 @@ class Pool:
 
     def _may_be_had(self, relay: RelayState, now: float) -> bool:
         """Whether it need not rest, as far as is known."""
-        return relay.rest.over(now) and not any(
+        return relay.backoff.expired(now) and not any(
             opening.relay is relay and opening.hangs(now) for opening in self._opening.values()
         )
 
@@ -379,7 +379,7 @@ class Pool:
             relay.failed(now, error, random.random())
         if not (here or any(connection.usable for connection in self.connections)):
             # Each relay is tried for each message, but for those of which it is known that there is no use in it.
-            tried = [other.failed_at for other in self.relays if other.lasting is None or other.rest.over(now)]
+            tried = [other.failed_at for other in self.relays if other.lasting is None or other.backoff.expired(now)]
             until = min([*tried, self._waited_for(opening, now)])
             self._turn_away(relay, error, until, opening.begun)
         self.dispatch()
@@ -539,7 +539,7 @@ class Pool:
             connection, error = request.connection, request.error
             if error is None and connection is not None:
                 connection.taken += 1
-                if request.spent or connection.relay.rest.failures:
+                if request.spent or connection.relay.backoff.failures:
                     self._heed_taken(request, connection.relay, now)
             if error is not None:
                 request.keep_doubt()
@@ -564,7 +564,7 @@ class Pool:
 
     def _heed_taken(self, request: DeliveryRequest, relay: RelayState, now: float) -> None:
         """A message was taken, which says something of its relay, too."""
-        relay.rest = Rest()
+        relay.backoff = Backoff()
         if request.spent and len(self.relays) == 1:  # it was the connection, not the sender
             relay.ended(request.spent, now)
             request.spent = 0

@@ -10,7 +10,7 @@ from asmtp.auth.selection import Logins
 from asmtp.client.relay import Relay
 from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
 from asmtp.mailer.delivery import own_copy
-from asmtp.mailer.policy import Rest, is_transient
+from asmtp.mailer.policy import Backoff, is_transient
 from asmtp.protocol.chunking import RelayChunking
 from asmtp.transport.tls import SessionCache, is_no_tls
 
@@ -54,7 +54,7 @@ class RelayState:
         kept: what was learnt of it before.
 
     Attributes:
-        rest: whether it is to be left alone.
+        backoff: whether it is to be left alone.
         failed_at: the loop's time at which it could not be reached, or was of no use, last.
         lasting: why, where that is nothing that passes: a wrong password, say.
         connect, service: seconds it takes to connect, and for a message, as last seen.
@@ -67,7 +67,7 @@ class RelayState:
         kept = kept or Kept()
         self.config = relay
         self.name = relay.name
-        self.rest = Rest()
+        self.backoff = Backoff()
         self.failed_at = -math.inf
         self.lasting: BaseException | None = None
         self.connect = 0.05
@@ -98,8 +98,8 @@ class RelayState:
             chance: a random number from 0 to 1.
         """
         self.failed_at = now
-        if self.rest.over(now):  # several connections that fail together have failed once
-            self.rest = self.rest.failed(now, chance)
+        if self.backoff.expired(now):  # several connections that fail together have failed once
+            self.backoff = self.backoff.failed(now, chance)
         self.lasting = None if is_transient(self.no_connection(error)) else error
 
     def next_try(self, *, alone: bool) -> float:
@@ -109,7 +109,7 @@ class RelayState:
             alone: there is no other, so that all wait for it.
         """
         soon = self.failed_at + ALONE
-        return soon if alone and self.lasting is None else max(soon, self.rest.until)
+        return soon if alone and self.lasting is None else max(soon, self.backoff.until)
 
     def no_connection(self, error: BaseException) -> SMTPException:
         """What a message is told that there was no connection for: an exception of its own."""

@@ -28,8 +28,8 @@ def choose(
     def order(relay: RelayState) -> tuple[bool | float, ...]:
         if relay in serving:
             return (0,)
-        if relay.rest.over(now):
-            return 1, relay in hanging, False, relay.rest.failures > 0
+        if relay.backoff.expired(now):
+            return 1, relay in hanging, False, relay.backoff.failures > 0
         return 1, relay in hanging, True, relay.lasting is not None, relay.failed_at
 
     return min(relays, key=order)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from asmtp import Rate, Reply, Retry, errors
-from asmtp.mailer.policy import Pace, Rest, any_throttling, is_crowded, is_throttling, is_transient
+from asmtp.mailer.policy import Backoff, Pace, any_throttling, is_crowded, is_throttling, is_transient
 from asmtp.protocol.transaction import NotBegun
 
 # ---- Retry: how long to wait -------------------------------------------------------------------
@@ -668,31 +668,31 @@ def test_ten_minutes_throttled_all_the_time() -> None:
     assert 100 < count < 600
 
 
-# ---- Rest --------------------------------------------------------------------------------------
+# ---- Backoff -----------------------------------------------------------------------------------
 
 
-def test_a_relay_rests_longer_each_time() -> None:
-    rest = Rest()
+def test_a_relay_is_left_alone_longer_each_time() -> None:
+    backoff = Backoff()
     lengths = []
     for _ in range(12):
-        rest = rest.failed(1000, 0)
-        lengths.append(rest.until - 1000)
+        backoff = backoff.failed(1000, 0)
+        lengths.append(backoff.until - 1000)
     assert lengths == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]
-    assert rest.failures == 12
+    assert backoff.failures == 12
 
 
-def test_a_rest_is_left_to_chance() -> None:
+def test_a_backoff_is_left_to_chance() -> None:
     for failures, longest in ((0, 1), (3, 8), (50, 60), (10**6, 60)):
-        assert Rest(failures).failed(0, 0).until == longest
-        assert Rest(failures).failed(0, 0.5).until == longest * 0.75
-        assert Rest(failures).failed(0, 1).until == longest / 2
+        assert Backoff(failures).failed(0, 0).until == longest
+        assert Backoff(failures).failed(0, 0.5).until == longest * 0.75
+        assert Backoff(failures).failed(0, 1).until == longest / 2
 
 
-@pytest.mark.parametrize(("now", "over"), [(0, False), (9.999, False), (10, True), (10.001, True), (1e9, True)])
-def test_when_a_rest_is_over(now: float, over: bool) -> None:
-    assert Rest(1, 10).over(now) is over
+@pytest.mark.parametrize(("now", "expired"), [(0, False), (9.999, False), (10, True), (10.001, True), (1e9, True)])
+def test_when_a_backoff_has_expired(now: float, expired: bool) -> None:
+    assert Backoff(1, 10).expired(now) is expired
 
 
-def test_who_never_failed_need_not_rest() -> None:
-    assert Rest().over(0)
-    assert Rest().failures == 0
+def test_a_relay_that_never_failed_is_not_left_alone() -> None:
+    assert Backoff().expired(0)
+    assert Backoff().failures == 0

@@ -23,7 +23,7 @@ def relay() -> RelayState:
 def test_in_the_beginning_it_can_be_tried() -> None:
     made = relay()
     assert made.next_try(alone=False) <= 0
-    assert made.rest.over(0)
+    assert made.backoff.expired(0)
     assert made.lasting is None
 
 
@@ -39,7 +39,7 @@ def test_it_rests_longer_each_time() -> None:
 def test_where_there_is_no_other_it_is_tried_sooner() -> None:
     made = relay()
     for _ in range(20):
-        made.rest = made.rest.failed(NOW - 60, 0)
+        made.backoff = made.backoff.failed(NOW - 60, 0)
     made.failed(NOW, OSError("refused"), 0)
     assert made.next_try(alone=False) == NOW + 60
     assert made.next_try(alone=True) == NOW + 0.5
@@ -51,7 +51,7 @@ def test_several_connections_that_fail_together_have_failed_once() -> None:
     made = relay()
     for _ in range(10):
         made.failed(NOW, OSError("refused"), 0)
-    assert made.rest.failures == 1
+    assert made.backoff.failures == 1
     assert made.next_try(alone=False) == NOW + 1
 
 

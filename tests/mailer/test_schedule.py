@@ -167,7 +167,7 @@ def relay(state: str) -> RelayState:
     if state in ("rests", "longer", "wrong"):
         error = SMTPConnectError(554 if state == "wrong" else 421, b"no")
         for _ in range(6):
-            made.rest = made.rest.failed(NOW, 0)
+            made.backoff = made.backoff.failed(NOW, 0)
         made.failed(NOW - (9 if state == "longer" else 5), error, 0)
     return made
 
