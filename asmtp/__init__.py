@@ -44,7 +44,8 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
     from asmtp.mailer.bulk import Deliveries as Deliveries
     from asmtp.mailer.delivery import Delivery as Delivery, Receipt as Receipt
     from asmtp.mailer.mailer import AsyncMailer as AsyncMailer, MailerOptions as MailerOptions, Statistics as Statistics
-    from asmtp.mailer.policy import Rate as Rate, Retry as Retry
+    from asmtp.mailer.policy import Retry as Retry
+    from asmtp.mailer.rate import Rate as Rate
     from asmtp.protocol.envelope import Envelope as Envelope
     from asmtp.protocol.extensions import Extensions as Extensions
     from asmtp.protocol.parameters import DeliverBy as DeliverBy, Recipient as Recipient, Requests as Requests
@@ -70,7 +71,8 @@ _LAZY = {
     "asmtp.mailer.bulk": ("Deliveries",),
     "asmtp.mailer.delivery": ("Delivery", "Receipt"),
     "asmtp.mailer.mailer": ("AsyncMailer", "MailerOptions", "Statistics"),
-    "asmtp.mailer.policy": ("Rate", "Retry"),
+    "asmtp.mailer.policy": ("Retry",),
+    "asmtp.mailer.rate": ("Rate",),
     "asmtp.protocol.envelope": ("Envelope",),
     "asmtp.protocol.extensions": ("Extensions",),
     "asmtp.protocol.parameters": ("DeliverBy", "Recipient", "Requests"),

@@ -24,9 +24,10 @@ from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import Delivery, Receipt, state_of
 from asmtp.mailer.message import QueuedMessage, is_heavy
-from asmtp.mailer.policy import Pace, Rate, Retry
+from asmtp.mailer.policy import Retry
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.queue import DeliveryQueue
+from asmtp.mailer.rate import Rate, RateLimiter
 from asmtp.mailer.relay_state import Kept, RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
@@ -496,7 +497,7 @@ class AsyncMailer:
             idle=self._idle,
             max_messages=self._max_messages,
             max_age=self._max_age,
-            pace=None if self._rate is None else Pace(self._rate),
+            limiter=None if self._rate is None else RateLimiter(self._rate),
             ended=ended,
             settled=settled,
         )

@@ -22,8 +22,9 @@ from typing import Any
 from asmtp.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
 from asmtp.mailer.delivery import replies_of
-from asmtp.mailer.limits import Found, Limit, Meter, limit_of
-from asmtp.mailer.policy import Backoff, Pace, any_throttling, is_crowded
+from asmtp.mailer.limits import Limit, any_throttling, is_crowded, limit_of
+from asmtp.mailer.policy import Backoff
+from asmtp.mailer.rate import AdaptiveRateLimiter, RateLimiter, RateMeter
 from asmtp.mailer.relay_state import RelayState
 from asmtp.mailer.schedule import choose, plan
 from asmtp.protocol.transaction import NotBegun
@@ -73,7 +74,7 @@ class Pool:
         most: how many connections may be open.
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: messages, and seconds, after which a connection is replaced, or None; about so many.
-        pace: how fast messages may go, or None.
+        limiter: how fast messages may go, or None.
         ended: is called with each request that has come to an end, and the relay.
         settled: is called when a batch of them has been.
     """
@@ -86,7 +87,7 @@ class Pool:
         idle: float | None,
         max_messages: int | None,
         max_age: float | None,
-        pace: Pace | None,
+        limiter: RateLimiter | None,
         ended: Callable[[DeliveryRequest, RelayState], None],
         settled: Callable[[], None],
     ) -> None:
@@ -96,8 +97,8 @@ class Pool:
         self.idle = idle
         self.max_messages = max_messages
         self.max_age = max_age
-        self.pace: Pace | Found | None = pace
-        self.meter = Meter()
+        self.limiter: RateLimiter | AdaptiveRateLimiter | None = limiter
+        self.meter = RateMeter()
         self.connections: list[PooledConnection] = []
         self.waiting: deque[DeliveryRequest] = deque()
         self._ended = ended
@@ -144,16 +145,16 @@ class Pool:
             find: find out how much it takes, where no rate was given.
         """
         now = self.loop.time()
-        pace = self.pace
-        if isinstance(pace, Pace):
-            self.pace = pace.throttled(now)
-        elif pace is None:
-            self.pace = Found.of(self.meter.rate(now), now) if find else None
-        elif len(self.relays) > 1 and pace.blocked(self.meter.last):
-            self.pace = None  # another one may take what this one does not
+        limiter = self.limiter
+        if isinstance(limiter, RateLimiter):
+            self.limiter = limiter.throttled(now)
+        elif limiter is None:
+            self.limiter = AdaptiveRateLimiter.of(self.meter.rate(now), now) if find else None
+        elif len(self.relays) > 1 and limiter.blocked(self.meter.last):
+            self.limiter = None  # another one may take what this one does not
             self.distrust(relay, error)
         else:
-            self.pace = pace.throttled(now, self.meter.rate(now))
+            self.limiter = limiter.throttled(now, self.meter.rate(now))
 
     def withdraw(self, request: DeliveryRequest, why: SMTPException) -> None:
         """Nobody wants it any more: it is stopped if it can be stopped, and handed back in any case."""
@@ -195,8 +196,8 @@ class Pool:
             most = connection.most_recipients(now)
             if most is not None and len(request.envelope.recipients) > most and not request.message.once:
                 self._split(request, most)
-            if self.pace is not None:
-                self.pace = self.pace.sent(now, len(request.envelope.recipients))
+            if self.limiter is not None:
+                self.limiter = self.limiter.sent(now, len(request.envelope.recipients))
             connection.begin(request, now)
         least = 0
         # What can be seen of the load is what is in flight: where there was no room left for as long, there is more.
@@ -213,23 +214,23 @@ class Pool:
 
     def _wake_for_line(self, connections: Sequence[PooledConnection], now: float, *, paced: bool) -> None:
         """Look again at the line when it may be time, though nothing happens before."""
-        if paced and self.pace is not None:  # they wait for their time, not for room
-            self._wake(now + self.pace.wait(now))
+        if paced and self.limiter is not None:  # they wait for their time, not for room
+            self._wake(now + self.limiter.wait(now))
         elif connections:
             self._wake(now + LATE * max(0.0, min(connection.silent_at() for connection in connections) - now))
 
     def _allowed(self, now: float) -> int:
         """How many messages may go by the rate."""
-        if isinstance(self.pace, Found) and self.pace.over(now):
-            self.pace = None
-        pace = self.pace
-        if pace is None:
+        if isinstance(self.limiter, AdaptiveRateLimiter) and self.limiter.expired(now):
+            self.limiter = None
+        limiter = self.limiter
+        if limiter is None:
             return len(self.waiting)
         count = 0
         for request in self.waiting:
-            if pace.wait(now) > 0:
+            if limiter.wait(now) > 0:
                 break
-            pace = pace.sent(now, len(request.envelope.recipients))
+            limiter = limiter.sent(now, len(request.envelope.recipients))
             count += 1
         return count
 
@@ -527,8 +528,8 @@ class Pool:
                 taken += request.error is None
         if taken:
             self.meter.took(now, taken)
-            if isinstance(self.pace, Found):
-                self.pace = self.pace.took(now)
+            if isinstance(self.limiter, AdaptiveRateLimiter):
+                self.limiter = self.limiter.took(now)
         for served, count in answered.items():
             if count:
                 served.measure(now, count)

@@ -21,9 +21,9 @@ from asmtp.errors import (
 )
 from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.delivery import own_copy, refusals, replies_of, state_of
-from asmtp.mailer.limits import Limit, limit_of
+from asmtp.mailer.limits import Limit, any_throttling, limit_of
 from asmtp.mailer.message import QueuedMessage
-from asmtp.mailer.policy import Retry, any_throttling
+from asmtp.mailer.policy import Retry
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
@@ -206,7 +206,7 @@ class DeliveryQueue:
         message, refused = request.message, outcome.refused
         others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
         limit = limit_of(others, 0)
-        self._heed_pace(limit, others, relay)
+        self._heed_rate(limit, others, relay)
         if message.once or request.withdrawn or self._aborted:
             message.refused.update(refused)
             return
@@ -249,14 +249,14 @@ class DeliveryQueue:
         """What the reply says of the server, not of the message."""
         replies = replies_of(error)
         if any_throttling(replies) or request.limit is not None:
-            self._heed_pace(request.limit, error, relay)
+            self._heed_rate(request.limit, error, relay)
         elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
             self.pool.distrust(relay, error)  # RFC 3463 §3.4: the system's status
 
-    def _heed_pace(self, limit: Limit | None, error: Exception, relay: RelayState) -> None:
+    def _heed_rate(self, limit: Limit | None, error: Exception, relay: RelayState) -> None:
         """A server that says it is sent too much is sent less."""
-        if limit is Limit.PACE or any_throttling(replies_of(error)):
-            find = limit is Limit.PACE and self._retry is not None
+        if limit is Limit.RATE or any_throttling(replies_of(error)):
+            find = limit is Limit.RATE and self._retry is not None
             self.pool.slow_down(relay, error, find=find)
 
     # ---- back in line -----------------------------------------------------------------------

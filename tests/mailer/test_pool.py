@@ -1015,7 +1015,7 @@ class Owner:
             idle=None,
             max_messages=None,
             max_age=None,
-            pace=None,
+            limiter=None,
             ended=lambda request, relay: self.back.append(request),
             settled=lambda: None,
         )

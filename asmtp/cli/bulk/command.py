@@ -19,7 +19,8 @@ from asmtp.cli.bulk.watching import Watching
 from asmtp.cli.bulk.wording import for_operators
 from asmtp.client.relay import Relay
 from asmtp.mailer.mailer import AsyncMailer
-from asmtp.mailer.policy import Rate, Retry
+from asmtp.mailer.policy import Retry
+from asmtp.mailer.rate import Rate
 from asmtp.transport.timeouts import Timeouts
 
 __all__ = ["bulk"]

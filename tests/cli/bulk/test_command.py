@@ -32,7 +32,8 @@ from asmtp.cli.bulk.watching import Watching
 from asmtp.cli.demo.server import Inbox, serving
 from asmtp.mailer.delivery import Delivery, Receipt
 from asmtp.mailer.mailer import AsyncMailer
-from asmtp.mailer.policy import Rate, Retry
+from asmtp.mailer.policy import Retry
+from asmtp.mailer.rate import Rate
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
 from tests.fakes.relay import Relay, relaying
