@@ -154,7 +154,7 @@ class PooledConnection(AsyncSMTP):
         service: seconds between the replies to two messages while it is busy, on average.
     """
 
-    left = 0.0  # seconds until it is open: see plan.plan()
+    left = 0.0  # seconds until it is open: see schedule.assign()
 
     def __init__(
         self,

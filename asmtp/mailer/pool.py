@@ -1,7 +1,7 @@
 """Connections, and the messages that wait for one.
 
 Messages wait in one line.  A connection is opened where that is worth its while, given messages as long as it has
-room for them, left alone where it is silent, and replaced in time: see :func:`asmtp.mailer.schedule.plan`.  A
+room for them, left alone where it is silent, and replaced in time: see :func:`asmtp.mailer.schedule.assign`.  A
 delivery request that has come to an end is handed back with its outcome or its error: its owner judges what becomes of
 the message.
 
@@ -26,7 +26,7 @@ from asmtp.mailer.limits import Limit, any_throttling, is_crowded, limit_of
 from asmtp.mailer.policy import Backoff
 from asmtp.mailer.rate import AdaptiveRateLimiter, RateLimiter, RateMeter
 from asmtp.mailer.relay_state import RelayState
-from asmtp.mailer.schedule import choose, plan
+from asmtp.mailer.schedule import assign, choose_relay
 from asmtp.protocol.transaction import NotBegun
 
 __all__ = ["Pool"]
@@ -190,7 +190,7 @@ class Pool:
             return
         trying, spare = self._spare(relay, now, served=bool(connections))
         candidates: list[Any] = [*connections, *trying]  # what is being opened has no room, and is not chosen
-        chosen, opened = plan(candidates, allowed, spare, relay.connect, relay.service)
+        chosen, opened = assign(candidates, allowed, spare, relay.connect, relay.service)
         for connection in chosen:
             request = self.waiting.popleft()
             most = connection.most_recipients(now)
@@ -242,7 +242,7 @@ class Pool:
             return self.relays[0]
         serving = {connection.relay for connection in self.connections if connection.serves(now)}
         hanging = {opening.relay for opening in self._opening.values() if opening.hangs(now)}
-        return choose(self.relays, serving, hanging, now)
+        return choose_relay(self.relays, serving, hanging, now)
 
     def _try_again(self, serving: RelayState, now: float, *, served: bool) -> None:
         """See whether a relay that is preferred to the one that serves is back, by one connection."""

@@ -8,10 +8,10 @@ from typing import Protocol, TypeVar
 
 from asmtp.mailer.relay_state import RelayState
 
-__all__ = ["Candidate", "choose", "plan"]
+__all__ = ["Candidate", "assign", "choose_relay"]
 
 
-def choose(
+def choose_relay(
     relays: Sequence[RelayState], serving: Collection[RelayState], hanging: Collection[RelayState], now: float
 ) -> RelayState:
     """Which relay serves: the first that has a connection, or else the one to be tried.
@@ -36,7 +36,7 @@ def choose(
 
 
 class Candidate(Protocol):
-    """A connection as `plan` sees it, open or being opened."""
+    """A connection as `assign` sees it, open or being opened."""
 
     @property
     def load(self) -> int:
@@ -58,7 +58,7 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-def plan(candidates: Sequence[C], waiting: int, spare: int, connect: float, service: float) -> tuple[list[C], int]:
+def assign(candidates: Sequence[C], waiting: int, spare: int, connect: float, service: float) -> tuple[list[C], int]:
     """Which connection each message that waits is given to, and how many to open.
 
     Connections that have nothing to do get one first, however slow they seem: what else there is may hang.  They get it

@@ -9,12 +9,12 @@ from hypothesis import given, strategies as st
 
 from asmtp import Relay, SMTPConnectError
 from asmtp.mailer.relay_state import RelayState
-from asmtp.mailer.schedule import choose, plan
+from asmtp.mailer.schedule import assign, choose_relay
 
 
 @dataclass(eq=False)
 class Seen:
-    """A connection as `plan` sees it."""
+    """A connection as `assign` sees it."""
 
     load: int = 0
     room: int = 10
@@ -79,9 +79,9 @@ SITUATIONS: dict[str, tuple[list[Seen], int, int, list[int], int]] = {
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_plan(situation: str) -> None:
+def test_assign(situation: str) -> None:
     seen, waiting, spare, chosen, opened = SITUATIONS[situation]
-    found, to_open = plan(seen, waiting, spare, CONNECT, SERVICE)
+    found, to_open = assign(seen, waiting, spare, CONNECT, SERVICE)
     assert [seen.index(each) for each in found] == chosen
     assert to_open == opened
 
@@ -95,7 +95,7 @@ counts = st.integers(0, 40)
 
 @given(connections, counts, st.integers(0, 5), seconds, seconds)
 def test_never_too_many(seen: list[Seen], waiting: int, spare: int, connect: float, service: float) -> None:
-    chosen, opened = plan(seen, waiting, spare, connect, service)
+    chosen, opened = assign(seen, waiting, spare, connect, service)
     assert 0 <= opened <= spare
     assert len(chosen) + opened <= waiting
     for each in seen:
@@ -104,12 +104,12 @@ def test_never_too_many(seen: list[Seen], waiting: int, spare: int, connect: flo
 
 @given(connections, st.integers(0, 5), seconds, seconds)
 def test_nothing_to_do(seen: list[Seen], spare: int, connect: float, service: float) -> None:
-    assert plan(seen, 0, spare, connect, service) == ([], 0)
+    assert assign(seen, 0, spare, connect, service) == ([], 0)
 
 
 @given(open_ones, counts, seconds, seconds)
 def test_one_connection_is_filled(seen: Seen, waiting: int, connect: float, service: float) -> None:
-    chosen, opened = plan([seen], waiting, 0, connect, service)
+    chosen, opened = assign([seen], waiting, 0, connect, service)
     assert chosen == [seen] * min(waiting, seen.room)
     assert opened == 0
 
@@ -119,14 +119,14 @@ steady = st.builds(Seen, load=st.integers(0, 30), room=st.integers(0, 8), servic
 
 @given(st.lists(steady, max_size=6), seconds, seconds)
 def test_where_there_is_no_end_of_messages_all_room_is_used(seen: list[Seen], connect: float, service: float) -> None:
-    chosen, _ = plan(seen, 40_000, 0, connect, service)
+    chosen, _ = assign(seen, 40_000, 0, connect, service)
     assert len(chosen) == sum(each.room for each in seen)
 
 
 @given(connections, st.integers(1, 40), st.integers(0, 5), seconds, seconds)
 def test_what_is_idle_comes_first(seen: list[Seen], waiting: int, spare: int, connect: float, service: float) -> None:
     """Before those that are busy, that are being opened (they may hang), and before a new one."""
-    chosen, opened = plan(seen, waiting, spare, connect, service)
+    chosen, opened = assign(seen, waiting, spare, connect, service)
     unused = [each for each in seen if not each.load and each.room]
     first = chosen[: len(unused)]
     assert len(first) == min(waiting, len(unused))
@@ -139,8 +139,8 @@ def test_what_is_idle_comes_first(seen: list[Seen], waiting: int, spare: int, co
 @given(connections, counts, st.integers(0, 5), seconds, seconds)
 def test_in_line(seen: list[Seen], waiting: int, spare: int, connect: float, service: float) -> None:
     """What is decided of a message does not depend on who waits behind it."""
-    fewer, opened_for_fewer = plan(seen, waiting, spare, connect, service)
-    more, opened_for_more = plan(seen, waiting + 1, spare, connect, service)
+    fewer, opened_for_fewer = assign(seen, waiting, spare, connect, service)
+    more, opened_for_more = assign(seen, waiting + 1, spare, connect, service)
     assert more[: len(fewer)] == fewer
     assert opened_for_fewer <= opened_for_more
     assert len(more) + opened_for_more <= len(fewer) + opened_for_fewer + 1
@@ -151,7 +151,7 @@ def test_what_hangs_is_not_waited_for(
     seen: list[Seen], hanging: int, waiting: int, spare: int, connect: float, service: float
 ) -> None:
     far = [opening(1e9) for _ in range(hanging)]
-    assert plan([*far, *seen], waiting, spare, connect, service) == plan(seen, waiting, spare, connect, service)
+    assert assign([*far, *seen], waiting, spare, connect, service) == assign(seen, waiting, spare, connect, service)
 
 
 # ---- which relay serves ------------------------------------------------------------------------
@@ -203,4 +203,4 @@ def test_choose(states: str, chosen: int) -> None:
     relays = [relay(state) for state in states.split()]
     serving = {each for each, state in zip(relays, states.split(), strict=True) if state == "up"}
     hanging = {each for each, state in zip(relays, states.split(), strict=True) if state == "hangs"}
-    assert choose(relays, serving, hanging, NOW) is relays[chosen]
+    assert choose_relay(relays, serving, hanging, NOW) is relays[chosen]
