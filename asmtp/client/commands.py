@@ -28,6 +28,7 @@ from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, options_text, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
+from asmtp.protocol.exchange import Dialogue
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.parameters import xclient
@@ -89,7 +90,7 @@ class Commands(AuthObjects):
         """Close at once."""
         raise NotImplementedError
 
-    async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
+    async def _run(self, what: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
         return await self._live().run(what, alone=alone, raw=raw)
 
     async def _offload(self, function: Callable[..., T], *args: Any) -> T:
@@ -138,14 +139,14 @@ class Commands(AuthObjects):
 
     async def helo(self, name: str = "") -> Reply:
         """HELO (RFC 5321 §4.1.1.1), with this machine's name unless another is given."""
-        reply: Reply = await self._run(dialogue.hello(self._session, "helo", await self._hello_name(name)), alone=True)
+        reply = await self._run(dialogue.hello(self._session, "helo", await self._hello_name(name)), alone=True)
         self.helo_resp = reply.message
         return reply
 
     async def ehlo(self, name: str = "") -> Reply:
         """EHLO, or LHLO for LMTP; what the server offers is in `esmtp_features` then."""
         verb = self.ehlo_msg
-        reply: Reply = await self._run(dialogue.hello(self._session, verb, await self._hello_name(name)), alone=True)
+        reply = await self._run(dialogue.hello(self._session, verb, await self._hello_name(name)), alone=True)
         self.ehlo_resp = reply.message
         return reply
 
@@ -175,18 +176,16 @@ class Commands(AuthObjects):
 
     async def noop(self) -> Reply:
         """NOOP."""
-        reply: Reply = await self._run(dialogue.single(b"noop\r\n"))
-        return reply
+        return await self._run(dialogue.single(b"noop\r\n"))
 
     async def rset(self) -> Reply:
         """RSET: whatever transaction is open is given up."""
         self.command_encoding = "ascii"
-        reply: Reply = await self._run(self._session.reset())
-        return reply
+        return await self._run(self._session.reset())
 
     async def help(self, args: str = "") -> bytes:
         """HELP: its text."""
-        reply: Reply = await self._run(dialogue.single(command("help", args)))
+        reply = await self._run(dialogue.single(command("help", args)))
         return reply.message
 
     async def verify(self, address: str) -> Reply:
@@ -203,8 +202,7 @@ class Commands(AuthObjects):
         path(address, "address")  # what MAIL and RCPT refuse
         bare = email.utils.parseaddr(address)[1] or address
         line = command(verb, bare, argument="address", encoding=self.command_encoding)
-        reply: Reply = await self._run(dialogue.single(line))
-        return reply
+        return await self._run(dialogue.single(line))
 
     async def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
         """MAIL: begin a transaction by hand.  :meth:`sendmail` does all of one.
@@ -221,14 +219,13 @@ class Commands(AuthObjects):
                 self.command_encoding = "utf-8"
         line = command(f"mail from:{path(sender, 'sender')}{text}", encoding=self.command_encoding)
         self._rcpts = 0
-        reply: Reply = await self._run(dialogue.single(line, Trigger.mail))
-        return reply
+        return await self._run(dialogue.single(line, Trigger.mail))
 
     async def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
         """RCPT: add a recipient by hand."""
         text = options_text(options, "options") if options and self.does_esmtp else ""
         line = command(f"rcpt to:{path(recip, 'recip')}{text}", encoding=self.command_encoding)
-        reply: Reply = await self._run(dialogue.single(line, Trigger.rcpt))
+        reply = await self._run(dialogue.single(line, Trigger.rcpt))
         self._rcpts += reply.ok
         return reply
 
@@ -241,8 +238,7 @@ class Commands(AuthObjects):
             SMTPDataError: DATA was not answered 354.
         """
         owed = max(1, self._rcpts) if self.lmtp else 1
-        reply: Reply = await self._run(manual_content(self._session, to_octets(msg), owed))
-        return reply
+        return await self._run(manual_content(self._session, to_octets(msg), owed))
 
     async def xclient(self, **attributes: str | None) -> Reply:
         """XCLIENT (Postfix): say for whom this connection is; EHLO is said again when needed.
@@ -257,7 +253,7 @@ class Commands(AuthObjects):
         """
         await self.ehlo_or_helo_if_needed()
         line = xclient(self.esmtp_features, attributes)
-        reply: Reply = await self._run(dialogue.xclient(self._session, line), alone=True)
+        reply = await self._run(dialogue.xclient(self._session, line), alone=True)
         if reply.ok:
             self.helo_resp = self.ehlo_resp = None
         return reply
@@ -441,7 +437,7 @@ class Commands(AuthObjects):
         code = UNPROVEN
         try:
             async with contextlib.aclosing(self._responses(sasl)) as responses:
-                reply: Reply = await connection.run_streamed(login, responses, alone=True)
+                reply = await connection.run_streamed(login, responses, alone=True)
                 code = reply.code
                 return reply
         except SMTPAuthenticationError as error:

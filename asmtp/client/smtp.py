@@ -322,7 +322,7 @@ class AsyncSMTP(Commands):
         if context is not None:
             self._told_of_tls(connection, begun)
         try:
-            reply: Reply = await connection.finished(greeting)
+            reply = await connection.finished(greeting)
         except SMTPServerDisconnected as error:
             told = error if context is not None else tls_is_meant(error, self._port)
             if told is error:
@@ -332,7 +332,7 @@ class AsyncSMTP(Commands):
             self._event_log.connected(reply, clock() - begun)
         return reply
 
-    def _greet(self) -> Exchange:
+    def _greet(self) -> Exchange[Reply]:
         """Await the server's greeting."""
         return self._session.start(dialogue.greeting())
 
@@ -385,7 +385,7 @@ class AsyncSMTP(Commands):
         Raises:
             SMTPServerDisconnected: there was no connection.
         """
-        reply: Reply = await self._run(dialogue.quit_(), alone=True)
+        reply = await self._run(dialogue.quit_(), alone=True)
         await self.close()
         self._forget()
         return reply
@@ -514,7 +514,7 @@ class AsyncSMTP(Commands):
             transaction = self._begin(envelope, body)
             try:
                 if pieces is None:
-                    outcome: Outcome = await connection.run(transaction.run())
+                    outcome = await connection.run(transaction.run())
                 else:
                     outcome = await connection.run_streamed(transaction.run(), pieces)
                 return outcome
@@ -542,7 +542,7 @@ class AsyncSMTP(Commands):
         session = connection.session
         if session.idle and not session.clean and not session.closed:
             with contextlib.suppress(SMTPException):
-                reply: Reply = await connection.run(session.reset())
+                reply = await connection.run(session.reset())
                 if not reply.ok and session.idle:
                     # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes.
                     connection.close()

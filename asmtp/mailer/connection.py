@@ -84,7 +84,7 @@ class DeliveryRequest:
         self.attempts = attempts
         self.since = self.begun = 0.0
         self.connection: PooledConnection | None = None
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange[Any] | None = None
         self.task: asyncio.Task[None] | None = None
         self.not_begun = 0
         self.silently = 0
@@ -456,7 +456,7 @@ class PooledLMTPConnection(PooledConnection, AsyncLMTP):
     """The same for LMTP."""
 
 
-def _tell_request(exchange: Exchange) -> None:
+def _tell_request(exchange: Exchange[Any]) -> None:
     """As a session's `notify`: futures are not told."""
     if isinstance(exchange.owner, DeliveryRequest):
         exchange.owner.set_result(None)
@@ -465,7 +465,7 @@ def _tell_request(exchange: Exchange) -> None:
 class _Tidied:
     """Looks at the reply to a RSET that nobody awaits."""
 
-    def __init__(self, connection: PooledConnection, exchange: Exchange) -> None:
+    def __init__(self, connection: PooledConnection, exchange: Exchange[Any]) -> None:
         self._connection = connection
         self._exchange = exchange
 

@@ -101,7 +101,7 @@ class RelayChunking:
             self.doubted_until = now + DOUBTED
 
 
-def probe(session: Session, mail: bytes) -> Dialogue:
+def probe(session: Session, mail: bytes) -> Dialogue[None]:
     """Find out whether the server reads and drops a refused chunk, and set `session.chunking`.
 
     Args:
@@ -138,7 +138,7 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
     lines = [command for stage in stages for command in stage]
     group = Group(b"".join([line for line, _ in lines]), tuple([trigger for _, trigger in lines]))
     verdict = Chunking.SHOWN
-    replies = yield group
+    replies: list[Reply] = yield group
     reply: Reply = replies[-1]
     for number, stage in enumerate(stages):
         if number:
@@ -166,7 +166,7 @@ def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunk
     for stage in stages:
         for line, trigger in stage:
             group = Group(line, (trigger,))
-            replies = yield group
+            replies: list[Reply] = yield group
             reply: Reply = replies[0]
             _check_in_step(session, reply)
             if trigger is Trigger.mail and not reply.ok:
@@ -205,7 +205,7 @@ def _next(session: Session, line: bytes = b"") -> Generator[Group, Any, Reply]:
     Args:
         line: a command to write before, whose own reply need not be the next.
     """
-    replies = yield Group(line, (Trigger.other,) if line else (), more=True)
+    replies: list[Reply] = yield Group(line, (Trigger.other,) if line else (), more=True)
     reply: Reply = replies[0]
     _check_in_step(session, reply)
     return reply
@@ -228,7 +228,7 @@ def _until_help(session: Session) -> Generator[Group, Any, None]:
     many more replies there will be.  HELP is answered by 211, 214 or 5yz, never by 250, so that its reply is known.
     """
     group = Group(b"help\r\n", (Trigger.other,), more=True)
-    replies = yield group
+    replies: list[Reply] = yield group
     reply: Reply = replies[0]
     answers = 0
     while reply.code == 250:

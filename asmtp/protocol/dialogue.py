@@ -39,22 +39,22 @@ def verb_trigger(line: bytes, state: State) -> Trigger:
     return _VERBS.get(verb, Trigger.other)
 
 
-def greeting() -> Dialogue:
+def greeting() -> Dialogue[Reply]:
     """What the server says first; returns the reply."""
-    replies = yield Group(b"", (), phase=Phase.GREETING)
+    replies: list[Reply] = yield Group(b"", (), phase=Phase.GREETING)
     return replies[0]
 
 
-def single(line: bytes, trigger: Trigger = Trigger.other, phase: Phase = Phase.COMMAND) -> Dialogue:
+def single(line: bytes, trigger: Trigger = Trigger.other, phase: Phase = Phase.COMMAND) -> Dialogue[Reply]:
     """One command, and its reply."""
-    replies = yield Group(line, (trigger,), phase=phase)
+    replies: list[Reply] = yield Group(line, (trigger,), phase=phase)
     return replies[0]
 
 
 _NOT_IN_NAMES = frozenset('<>"\\\ufffd')
 
 
-def hello(session: Session, verb: str, name: str) -> Dialogue:
+def hello(session: Session, verb: str, name: str) -> Dialogue[Reply]:
     """EHLO, HELO or LHLO; what the server offers is kept in the session."""
     if not isinstance(name, str):
         raise TypeError(f"local_hostname must be str, not {type(name).__name__}")
@@ -65,7 +65,7 @@ def hello(session: Session, verb: str, name: str) -> Dialogue:
     group = Group(line, (Trigger.hello,))
     if verb.lower() != "helo":
         session.extensions = Extensions()
-    replies = yield group
+    replies: list[Reply] = yield group
     reply: Reply = replies[0]
     if reply.ok:
         # RFC 5321 §4.1.4: EHLO also does what RSET does.
@@ -92,10 +92,10 @@ def because_of(refusal: Reply) -> Iterator[None]:
         raise SMTPServerDisconnected(why) from error
 
 
-def xclient(session: Session, line: bytes) -> Dialogue:
+def xclient(session: Session, line: bytes) -> Dialogue[Reply]:
     """XCLIENT: after 220 everything begins anew, and what the server offered is forgotten."""
     group = Group(line, (Trigger.hello,))
-    replies = yield group
+    replies: list[Reply] = yield group
     if replies[0].ok:
         session.mark_clean(group)
         session.extensions = Extensions()
@@ -103,7 +103,7 @@ def xclient(session: Session, line: bytes) -> Dialogue:
     return replies[0]
 
 
-def starttls(session: Session, verb: str, name: str | None) -> Dialogue:
+def starttls(session: Session, verb: str, name: str | None) -> Dialogue[tuple[Reply, Reply | None]]:
     """STARTTLS; yields PULL for the handshake, and keeps the turn meanwhile.
 
     Where others have queued something by then, EHLO comes before it, in the same turn.
@@ -125,20 +125,20 @@ def starttls(session: Session, verb: str, name: str | None) -> Dialogue:
     return replies[0], (yield from hello(session, verb, name))
 
 
-def quit_() -> Dialogue:
+def quit_() -> Dialogue[Reply]:
     """QUIT, and its reply.
 
     A connection that is closed instead is a reply too: (-1, why).  What was sent before is sent, and a
     caller to whom QUIT raised an error might send it again.
     """
     try:
-        replies = yield Group(b"quit\r\n", (Trigger.quit,), phase=Phase.QUIT)
+        replies: list[Reply] = yield Group(b"quit\r\n", (Trigger.quit,), phase=Phase.QUIT)
     except SMTPServerDisconnected as error:
         return Reply(-1, str(error).encode())
     return replies[0]
 
 
-def authentication(session: Session, sasl: SASLExchange) -> Dialogue:
+def authentication(session: Session, sasl: SASLExchange) -> Dialogue[Reply]:
     """Log in by a SASL exchange (RFC 4954 §4), of which a trace shows nothing.
 
     If the exchange is slow, the dialogue yields PULL when a challenge is in; its caller calls `go_on`, then pushes.
@@ -146,7 +146,7 @@ def authentication(session: Session, sasl: SASLExchange) -> Dialogue:
     trigger = Trigger.auth
     sasl.redact = session.redact
     while (line := sasl.line) is not None:
-        replies = yield Group(hidden(line + b"\r\n"), (trigger,), secret=True)
+        replies: list[Reply] = yield Group(hidden(line + b"\r\n"), (trigger,), secret=True)
         trigger = Trigger.response
         sasl.reply = replies[0]
         if sasl.slow and replies[0].code == 334:
@@ -157,7 +157,7 @@ def authentication(session: Session, sasl: SASLExchange) -> Dialogue:
     return sasl.reply
 
 
-def raw_write(session: Session, data: bytes, *, secret: bool = False, command: bool = False) -> Dialogue:
+def raw_write(session: Session, data: bytes, *, secret: bool = False, command: bool = False) -> Dialogue[list[Reply]]:
     """Octets that a caller wrote by hand (smtplib's `send` and `putcmd`): any number of lines, or content.
 
     Returns the replies; none where none is due because the content has not ended.
@@ -180,11 +180,11 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False, command: b
         triggers = tuple(verb_trigger(line, session.state) for line in lines)
         secret = secret or session.state is State.CHALLENGE or Trigger.auth in triggers
         group = Group(data, triggers, len(lines), secret=secret)
-    replies = yield group
+    replies: list[Reply] = yield group
     return replies
 
 
-def raw_reply() -> Dialogue:
+def raw_reply() -> Dialogue[Reply]:
     """Wait for a reply that no command of ours is owed (smtplib's `getreply` called on its own)."""
-    replies = yield Group(b"", ())
+    replies: list[Reply] = yield Group(b"", ())
     return replies[0]

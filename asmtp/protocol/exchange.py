@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Generator
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.state import Trigger
 
-__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "ProbeFirst", "Pull", "Watcher"]
+__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "ProbeFirst", "Pull", "Turn", "Watcher"]
+
+T = TypeVar("T")
 
 
 class Phase(enum.Enum):
@@ -23,31 +25,44 @@ class Phase(enum.Enum):
     QUIT = "QUIT"
 
 
+class Turn(enum.Enum):
+    """What a dialogue does behind a group, and whether it keeps the turn to write."""
+
+    UNTIL_REPLY = "keeps the turn, and goes on when all replies that it is owed are in"
+    KEEP = "keeps the turn, and goes on at once"
+    RELEASE = "has written everything: gives up the turn, and judges when all replies are in"
+    UNTIL_COUNTED = "has written everything, but keeps the turn: the server's replies tell how many there are"
+
+
+_UNTIL_REPLY = Turn.UNTIL_REPLY
+_COMMAND = Phase.COMMAND
+
+
 class Group:
     """Commands (or content) written in one go, and the replies they are owed.
 
     Args:
-        data: the octets to write.
+        data: the octets to write; empty: wait for replies only.
         triggers: what they mean to the state, in order.
-        owed: how many replies they add to what the dialogue is owed.
-        last: the dialogue writes nothing more and gives up the turn.
-        open_end: nor does this one, but how many replies there will be, the first of them tells: it keeps the turn.
-        wait: resume the dialogue when all it is owed has come; False: at once.
-        phase: what the replies are awaited for; a group's last reply may have a phase of its own, `final`.
-        secret: never shown in a trace.
-        replies: where replies are collected; a dialogue that writes several groups may share one list.
-        per_recipient: (LMTP) the places of the RCPT replies: each 2yz among them but the first adds
+        owed: how many replies they add to those that the dialogue is owed.
+        turn: what the dialogue does next.
+        phase: what the replies are awaited for.
+        final: the same for the last reply; by default `phase`.
+        secret: do not show it in a trace.
+        replies: the list to add the replies to.  A dialogue that writes several groups may give them the same list.
+        per_recipient: (LMTP) the places of the RCPT replies in `replies`: each 2yz among them but the first adds
             one to the replies owed after the content (RFC 2033 §4.2).
         more: replies to what the dialogue wrote before may still come in front of this group's.
 
     Attributes:
-        dropped: it never left: the session ended in the same breath.
-        behind: it was written behind something that was not answered.
+        serial: the number of the last command written that may leave a transaction open: see `Session.mark_clean`.
+        dropped: the group never left: the session ended before the transport took it.
+        behind: it was written while others' replies were still owed.
     """
 
     __slots__ = (
-        "behind", "data", "dropped", "triggers", "final", "last", "more", "open_end", "owed", "per_recipient", "phase",
-        "replies", "secret", "serial", "wait",
+        "behind", "data", "dropped", "final", "more", "owed", "per_recipient", "phase", "replies", "secret", "serial",
+        "triggers", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -56,10 +71,8 @@ class Group:
         triggers: tuple[Trigger, ...],
         owed: int = 1,
         *,
-        last: bool = False,
-        open_end: bool = False,
-        wait: bool = True,
-        phase: Phase = Phase.COMMAND,
+        turn: Turn = _UNTIL_REPLY,
+        phase: Phase = _COMMAND,
         final: Phase | None = None,
         secret: bool = False,
         replies: list[Reply] | None = None,
@@ -69,16 +82,14 @@ class Group:
         self.data = data
         self.triggers = triggers
         self.owed = owed
-        self.last = last
-        self.open_end = open_end
-        self.wait = wait
+        self.turn = turn
         self.phase = phase
         self.final = final or phase
         self.secret = secret
         self.replies: list[Reply] = [] if replies is None else replies
         self.per_recipient = per_recipient
         self.more = more
-        self.serial = 0  # see Session.mark_clean()
+        self.serial = 0
         self.dropped = False
         self.behind = False
 
@@ -88,11 +99,11 @@ class Pull:
 
 
 PULL: Final = Pull()
-"""What a dialogue yields to be sent the next octets of its content: bytes, or None at the end."""
+"""Yielded by a dialogue to be sent the next octets of its content: bytes, or None at the end."""
 
 
 class ProbeFirst:
-    """What a transaction yields, before it has written anything, to have the probe of BDAT written in front of it.
+    """Yielded by a transaction that has not written anything, to have the probe of BDAT written in front of it.
 
     Args:
         mail: its MAIL line: see :func:`asmtp.protocol.chunking.probe`.
@@ -104,24 +115,34 @@ class ProbeFirst:
         self.mail = mail
 
 
-Dialogue: TypeAlias = Generator[Group | Pull | ProbeFirst, Any, Any]
+Dialogue: TypeAlias = Generator[Group | Pull | ProbeFirst, Any, T]
+"""One thing that a caller wants of the server, with a result of type T: see :mod:`asmtp.protocol.state`."""
 
 
-class Exchange:
+class Exchange(Generic[T]):
     """A dialogue under way: the replies it is owed, and in the end its result or its error.
 
+    Args:
+        owner: anything that tells the I/O layer who awaits the result; None: nobody does.
+        alone: write it only when no reply is owed.
+        raw: it may end in the middle of AUTH, DATA or STARTTLS; its caller takes care of the rest.
+
     Attributes:
-        owner: anything; for whoever started it.
+        group: the last group that the dialogue has written.
+        owed: how many replies have yet to come.
+        size: how many octets it has written.
         pulling: the dialogue waits for content: see :meth:`asmtp.protocol.session.Session.push`.
-        done, result, error: how it ended.
+        abandoned: the dialogue has ended, and its replies are still to be read and dropped.
+        done, result, error: whether and how it ended.
+        read: the number of the read during which it was written (0: not during a read): see `Inbound.reads`.
     """
 
     __slots__ = (
-        "abandoned", "alone", "dialogue", "done", "error", "group", "owed", "owner", "pulling", "raw",
-        "result", "size", "waiting", "written",
+        "abandoned", "alone", "dialogue", "done", "error", "group", "owed", "owner", "pulling", "raw", "read",
+        "result", "size",
     )  # fmt: skip
 
-    def __init__(self, dialogue: Dialogue, owner: Any, alone: bool, raw: bool) -> None:
+    def __init__(self, dialogue: Dialogue[T], owner: Any, alone: bool, raw: bool) -> None:
         self.dialogue = dialogue
         self.owner = owner
         self.alone = alone
@@ -129,8 +150,7 @@ class Exchange:
         self.group: Group | None = None
         self.owed = 0
         self.size = 0
-        self.waiting = False
-        self.written = 0  # the number of the delivery of octets in whose course it was written; 0 for none
+        self.read = 0
         self.pulling = False
         self.abandoned = False
         self.done = False
@@ -146,10 +166,10 @@ class Exchange:
 
 
 class Watcher(Protocol):
-    """Who is told of what is written and read."""
+    """The part of the I/O layer that is told of what is written and read."""
 
     def wrote(self, group: Group) -> None:
-        """A group is written."""
+        """Take note of a group that is written."""
 
     def replied(self, replies: list[Reply]) -> None:
-        """Replies have come in one go; what repeats a secret was taken out."""
+        """Take note of replies that have come in one read; a secret that they repeat was taken out."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from asmtp.errors import SMTPAuthenticationError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, said
 from asmtp.protocol.chunking import Chunking, probe
-from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase, ProbeFirst, Pull, Watcher
+from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase, ProbeFirst, Pull, Turn, Watcher
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, printable
@@ -20,6 +20,12 @@ from asmtp.protocol.sasl import UNPROVEN
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, UNPROVING, State, Trigger
 
 __all__ = ["Session"]
+
+T = TypeVar("T")
+
+_KEEP = Turn.KEEP
+_RELEASE = Turn.RELEASE
+_UNTIL_COUNTED = Turn.UNTIL_COUNTED
 
 _ALERT = b"\x15\x03"
 """What a server says that waits for TLS, and is tired of it (RFC 8446 §5.1)."""
@@ -69,7 +75,7 @@ class Session:
         self.progress = 0  # replies read so far
         # What the I/O layer hooks in: there is output, or the session has ended; an exchange is done or pulling.
         self.on_output: Callable[[], None] = lambda: None
-        self.notify: Callable[[Exchange], None] = lambda exchange: None
+        self.notify: Callable[[Exchange[Any]], None] = lambda exchange: None
         self.on_chunking: Callable[[], None] = lambda: None  # a probe has ended, or BDAT is not trusted any more
         self.trace: Callable[[str, bytes], None] | None = None
         self.watch: Watcher | None = None
@@ -77,9 +83,9 @@ class Session:
         self.secure = False  # there is TLS, and the certificate was verified; for the transport to say
         self._redaction = Redaction()
         self._reader = ReplyReader(redact=self.redact)
-        self._owed: deque[Exchange] = deque()
-        self._queue: deque[Exchange] = deque()
-        self._turn: Exchange | None = None
+        self._owed: deque[Exchange[Any]] = deque()
+        self._queue: deque[Exchange[Any]] = deque()
+        self._turn: Exchange[Any] | None = None
         self._output: list[bytes] = []
         self._leaving: list[Group] = []  # those whose octets are in it
         self._unanswered = 0  # octets
@@ -89,7 +95,7 @@ class Session:
         self._intruding = False  # a reply that nobody is owed has begun; it may be a 421
         self._delivery = 0
         self._receiving = 0
-        self._last_answered: Exchange | None = None  # the one that met the 421; None when the server went on
+        self._last_answered: Exchange[Any] | None = None  # the one that met the 421; None when the server went on
 
     # ---- what it is doing -------------------------------------------------------------------
 
@@ -104,7 +110,7 @@ class Session:
         return self.error is not None and self.state is not State.CLOSING
 
     @property
-    def head(self) -> Exchange | None:
+    def head(self) -> Exchange[Any] | None:
         """The exchange that is owed the next reply."""
         return self._owed[0] if self._owed else None
 
@@ -159,7 +165,7 @@ class Session:
 
     # ---- what callers do --------------------------------------------------------------------
 
-    def start(self, dialogue: Dialogue, owner: Any = None, *, alone: bool = False, raw: bool = False) -> Exchange:
+    def start(self, dialogue: Dialogue[T], owner: Any = None, *, alone: bool = False, raw: bool = False) -> Exchange[T]:
         """Put a dialogue in line for the write turn; it is written at once if nothing is in the way.
 
         Args:
@@ -177,19 +183,19 @@ class Session:
             self.pump()
         return exchange
 
-    def push(self, exchange: Exchange, content: bytes | None) -> None:
+    def push(self, exchange: Exchange[Any], content: bytes | None) -> None:
         """Give a dialogue that is `pulling` its next octets, or None at the end of the content."""
         exchange.pulling = False
         self._resume(exchange, content)
         self.pump()
 
-    def abort(self, exchange: Exchange, error: BaseException) -> None:
+    def abort(self, exchange: Exchange[Any], error: BaseException) -> None:
         """The content cannot be had: throw `error` into the dialogue, which is `pulling`."""
         exchange.pulling = False
         self._throw(exchange, error)
         self.pump()
 
-    def cancel(self, exchange: Exchange) -> None:
+    def cancel(self, exchange: Exchange[Any]) -> None:
         """The owner has gone.  The connection stays in step, or is broken."""
         exchange.owner = None
         if exchange.done:
@@ -323,17 +329,17 @@ class Session:
                 self._queue.appendleft(Exchange(self.reset(), None, alone=False, raw=False))
             self._resume(self._queue.popleft(), None)
 
-    def reset(self) -> Dialogue:
+    def reset(self) -> Dialogue[Reply]:
         """RSET, and its reply."""
         group = Group(b"rset\r\n", (Trigger.rset,))
-        replies = yield group
+        replies: list[Reply] = yield group
         if replies[0].ok:
             self.mark_clean(group)
         return replies[0]
 
     # ---- inside -----------------------------------------------------------------------------
 
-    def _may_start(self, exchange: Exchange) -> bool:
+    def _may_start(self, exchange: Exchange[Any]) -> bool:
         if self.paused or self.error is not None:
             return False
         if not self._owed:
@@ -347,7 +353,7 @@ class Session:
             and self._unanswered < self.window_octets
         )
 
-    def _resume(self, exchange: Exchange, value: Any) -> None:
+    def _resume(self, exchange: Exchange[Any], value: Any) -> None:
         """Run the dialogue until it has to wait, or ends."""
         while True:
             if self._turn is None and exchange.group is None:
@@ -379,11 +385,11 @@ class Session:
             except Exception as error:  # not possible now; or an audit hook forbids it
                 self._throw(exchange, error)
                 return
-            if step.wait and exchange.owed:
+            if exchange.owed and step.turn is not _KEEP:
                 return
             value = step.replies
 
-    def _write(self, exchange: Exchange, group: Group) -> None:
+    def _write(self, exchange: Exchange[Any], group: Group) -> None:
         data = group.data
         if self.closed:
             raise self.disconnected()
@@ -407,16 +413,15 @@ class Session:
             self.trace(">", b"(not shown)" if group.secret else data)
         self.state = state  # now: whoever watches may have raised, and then nothing is written
         exchange.group = group
-        exchange.waiting = group.wait
         if data and not group.more:
-            exchange.written = self._receiving
+            exchange.read = self._receiving
         group.serial = self._serial
         if group.owed:
             if not exchange.owed:
                 group.behind = bool(self._owed)
                 self._owed.append(exchange)
             exchange.owed += group.owed
-        if group.last:
+        if group.turn is _RELEASE:
             self._turn = None
         if data:
             exchange.size += len(data)
@@ -433,7 +438,7 @@ class Session:
 
         What comes in the same octets as the reply that let a command be written, was sent before that command.
         """
-        return bool(self._owed) and self._owed[0].written != self._receiving
+        return bool(self._owed) and self._owed[0].read != self._receiving
 
     def _receive(self, replies: list[Reply], start: int) -> int:
         """Hand replies to the exchange that is owed the next ones; the place of the first not taken."""
@@ -471,7 +476,7 @@ class Session:
                 if group.triggers[-1:] == (Trigger.bdat_last,) and not reply.ok:
                     self.chunk_refused = True  # as its dialogue would have found
                 self._finish(exchange)
-            elif exchange.waiting:
+            elif group.turn is not _KEEP:
                 self._resume(exchange, group.replies)
         if exchange.pulling and self._to_be_judged(replies[start:end]):
             # An answer to content that is not complete: the dialogue shall judge it now, not with the next octets.
@@ -486,7 +491,7 @@ class Session:
             self.close()
         return end
 
-    def _leave(self, exchange: Exchange, reply: Reply) -> None:
+    def _leave(self, exchange: Exchange[Any], reply: Reply) -> None:
         """The server has said to `exchange` that it closes: write nothing more."""
         why = SMTPServerDisconnected(f"server closed the connection: {said(*reply)}")
         if self.state is State.CLOSED:  # that was its reply to QUIT
@@ -526,9 +531,9 @@ class Session:
             return False
         return self.state is State.CONTENT or not all(reply.ok for reply in replies)
 
-    def _is_whole(self, exchange: Exchange) -> bool:
+    def _is_whole(self, exchange: Exchange[Any]) -> bool:
         """Whether all that it has to write was written."""
-        return exchange is not self._turn or (exchange.group is not None and exchange.group.open_end)
+        return exchange is not self._turn or (exchange.group is not None and exchange.group.turn is _UNTIL_COUNTED)
 
     def _may_be_answered(self) -> bool:
         """Whether something was written whole that a server which goes on behind a 421 may answer.
@@ -540,7 +545,7 @@ class Session:
         return head is not None and self._is_whole(head) and head.group is not None and not head.group.dropped
 
     @staticmethod
-    def _count_recipient(exchange: Exchange, group: Group, reply: Reply) -> None:
+    def _count_recipient(exchange: Exchange[Any], group: Group, reply: Reply) -> None:
         """RFC 2033 §4.2: one reply after the content for each recipient accepted; one is owed anyhow."""
         places = group.per_recipient
         place = len(group.replies)
@@ -574,7 +579,7 @@ class Session:
     def _apply(self, trigger: Trigger) -> None:
         self.state = TRANSITIONS[self.state, trigger]
 
-    def _finish(self, exchange: Exchange) -> None:
+    def _finish(self, exchange: Exchange[Any]) -> None:
         """The dialogue is over."""
         self._unanswered -= exchange.size
         exchange.size = 0
@@ -597,7 +602,7 @@ class Session:
         if exchange.owner is not None:
             self.notify(exchange)
 
-    def _throw(self, exchange: Exchange, error: BaseException) -> None:
+    def _throw(self, exchange: Exchange[Any], error: BaseException) -> None:
         if exchange.group is None and isinstance(error, SMTPServerDisconnected):
             error.state = "not_sent"  # nothing of it was written, and it cannot say so itself
         try:

@@ -39,7 +39,7 @@ from asmtp.errors import (
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst
+from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply, asks_for_more, is_leaving
 from asmtp.protocol.session import Session
@@ -52,6 +52,9 @@ _RSET = b"rset\r\n"
 # What every message needs, looked up once: a member of an enum takes CPython 3.11 70 ns.
 _SHOWN = Chunking.SHOWN
 _FINAL = Phase.FINAL
+_KEEP = Turn.KEEP
+_RELEASE = Turn.RELEASE
+_UNTIL_COUNTED = Turn.UNTIL_COUNTED
 _BDAT_LAST = Trigger.bdat_last
 _ENVELOPE = (Trigger.mail, Trigger.rcpt)
 _RSET_AND_ENVELOPE = (Trigger.rset, *_ENVELOPE)
@@ -178,7 +181,7 @@ class Transaction:
             return body.data or b""
         return b"" if body.data is None else encode_content(body.data, stuff=not self._bdat, size=body.size)
 
-    def run(self) -> Dialogue:
+    def run(self) -> Dialogue[Outcome]:
         """The dialogue; it begins when the turn to write has come."""
         session = self.session
         if session.extensions is not self._extensions:
@@ -232,7 +235,7 @@ class Transaction:
         if self._prdr and self.replies[-1].code == 353:
             self.replies.pop()
             self._each = self._final_replies(each=True)
-            group = Group(b"", (), self._each + 1, open_end=True, phase=_FINAL, replies=self.replies)
+            group = Group(b"", (), self._each + 1, turn=_UNTIL_COUNTED, phase=_FINAL, replies=self.replies)
             yield self._wrote(group)
 
     def _parameters(self, extensions: Extensions) -> str:
@@ -292,8 +295,7 @@ class Transaction:
                 b"".join([*before, b"BDAT %d LAST\r\n" % len(data), data]),
                 (*triggers, _BDAT_LAST),
                 owed,
-                last=not self._several,
-                open_end=self._several,
+                turn=_UNTIL_COUNTED if self._several else _RELEASE,
                 final=_FINAL,
                 replies=self.replies,
                 per_recipient=places,
@@ -307,14 +309,14 @@ class Transaction:
             return
         encoder = AsItIs() if self._binary else ContentEncoder(stuff=False)
         answered = len(self.replies)
-        wait = not self.session.pipelining
+        turn = _KEEP if self.session.pipelining else Turn.UNTIL_REPLY
         while (piece := (yield PULL)) is not None:
             self._check_chunks(answered)
             data = encoder.encode(piece)
             if data:
                 line = b"BDAT %d\r\n" % len(data)
                 yield self._wrote(
-                    Group(line + data, (Trigger.bdat,), wait=wait, phase=Phase.CONTENT, replies=self.replies)
+                    Group(line + data, (Trigger.bdat,), turn=turn, phase=Phase.CONTENT, replies=self.replies)
                 )
         self._check_chunks(answered)
         yield self._last_chunk(encoder.finish())
@@ -351,7 +353,7 @@ class Transaction:
                 # The recipients stand in a transaction that is not this one: nothing may go into it.
                 raise SMTPProtocolError(354, b"DATA accepted for recipients whose MAIL or RSET was refused")
             # RFC 2920 §3.1: 354 without a valid recipient: "the client MUST send a single dot".
-            yield self._wrote(Group(b".\r\n", (Trigger.dot,), last=True, phase=_FINAL))
+            yield self._wrote(Group(b".\r\n", (Trigger.dot,), turn=_RELEASE, phase=_FINAL))
             self._check_envelope()
         if self.body.data is not None:
             content = self._content + b".\r\n"
@@ -361,8 +363,7 @@ class Transaction:
                     content,
                     (Trigger.dot,),
                     self._final_replies(),
-                    last=not self._several,
-                    open_end=self._several,
+                    turn=_UNTIL_COUNTED if self._several else _RELEASE,
                     phase=_FINAL,
                     replies=self.replies,
                 )
@@ -374,13 +375,13 @@ class Transaction:
         encoder = ContentEncoder(stuff=True)
         answered = len(self.replies)
         # One reply is owed from here on: a server may refuse content before it has all of it.
-        yield self._wrote(Group(b"", (), wait=False, phase=Phase.CONTENT, replies=self.replies))
+        yield self._wrote(Group(b"", (), turn=_KEEP, phase=Phase.CONTENT, replies=self.replies))
         while (piece := (yield PULL)) is not None:
             self._check_early(answered)
             data = encoder.encode(piece)
             if data:
                 yield self._wrote(
-                    Group(data, (Trigger.content,), 0, wait=False, phase=Phase.CONTENT, replies=self.replies)
+                    Group(data, (Trigger.content,), 0, turn=_KEEP, phase=Phase.CONTENT, replies=self.replies)
                 )
         self._check_early(answered)
         self._ended = True
@@ -389,8 +390,7 @@ class Transaction:
                 encoder.finish() + b".\r\n",
                 (Trigger.dot,),
                 self._final_replies() - 1,
-                last=not self._several,
-                open_end=self._several,
+                turn=_UNTIL_COUNTED if self._several else _RELEASE,
                 phase=_FINAL,
                 replies=self.replies,
             )
@@ -558,7 +558,7 @@ def _all_ok(replies: list[Reply]) -> bool:
     return True
 
 
-def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
+def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue[Reply]:
     """DATA and content for a transaction that a caller opened by hand.
 
     Args:
@@ -570,7 +570,7 @@ def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue:
     Raises:
         SMTPDataError: DATA was not answered 354.
     """
-    replies = yield Group(b"data\r\n", (Trigger.data,), phase=Phase.DATA)
+    replies: list[Reply] = yield Group(b"data\r\n", (Trigger.data,), phase=Phase.DATA)
     if replies[0].code != 354:
         raise SMTPDataError(*replies[0])
     group = Group(encode_content(content, stuff=True) + b".\r\n", (Trigger.dot,), owed, phase=_FINAL)

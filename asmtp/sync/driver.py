@@ -109,8 +109,9 @@ def without_loop(function: Callable[..., T], *args: Any) -> T:
 
 
 @types.coroutine
-def _handed_out(what: Dialogue) -> Generator[Dialogue, Any, Any]:
-    return (yield what)
+def _handed_out(what: Dialogue[T]) -> Generator[Dialogue[T], Any, T]:
+    result: T = yield what
+    return result
 
 
 class _AuditedSession(Session):
@@ -119,7 +120,7 @@ class _AuditedSession(Session):
     declares_line_end = False  # as smtplib has it, and CPython's tests want it
     audit: Callable[[str, bytes], None]
 
-    def _write(self, exchange: Exchange, group: Group) -> None:
+    def _write(self, exchange: Exchange[Any], group: Group) -> None:
         if group.data and self.error is None:
             self.audit("smtplib.send", b"(not shown)" if group.secret else group.data)
         super()._write(exchange, group)
@@ -147,7 +148,7 @@ class BlockingClient(AsyncSMTP):
         """Have commands give their dialogues to who runs their coroutine, and wait for the results; or no more."""
         self._hands_out = wanted
 
-    async def _run(self, what: Any, *, alone: bool = False, raw: bool = False) -> Any:
+    async def _run(self, what: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
         if self._hands_out:
             return await _handed_out(what)
         return await super()._run(what, alone=alone, raw=raw)
@@ -186,7 +187,7 @@ class BlockingClient(AsyncSMTP):
         self._from_afar = not local
         self._spoken = spoken
 
-    def _greet(self) -> Exchange:
+    def _greet(self) -> Exchange[Reply]:
         exchange = super()._greet()
         if self._spoken:
             self._spoken, session = False, self._session
@@ -263,7 +264,7 @@ class BlockingClient(AsyncSMTP):
         return greeting.code == 220
 
     def _new_session(self) -> Session:
-        self._by_hand: deque[Exchange] = deque()
+        self._by_hand: deque[Exchange[Any]] = deque()
         session = super()._new_session()
         cast("_AuditedSession", session).audit = self._audit
         return session
@@ -332,13 +333,12 @@ class BlockingClient(AsyncSMTP):
             self._by_hand.popleft()
             if exchange.error is not None:
                 raise exchange.error
-        return await self._run(dialogue.raw_reply())  # type: ignore[no-any-return]
+        return await self._run(dialogue.raw_reply())
 
     async def respond(self, line: bytes) -> Reply:
         """One line of a SASL exchange, and its reply; not shown in traces."""
         what = dialogue.raw_write(self._session, hidden(line + b"\r\n"), secret=True)
-        replies: list[Reply] = await self._run(what, raw=True)
-        return replies[0]
+        return (await self._run(what, raw=True))[0]
 
 
 class BlockingClientSSL(BlockingClient, AsyncSMTP_SSL):

@@ -139,10 +139,10 @@ def conduct(smtp: Any, hands_out: Callable[[bool], None], coroutine: Coroutine[A
         coroutine: the client's command; it awaits nothing else.
     """
 
-    def resume(how: Callable[[Any], Any], value: Any) -> Dialogue:
+    def resume(how: Callable[[Any], Any], value: Any) -> Dialogue[Any]:
         hands_out(True)
         try:
-            handed: Dialogue = how(value)
+            handed: Dialogue[Any] = how(value)
             return handed
         finally:
             hands_out(False)
@@ -160,7 +160,7 @@ def conduct(smtp: Any, hands_out: Callable[[bool], None], coroutine: Coroutine[A
         return stop.value  # type: ignore[no-any-return]
 
 
-def say(smtp: Any, dialogue: Dialogue) -> Any:
+def say(smtp: Any, dialogue: Dialogue[Any]) -> Any:
     """Return the result of a dialogue that goes through a facade's own steps."""
     try:
         group = next(dialogue)

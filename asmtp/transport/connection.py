@@ -18,7 +18,7 @@ import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import aiohappyeyeballs
 import anyio
@@ -37,6 +37,8 @@ from asmtp.transport.tls import ResumingContext, explain, explain_no_tls, is_no_
 __all__ = [
     "THIS_MACHINE", "Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 Address = tuple[str, int] | str
 """(host, port), or the path of a Unix socket."""
@@ -196,7 +198,7 @@ class Connection(asyncio.BufferedProtocol):
         self.proxied = False
         self.on_lost: Callable[[], None] | None = None  # called once, when there is no connection any more
         self.on_closed: Callable[[str], None] | None = None  # the same, with the reason
-        self._feeder: tuple[Exchange, asyncio.Task[Any]] | None = None  # the task that waits for content
+        self._feeder: tuple[Exchange[Any], asyncio.Task[Any]] | None = None  # the task that waits for content
         session.on_output = self._on_output
         session.notify = self._on_notify
 
@@ -370,7 +372,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # ---- dialogues --------------------------------------------------------------------------
 
-    def _on_notify(self, exchange: Exchange) -> None:
+    def _on_notify(self, exchange: Exchange[Any]) -> None:
         owner: Owner | None = exchange.owner
         if owner is not None and not owner.done():
             owner.set_result(None)
@@ -380,14 +382,14 @@ class Connection(asyncio.BufferedProtocol):
                 stop, self.on_finished = self.on_finished, None
                 stop()
 
-    async def run(self, dialogue: Dialogue, *, alone: bool = False, raw: bool = False) -> Any:
+    async def run(self, dialogue: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
         """Take a dialogue through the session: its result, or its exception.
 
         Cancellation leaves the connection in step, or closes it; it always propagates.
         """
         return await self.finished(self.session.start(dialogue, alone=alone, raw=raw))
 
-    async def run_streamed(self, dialogue: Dialogue, pieces: AsyncIterator[bytes], *, alone: bool = False) -> Any:
+    async def run_streamed(self, dialogue: Dialogue[T], pieces: AsyncIterator[bytes], *, alone: bool = False) -> T:
         """Take a dialogue that pulls its content through the session.
 
         Args:
@@ -407,9 +409,10 @@ class Connection(asyncio.BufferedProtocol):
             raise
         if exchange.error is not None:
             raise exchange.error
-        return exchange.result
+        result: T = exchange.result
+        return result
 
-    async def finished(self, exchange: Exchange) -> Any:
+    async def finished(self, exchange: Exchange[T]) -> T:
         """The result of an exchange that was started without waiting for it."""
         if not exchange.done:
             exchange.owner = self.awaited = future = self._loop.create_future()
@@ -422,7 +425,8 @@ class Connection(asyncio.BufferedProtocol):
                 raise
         if exchange.error is not None:
             raise exchange.error
-        return exchange.result
+        result: T = exchange.result
+        return result
 
     async def drained(self) -> None:
         """Until what was written has left, or the transport can take more."""
@@ -430,10 +434,10 @@ class Connection(asyncio.BufferedProtocol):
         await self._writable.wait()
 
     @staticmethod
-    def _ended(exchange: Exchange) -> bool:
+    def _ended(exchange: Exchange[Any]) -> bool:
         return exchange.done
 
-    async def _feed(self, exchange: Exchange, pieces: AsyncIterator[bytes]) -> None:
+    async def _feed(self, exchange: Exchange[Any], pieces: AsyncIterator[bytes]) -> None:
         await self._writable.wait()
         task = asyncio.current_task()
         self._feeder = None if task is None else (exchange, task)
@@ -473,7 +477,7 @@ class Connection(asyncio.BufferedProtocol):
             return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
         return False
 
-    async def start_tls(self, dialogue: Dialogue, context: ResumingContext, server_hostname: str | None) -> Any:
+    async def start_tls(self, dialogue: Dialogue[T], context: ResumingContext, server_hostname: str | None) -> T:
         """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.
 
         Raises:

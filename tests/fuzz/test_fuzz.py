@@ -47,7 +47,7 @@ def _cut(self: reply.ReplyReader, data: bytes) -> list[reply.Reply]:
     return FEED(self, data[:-1] if len(data) == 7 else data)
 
 
-def _twice(self: Session, exchange: Exchange) -> None:
+def _twice(self: Session, exchange: Exchange[Any]) -> None:
     FINISH(self, exchange)
     if exchange.owner is not None and exchange.error is not None:
         self.notify(exchange)

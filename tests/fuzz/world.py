@@ -45,7 +45,7 @@ class Sent:
     recipients: tuple[str, ...]
     content: bytes
     transaction: Transaction
-    exchange: Exchange
+    exchange: Exchange[Any]
     whole: bool
     cancelled: bool = False
 
@@ -77,7 +77,7 @@ class World:
         self.up = b""
         self.down = b""
         self.sent: list[Sent] = []
-        self.others: list[tuple[str, Exchange]] = []
+        self.others: list[tuple[str, Exchange[Any]]] = []
         self.told: Counter[int] = Counter()
         self.cancelled: set[int] = set()
         self.session.notify = self._notify
@@ -86,7 +86,7 @@ class World:
 
     # ---- the session's hooks ----------------------------------------------------------------
 
-    def _notify(self, exchange: Exchange) -> None:
+    def _notify(self, exchange: Exchange[Any]) -> None:
         if exchange.done:
             self.told[id(exchange)] += 1
         else:
@@ -174,7 +174,7 @@ class World:
     def _hello(self) -> Any:
         return hello(self.session, self._verb, "me.example")
 
-    def _reset(self) -> Dialogue:
+    def _reset(self) -> Dialogue[Any]:
         """Session.reset(), in capitals: no transaction's own."""
         group = Group(b"RSET\r\n", (Trigger.rset,))
         replies = yield group
@@ -316,7 +316,7 @@ class World:
 
     # ---- what always has to be so -----------------------------------------------------------
 
-    def exchanges(self) -> list[Exchange]:
+    def exchanges(self) -> list[Exchange[Any]]:
         return [sent.exchange for sent in self.sent] + [exchange for _, exchange in self.others]
 
     def check(self) -> None:

@@ -71,7 +71,7 @@ def letter(
 ) -> Start:
     """A message whose content is at hand."""
 
-    def make(session: Session) -> Dialogue:
+    def make(session: Session) -> Dialogue[Any]:
         body = Body(content, len(content), eight_bit=False)
         return Transaction(session, Envelope(sender, recipients), body, chunking=chunking).run()
 
@@ -81,7 +81,7 @@ def letter(
 def streamed(sender: str = "a@x", recipients: Sequence[str] = ("b@x",), *, chunking: bool = True) -> Start:
     """A message whose content is pulled."""
 
-    def make(session: Session) -> Dialogue:
+    def make(session: Session) -> Dialogue[Any]:
         body = Body(None, None, eight_bit=False)
         return Transaction(session, Envelope(sender, recipients), body, chunking=chunking).run()
 

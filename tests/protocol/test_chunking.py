@@ -33,7 +33,9 @@ def opened(offers: str = "PIPELINING\nCHUNKING\nSIZE\nBINARYMIME") -> Session:
     return session
 
 
-def begin(session: Session, sender: str = "a@x", content: bytes = LETTER, who: str = "b@x", **asked: Any) -> Exchange:
+def begin(
+    session: Session, sender: str = "a@x", content: bytes = LETTER, who: str = "b@x", **asked: Any
+) -> Exchange[Any]:
     body = Body(content, len(content), eight_bit=False)
     return session.start(Transaction(session, Envelope(sender, [who], **asked), body).run())
 
@@ -43,7 +45,7 @@ def say(session: Session, *replies: str) -> None:
         session.receive_data(f"{reply}\r\n".encode())
 
 
-def send_by_data(session: Session, **given: Any) -> Exchange:
+def send_by_data(session: Session, **given: Any) -> Exchange[Any]:
     """One message by DATA, taken."""
     exchange = begin(session, **given)
     assert session.output().endswith(BY_DATA)
@@ -55,7 +57,7 @@ def send_by_data(session: Session, **given: Any) -> Exchange:
     return exchange
 
 
-def second(session: Session) -> Exchange:
+def second(session: Session) -> Exchange[Any]:
     """The second message, in front of which the probe was written."""
     send_by_data(session)
     exchange = begin(session)

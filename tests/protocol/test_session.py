@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.protocol.dialogue import greeting, quit_, raw_write
-from asmtp.protocol.exchange import Dialogue, Group, Phase
+from asmtp.protocol.exchange import Dialogue, Group, Phase, Turn
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 from tests.protocol.letters import LOGIN, NOOP, SHAPES, STARTS, TWO_BY_BDAT, opened, replies, unclean
@@ -69,11 +71,13 @@ def test_replies_are_bounded_for_each_message(shape: str) -> None:
         assert sum(len(reply.message) for reply in taken) < 1_300_000
 
 
-def _many(session: Session, count: int) -> Dialogue:
+def _many(session: Session, count: int) -> Dialogue[Any]:
     """So many commands, one after the other."""
     taken = []
     for number in range(count):
-        taken += yield Group(b"noop\r\n", (Trigger.other,), last=number == count - 1)
+        taken += yield Group(
+            b"noop\r\n", (Trigger.other,), turn=Turn.RELEASE if number == count - 1 else Turn.UNTIL_REPLY
+        )
     return taken
 
 
@@ -174,7 +178,7 @@ def test_paused() -> None:
 
 
 def test_a_dialogue_that_fails_before_it_writes_lets_the_next_one_write() -> None:
-    def failing() -> Dialogue:
+    def failing() -> Dialogue[Any]:
         raise LookupError("no such thing")
         yield
 
@@ -204,8 +208,8 @@ def test_only_a_rset_that_was_accepted_counts(shape: str, reply: str, clean: boo
 
 
 def test_a_rset_speaks_for_what_was_written_before_it_only() -> None:
-    def reset(session: Session) -> Dialogue:
-        group = Group(b"rset\r\n", (Trigger.rset,), last=True)
+    def reset(session: Session) -> Dialogue[Any]:
+        group = Group(b"rset\r\n", (Trigger.rset,), turn=Turn.RELEASE)
         yield group
         session.mark_clean(group)
 
@@ -442,7 +446,7 @@ def test_nothing_is_written_before_the_greeting() -> None:
 
 
 def test_a_dialogue_left_in_the_middle_breaks() -> None:
-    def half() -> Dialogue:
+    def half() -> Dialogue[Any]:
         yield Group(b"data\r\n", (Trigger.data,))
 
     result = play("start half\nC: data\nS: 354 go", {"half": Start(lambda session: half())}, opened())
@@ -450,7 +454,7 @@ def test_a_dialogue_left_in_the_middle_breaks() -> None:
 
 
 def test_a_dialogue_that_goes_on_behind_its_end_is_stopped() -> None:
-    def stubborn() -> Dialogue:
+    def stubborn() -> Dialogue[Any]:
         while True:
             try:
                 yield Group(b"noop\r\n", (Trigger.other,))
@@ -472,8 +476,8 @@ def test_protocol_error_is_a_disconnection_and_a_response() -> None:
 
 
 def test_nothing_is_written_by_a_dialogue_that_broke_the_session() -> None:
-    def breaking(session: Session) -> Dialogue:
-        yield Group(b"noop\r\n", (Trigger.other,), last=True)
+    def breaking(session: Session) -> Dialogue[Any]:
+        yield Group(b"noop\r\n", (Trigger.other,), turn=Turn.RELEASE)
         session.fail(SMTPServerDisconnected("I saw something"))
         yield Group(b"noop\r\n", (Trigger.other,))
 

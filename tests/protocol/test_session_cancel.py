@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from asmtp.protocol.dialogue import greeting
@@ -103,7 +105,7 @@ def test_at_every_step_of_streamed_content(shape: str, lmtp: bool) -> None:
     assert seen == STREAM_GOES_ON[shape]
 
 
-def _advance(run: Run, one: Exchange, pieces: list[bytes | None]) -> None:
+def _advance(run: Run, one: Exchange[Any], pieces: list[bytes | None]) -> None:
     """One reply more, or if none is to come, one piece more."""
     if not run.turn():
         run.session.push(one, pieces.pop(0))

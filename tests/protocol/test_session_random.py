@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -39,7 +40,7 @@ class Sent:
     """A message under way."""
 
     number: int
-    exchange: Exchange
+    exchange: Exchange[Any]
     recipients: tuple[str, ...]
     pushed: bytes = b""
     cancelled: bool = False
@@ -58,14 +59,14 @@ class World:
         self.server = Echo(lmtp=lmtp, refuse=self.refuse, **server)
         self.coming = b""
         self.sent: list[Sent] = []
-        self.noops: dict[int, Exchange] = {}
-        self.told: list[Exchange] = []
+        self.noops: dict[int, Exchange[Any]] = {}
+        self.told: list[Exchange[Any]] = []
         self.session.notify = self.notify
 
     def refuse(self, line: str) -> str:
         return "" if line.startswith(("rset", "noop", "quit")) else next(self.codes, "")
 
-    def notify(self, exchange: Exchange) -> None:
+    def notify(self, exchange: Exchange[Any]) -> None:
         if exchange.done:
             assert exchange not in self.told, "told twice"
             self.told.append(exchange)
@@ -229,7 +230,7 @@ def test_what_is_said_of_a_message_is_true(
     world = World(shape, codes, window=window, lmtp=lmtp, impatient=impatient, goes_on=goes_on)
     session = world.session
 
-    def everyone() -> list[Exchange]:
+    def everyone() -> list[Exchange[Any]]:
         return [sent.exchange for sent in world.sent] + list(world.noops.values())
 
     for what, number in actions:

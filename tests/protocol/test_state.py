@@ -9,7 +9,7 @@ import pytest
 
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol import session as session_module
-from asmtp.protocol.exchange import Dialogue, Group, Phase
+from asmtp.protocol.exchange import Dialogue, Group, Phase, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, State, Trigger, diagram
@@ -72,14 +72,14 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Recording:
     return recording
 
 
-def one(trigger: Trigger) -> Dialogue:
+def one(trigger: Trigger) -> Dialogue[Any]:
     owed = 0 if trigger is Trigger.content else 1
-    yield Group(b"x\r\n", (trigger,), owed, last=True)
+    yield Group(b"x\r\n", (trigger,), owed, turn=Turn.RELEASE)
 
 
-def waiting(owed: int, phase: Phase = Phase.COMMAND) -> Dialogue:
+def waiting(owed: int, phase: Phase = Phase.COMMAND) -> Dialogue[Any]:
     """Write nothing, and wait for replies, as a dialogue that has written all it has to."""
-    yield Group(b"", (), owed, last=True, phase=phase)
+    yield Group(b"", (), owed, turn=Turn.RELEASE, phase=phase)
 
 
 def in_state(state: State) -> Session:

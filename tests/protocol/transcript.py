@@ -47,7 +47,7 @@ SURPLUS = b"250 surplus\r\n"
 class Start:
     """How to start a dialogue."""
 
-    make: Callable[[Session], Dialogue]
+    make: Callable[[Session], Dialogue[Any]]
     alone: bool = False
     raw: bool = False
 
@@ -91,14 +91,14 @@ class Player:
     def __init__(self, session: Session, starts: Starts) -> None:
         self.session = session
         self.starts = starts
-        self.exchanges: dict[str, Exchange] = {}
+        self.exchanges: dict[str, Exchange[Any]] = {}
         self.told: Counter[str] = Counter()
         self.cancelled: set[str] = set()
         self.written = False
         session.notify = self._notify
         session.on_output = self._on_output
 
-    def _notify(self, exchange: Exchange) -> None:
+    def _notify(self, exchange: Exchange[Any]) -> None:
         if exchange.done:
             self.told[exchange.owner] += 1
 
@@ -158,7 +158,7 @@ class Player:
                 assert not self.told[name]
 
 
-def describe(exchange: Exchange) -> str:
+def describe(exchange: Exchange[Any]) -> str:
     """What became of a dialogue, in one line."""
     if not exchange.done:
         return "under way"
@@ -173,7 +173,7 @@ def describe(exchange: Exchange) -> str:
     return _whole(exchange.result) if isinstance(exchange.result, Reply) else str(exchange.result)
 
 
-def state_of(exchange: Exchange) -> str | None:
+def state_of(exchange: Exchange[Any]) -> str | None:
     """Return what the error of an exchange says of its message."""
     assert isinstance(exchange.error, SMTPException)
     return exchange.error.state

@@ -6,6 +6,7 @@ import asyncio
 import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 @asynccontextmanager
-async def waiting_for(*steps: Step) -> AsyncIterator[tuple[Connection, Exchange, Peer]]:
+async def waiting_for(*steps: Step) -> AsyncIterator[tuple[Connection, Exchange[Any], Peer]]:
     """A connection that is owed the reply to NOOP, and leaves it to the test to read it."""
     async with scripted([send("220 hi"), expect("noop"), *steps]) as server:
         session = Session()
