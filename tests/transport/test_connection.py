@@ -204,15 +204,34 @@ async def test_source_address() -> None:
         await smtp.close()
 
 
-async def test_source_port_alone() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@pytest.fixture
+def held_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Return a port of 127.0.0.1 that nobody else can be given, and that the client can bind all the same.
+
+    A port that is found free and let go is handed out again before the client binds it: sometimes to the server.
+    With SO_REUSEADDR on both sockets, the client may bind a port that is held here, as nobody listens at it.
+    """
+    original = socket.socket.bind
+
+    def bind(self: socket.socket, address: Any) -> None:
+        if address[1] == port:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        original(self, address)
+
+    with socket.socket() as holding:
+        holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holding.bind(("127.0.0.1", 0))
+        port: int = holding.getsockname()[1]
+        monkeypatch.setattr(socket.socket, "bind", bind)
+        yield port
+
+
+async def test_source_port_alone(held_port: int) -> None:
     async with scripted([send("220 hi"), nothing_more]) as server:
         smtp = AsyncSMTP()
-        await smtp.connect("127.0.0.1", server.port, ("", port))
-        assert server.peer.transport.get_extra_info("peername")[1] == port
-        assert smtp.source_address == ("", port)
+        await smtp.connect("127.0.0.1", server.port, ("", held_port))
+        assert server.peer.transport.get_extra_info("peername")[1] == held_port
+        assert smtp.source_address == ("", held_port)
         await smtp.close()
 
 
