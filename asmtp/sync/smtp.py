@@ -302,7 +302,8 @@ class SMTP(AuthObjects):
             try:
                 drive(loop, self._client, _last_passes(released))
             finally:
-                loop.close()
+                with unheard():  # in debug mode asyncio logs that as well
+                    loop.close()
                 asyncio._set_running_loop(outer)
 
     def __del__(self) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
-__all__ = ["calling", "in_background"]
+__all__ = ["calling", "in_background", "not_of_a_server"]
 
 T = TypeVar("T")
+
+_THREAD = "server"
 
 _loop: asyncio.AbstractEventLoop | None = None
 
@@ -42,7 +45,7 @@ def in_background(server: AbstractAsyncContextManager[T]) -> Iterator[T]:
             loop.run_until_complete(asyncio.sleep(0))
             loop.close()
 
-    thread = threading.Thread(target=run, name="server")
+    thread = threading.Thread(target=run, name=_THREAD)
     thread.start()
     outer, _loop = _loop, loop
     try:
@@ -61,3 +64,12 @@ def calling(function: Callable[[], T]) -> T:
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
     _loop.call_soon_threadsafe(lambda: done.set_result(function()))
     return done.result()
+
+
+def not_of_a_server(record: logging.LogRecord) -> bool:
+    """Filter out what the loops of these servers log.
+
+    In asyncio's debug mode a loop logs each connection.  A handler that mails holds its lock until the server has taken
+    the mail, and the server would wait for that lock.
+    """
+    return record.threadName != _THREAD
