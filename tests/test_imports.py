@@ -1,0 +1,53 @@
+"""Limit the longest chain of imports: a reader goes down that chain to understand the mailer."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TOP = "asmtp.mailer.mailer"
+MOST = 12
+"""Modules in the longest chain today.  The aim is 11: lower this with each module that leaves the chain."""
+
+
+def file_of(module: str) -> Path | None:
+    """Return the file of a module or package of asmtp; None if the name is no module."""
+    path = ROOT.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imported(statements: list[ast.stmt]) -> Iterator[str]:
+    """Yield the modules of asmtp that are imported when a module is: not in functions, not for type checkers."""
+    for statement in statements:
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, "a relative import"
+            base = statement.module or ""
+            names = [name if file_of(name := f"{base}.{alias.name}") else base for alias in statement.names]
+        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            names = [*imported(statement.orelse)]
+        else:
+            function = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+            blocks = [] if function else [getattr(statement, name, []) for name in ("body", "orelse", "finalbody")]
+            names = [name for block in blocks for name in imported(block)]
+        yield from (name for name in names if name.startswith("asmtp") and file_of(name))
+
+
+@functools.cache
+def longest_chain(module: str) -> tuple[str, ...]:
+    """Return the modules of the longest chain from a module down, the module first."""
+    file = file_of(module)
+    assert file is not None
+    below = sorted({*imported(ast.parse(file.read_text("utf-8")).body)} - {module})
+    return (module, *max(map(longest_chain, below), key=len, default=()))
+
+
+def test_the_longest_chain_of_imports() -> None:
+    """Run pytest with -s to see the chain."""
+    chain = longest_chain(TOP)
+    print(f"{len(chain)} modules: {' -> '.join(name.removeprefix('asmtp.') for name in chain)}")
+    assert len(chain) <= MOST
