@@ -34,6 +34,11 @@ MORE_THAT_BLOCKS = (
 )  # fmt: skip
 
 
+SAMPLE = 7
+"""One case in so many of a `sampled` test is run by ``-m "not long"``: a prime, so that the values of all parameters
+take turns."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_clock: run on a loop whose clock jumps to the next timer")
 
@@ -45,12 +50,27 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
     return LOOPS
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _mark_all_but_a_sample(items)
     for item in items:
         if pytest_asyncio.is_async_test(item):
             for name in ("nothing_blocks", "nothing_is_left"):
                 if name not in item.fixturenames:
                     item.fixturenames.insert(0, name)
+
+
+def _mark_all_but_a_sample(items: list[pytest.Item]) -> None:
+    """Mark the cases of a test that is `sampled` as long, but for every seventh of them."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") is not None:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in cases.values():
+        several.sort(key=lambda item: item.nodeid)  # whatever the order in which they will run
+        for place, item in enumerate(several):
+            if place % SAMPLE:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -51,6 +51,7 @@ def test_demo_at_a_server_that_loses_a_letter(
     assert capsys.readouterr().out.endswith("  2 letters were expected\n")
 
 
+@pytest.mark.long
 def test_demo_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "asmtp", "demo"], capture_output=True, text=True, timeout=60, check=False

@@ -189,6 +189,7 @@ async def test_bytes_that_are_cut_by_us(
             await send(sink, (content, content), (content, streamed([content])))
 
 
+@pytest.mark.sampled
 @OFFERS
 @pytest.mark.parametrize("end", [b"", b"\r", b"\n.\n", b"\r\n.\r\n"], ids=repr)
 async def test_a_line_of_ten_megabytes(offers: str, end: bytes) -> None:

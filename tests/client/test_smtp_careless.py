@@ -144,6 +144,7 @@ async def hidden(backend: Careless, behind: str) -> AsyncIterator[Server]:
         yield server
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 @pytest.mark.parametrize("behind", ["itself", "does not read"])
 @pytest.mark.parametrize("way", WAYS)
@@ -165,6 +166,7 @@ PASSING: dict[str, tuple[Callable[[bool], Careless], str]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 @pytest.mark.parametrize("kind", PASSING)
 @pytest.mark.parametrize("way", WAYS)

@@ -246,6 +246,7 @@ class LMTP(asmtp.LMTP):
     debuglevel = 1
 
 
+@pytest.mark.sampled
 @told()
 def test_facade(
     lie: Lie, certificates: Certificates, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
@@ -292,6 +293,7 @@ def test_facade(
 # ---- the mailer ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.virtual_clock
 @told()
 async def test_mailer(lie: Lie, certificates: Certificates, caplog: pytest.LogCaptureFixture) -> None:

@@ -96,6 +96,7 @@ def test_there_is_a_defect_for_each_target() -> None:
     assert {name for name, *_ in PLANTED.values()} == set(TARGETS)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("planted", list(PLANTED))
 def test_a_planted_defect_is_found_and_replayed(planted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     name, where, what, instead = PLANTED[planted]

@@ -260,6 +260,7 @@ async def test_an_iterable_that_raises_at_once() -> None:
 # ---- how far ahead it pulls -------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("synchronous", [False, True])
 @pytest.mark.parametrize(("connections", "window"), [(1, 1), (1, 10), (4, 100), (2, 50)])
@@ -309,6 +310,7 @@ async def test_in_order_it_does_not_run_ahead_of_one_that_is_late() -> None:
 LARGE = b"x" * 60_000
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("kind", ["bytes", "EmailMessage"])
 async def test_it_pulls_so_many_octets_ahead(kind: str, in_order: bool) -> None:

@@ -306,6 +306,7 @@ async def test_what_is_put_back_ends_in_its_time(where: str, reply: str) -> None
         assert relay.verbs.count("MAIL") <= 70 * 16
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize("reply", [f"421 {CROWDED}", f"432 {CROWDED}", THROTTLED])
 async def test_a_limit_that_lifts_within_the_minute(where: str, reply: str) -> None:
@@ -369,6 +370,7 @@ class _Spent(Conversation):
         self.taken += 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("enough", [ENOUGH, "452 try again later", "451 4.3.0 not now"])
 @pytest.mark.parametrize("offers", ["none", "pipelining", "both"])
 @pytest.mark.parametrize("connections", [1, 4])
@@ -449,6 +451,7 @@ def bucket(rate: float, burst: float, where: str, reply: str = THROTTLED) -> Cal
     return answer
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("reply", [THROTTLED, "421 4.4.2 Message submission rate exceeded", "450 4.7.0 slow down"])
 @pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize("rate", [3, 14])

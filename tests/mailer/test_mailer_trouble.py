@@ -220,6 +220,7 @@ def one_for_all(text: str, count: int) -> Iterator[Any]:
         yield made
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("lines", [1, 30_000])
 async def test_one_message_object_for_all(lines: int, shape: tuple[str, ...]) -> None:
     relay = Relay(shape, latency=0.01)

@@ -596,6 +596,7 @@ def test_the_lock_after_a_fork() -> None:
     holding.result()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("numbers", "text"), FORKS.values(), ids=FORKS)
 def test_fork(numbers: list[int], text: str) -> None:
     """Parent and child have connections of their own, and each of them says QUIT."""

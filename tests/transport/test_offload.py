@@ -123,6 +123,7 @@ WHEN = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("name", SENDS)

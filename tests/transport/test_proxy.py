@@ -89,6 +89,7 @@ async def test_what_a_proxy_says_is_one_printable_line() -> None:
     assert len(told) < 600
 
 
+@pytest.mark.long
 async def test_an_answer_without_end() -> None:
     async with scripted([head(), send(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000), nothing_more]) as proxy:
         with pytest.raises((ConnectionError, asmtp.SMTPException)):

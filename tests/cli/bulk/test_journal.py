@@ -409,6 +409,7 @@ def run(journal: Journal, world: World, data: st.DataObject) -> int:
     return durable
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_crash_at_any_octet_is_safe(data: st.DataObject) -> None:
@@ -531,6 +532,7 @@ def received(inbox: Inbox) -> Counter[str]:
     return Counter(recipient for letter in inbox.letters for recipient in letter.recipients)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("offers", [("PIPELINING", "CHUNKING"), ("PIPELINING",), ()])
 def test_kill_minus_nine(tmp_path: Path, path: str, offers: tuple[str, ...]) -> None:
     box = tmp_path / "box"
