@@ -14,7 +14,7 @@ Legacy code changes its import line: ``import asmtp as smtplib``.
 from __future__ import annotations
 
 import smtplib as _smtplib
-from smtplib import CRLF, OLDSTYLE_AUTH, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quoteaddr, quotedata
+from smtplib import CRLF, LMTP_PORT, OLDSTYLE_AUTH, SMTP_PORT, SMTP_SSL_PORT, bCRLF, quoteaddr, quotedata
 from typing import TYPE_CHECKING, Any
 
 from asmtp.errors import (
@@ -38,8 +38,8 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
     from asmtp.auth.selection import Mechanisms as Mechanisms
     from asmtp.client.content import Content as Content
     from asmtp.client.events import Event as Event, Hook as Hook
-    from asmtp.client.options import Options as Options, Token as Token
     from asmtp.client.relay import Relay as Relay
+    from asmtp.client.settings import Options as Options, Token as Token
     from asmtp.client.smtp import AsyncLMTP as AsyncLMTP, AsyncSMTP as AsyncSMTP, AsyncSMTP_SSL as AsyncSMTP_SSL
     from asmtp.mailer.bulk import Deliveries as Deliveries
     from asmtp.mailer.delivery import Delivery as Delivery, Receipt as Receipt
@@ -58,14 +58,12 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
 
 __version__ = "0.1.0"
 
-LMTP_PORT = 2003
-
 # asyncio takes longer to import than smtplib, so what needs it is imported when it is first used.
 _LAZY = {
     "asmtp.auth.selection": ("Mechanisms",),
     "asmtp.client.content": ("Content",),
     "asmtp.client.events": ("Event", "Hook"),
-    "asmtp.client.options": ("Options", "Token"),
+    "asmtp.client.settings": ("Options", "Token"),
     "asmtp.client.relay": ("Relay",),
     "asmtp.client.smtp": ("AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"),
     "asmtp.mailer.bulk": ("Deliveries",),

@@ -16,7 +16,7 @@ import anyio
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import Attempts, Candidate, Logins, Mechanisms, check_mechanisms, choose, require_auth
 from asmtp.client.events import EventLog, clock
-from asmtp.client.options import TLSMode, Token
+from asmtp.client.settings import ConnectionSettings, TLSMode
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPHeloError,
@@ -62,21 +62,16 @@ class Commands(AuthObjects):
     _session: Session
     _host: str
     _port: int
-    _server_hostname: str | None
     _sock_taken: bool
     _greeted: asyncio.Lock
     _preparing: asyncio.Task[Any] | None
     _rcpts: int  # accepted by hand since MAIL
-    _username: str | None
-    _password: str | None
-    _token: Token | None
-    _mechanisms: Mechanisms | None
+    _settings: ConnectionSettings
     _sessions: SessionCache
     _logins: Logins | None
     _tls_context: ResumingContext | None
     _event_log: EventLog | None
     _tls: TLSMode
-    _in_the_clear: bool  # the caller said that passwords may be sent without TLS
 
     def _live(self) -> Connection:
         """The connection that commands go to.
@@ -296,7 +291,7 @@ class Commands(AuthObjects):
         asking = dialogue.starttls(self._session, self.ehlo_msg, await self._name_under_tls())
         reply: Reply
         hello: Reply | None
-        hostname = server_hostname or self._server_hostname or self._host
+        hostname = server_hostname or self._settings.server_hostname or self._host
         begun = clock()
         # By hand, no session is offered: where it is refused, the connection is gone, and whatever was said on it.
         handshake = self._tls_context = ResumingContext(chosen, None if self._preparing is None else self._sessions)
@@ -332,7 +327,7 @@ class Commands(AuthObjects):
         Args:
             initial_response_ok: send a mechanism's initial response with AUTH (RFC 4954 §4).
             mechanisms: those to use, in this order: names, or (name, function) for one that asmtp does not have; see
-                :class:`~asmtp.client.options.Options`.
+                :class:`~asmtp.client.settings.ConnectionSettings`.
 
         Raises:
             SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.
@@ -350,17 +345,17 @@ class Commands(AuthObjects):
     async def _log_in_as_told(self) -> None:
         """Log in with what the constructor was given."""
         await self.ehlo_or_helo_if_needed()
-        user = self._username or ""
-        if self._token is None:
-            await self._log_in(self._credentials(user, self._password or ""))
+        user = self._settings.username or ""
+        if self._settings.token is None:
+            await self._log_in(self._credentials(user, self._settings.password or ""))
             return
         require_auth(self.esmtp_features)  # before a token is asked for
-        token = await self._get_token(self._token, force=False)
+        token = await self._get_token(self._settings.token, force=False)
         try:
             await self._log_in(self._credentials(user, token=token))
         except SMTPAuthenticationError as error:
             rejected = 500 <= error.smtp_code <= 599
-            fresh = hidden(await self._get_token(self._token, force=True)) if rejected else token
+            fresh = hidden(await self._get_token(self._settings.token, force=True)) if rejected else token
             if fresh == token:  # accounts are locked over less
                 raise
             await self._log_in(self._credentials(user, token=fresh))
@@ -372,7 +367,7 @@ class Commands(AuthObjects):
             user,
             password,
             token,
-            host=self._server_hostname or (self._host if named else ""),
+            host=self._settings.server_hostname or (self._host if named else ""),
             port=self._port if named else 0,
             service="lmtp" if self.lmtp else "smtp",
             offered=tuple(self.esmtp_features.auth),
@@ -383,8 +378,8 @@ class Commands(AuthObjects):
     def _candidates(self, credentials: Credentials, wanted: Mechanisms | None) -> list[Candidate]:
         connection = self._live()
         trusted = self._session.secure or (connection.tls is not None and self._tls != "opportunistic")
-        protected = self._in_the_clear or trusted or connection.local
-        return choose(self.esmtp_features, credentials, wanted or self._mechanisms, protected=protected)
+        protected = self._settings.tls == "none" or trusted or connection.local
+        return choose(self.esmtp_features, credentials, wanted or self._settings.mechanisms, protected=protected)
 
     async def _log_in(
         self, credentials: Credentials, wanted: Mechanisms | None = None, initial_response_ok: bool = True

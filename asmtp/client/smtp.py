@@ -14,19 +14,16 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from asmtp.auth.selection import Logins
+from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
 from asmtp.client.commands import Commands
 from asmtp.client.content import PIECE, WHOLE, Content, Pieces, body_of, whole
 from asmtp.client.events import EventLog, clock, show
-from asmtp.client.options import (
-    LMTP_PORT,
-    SMTP_PORT,
-    SMTP_SSL_PORT,
+from asmtp.client.settings import (
+    DEFAULT_WINDOW,
+    DEFAULT_WINDOW_OCTETS,
+    ConnectionSettings,
     Options,
     TLSMode,
-    check,
-    check_address,
-    check_source,
-    host_and_port,
 )
 from asmtp.errors import (
     SMTPConnectError,
@@ -39,7 +36,7 @@ from asmtp.errors import (
 )
 from asmtp.protocol import dialogue
 from asmtp.protocol.chunking import Chunking, RelayChunking
-from asmtp.protocol.command import gate, spelt_out
+from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
@@ -75,7 +72,7 @@ class AsyncSMTP(Commands):
         local_hostname: for EHLO; by default this machine's fully qualified name.
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
         source_address: (host, port) to bind to before connecting.
-        options: see :class:`~asmtp.client.options.Options`.
+        options: see :class:`~asmtp.client.settings.ConnectionSettings`.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -99,39 +96,43 @@ class AsyncSMTP(Commands):
         **options: Unpack[Options],
     ) -> None:
         hide(options)
-        self._host, self._port = check_address(host, port)
-        self.local_hostname = local_hostname if local_hostname is None else gate(local_hostname, "local_hostname")
-        self.timeouts = Timeouts.of(timeout)
-        check_source(source_address)
-        self.source_address = source_address
-        check(options, type(self).__name__)
-        self._username = options.get("username")
-        self._password = options.get("password")
-        self._token = options.get("token")
-        self._mechanisms = options.get("mechanisms")
-        self._logs_in = self._username is not None or self._mechanisms is not None
-        self._in_the_clear = options.get("tls") == "none"
+        sock = options.pop("sock", None)
+        settings = ConnectionSettings.of(
+            options,
+            type(self).__name__,
+            local_hostname=local_hostname,
+            timeouts=Timeouts.of(timeout),
+            source_address=source_address,
+        )
+        if sock is not None and settings.proxy is not None:
+            raise ValueError("proxy and sock: only one of them can be given")
+        if sock is not None and not hasattr(sock, "fileno"):
+            raise TypeError(f"sock must be a connected socket, not {type(sock).__name__}")
+        self._set_up(*check_address(host, port), settings, sock)
+
+    def _set_up(self, host: str, port: int, settings: ConnectionSettings, sock: Any = None) -> None:
+        """Take settings that were checked, and be not connected."""
+        self._host, self._port = host, port
+        self._settings = settings
+        self.local_hostname = settings.local_hostname
+        self.timeouts = settings.timeouts or Timeouts()
+        self.source_address = settings.source_address
+        self.ssl_context = settings.ssl_context
+        self.chunking = settings.chunking
+        self._logs_in = settings.username is not None or settings.mechanisms is not None
         default: TLSMode = "required" if self._logs_in else "none"
-        self._tls: TLSMode = options.get("tls") or self.default_tls or default
-        self.ssl_context = options.get("ssl_context")
+        self._tls: TLSMode = settings.tls or self.default_tls or default
+        header = settings.proxy_protocol
+        self._proxy_header = None if header is None else ProxyHeader.of(header)
+        self._sock = sock
         self._sessions = SessionCache()
         self._logins: Logins | None = None  # a pool's connections have one together
         self._tls_context: ResumingContext | None = None  # the last
         self._relay_chunking = RelayChunking()
-        self._server_hostname = options.get("server_hostname")
-        self._window = options.get("window", 100)
-        self._window_octets = options.get("window_octets", 1 << 20)
-        self._pipelining = options.get("pipelining", True)
-        self.chunking = options.get("chunking", True)
-        self._sock = options.get("sock")
-        self._proxy = options.get("proxy")
-        header = options.get("proxy_protocol")
-        self._proxy_header = None if header is None else ProxyHeader.of(header)
         self.command_encoding = "ascii"
         self.helo_resp: bytes | None = None
         self.ehlo_resp: bytes | None = None
         self._trace: Callable[[str, bytes], None] | None = None
-        self._on_event = options.get("on_event")
         self._event_log: EventLog | None = None
         self._session = self._new_session()
         self._connection = None
@@ -143,9 +144,9 @@ class AsyncSMTP(Commands):
     def _new_session(self) -> Session:
         session = self._session_class(
             lmtp=self.lmtp,
-            pipelining=self._pipelining,
-            window=self._window,
-            window_octets=self._window_octets,
+            pipelining=self._settings.pipelining,
+            window=self._settings.window or DEFAULT_WINDOW,
+            window_octets=self._settings.window_octets or DEFAULT_WINDOW_OCTETS,
         )
         session.trace = self._shown(self._trace)
         session.watch = self._event_log
@@ -291,7 +292,7 @@ class AsyncSMTP(Commands):
         if before[1] and before != (self._host, self._port):
             self._relay_chunking = RelayChunking()
         where = self._host if self._host.startswith("/") else f"{self._host}:{self._port}"
-        self._event_log = EventLog.of(where, self._on_event)
+        self._event_log = EventLog.of(where, self._settings.on_event)
         self._forget()
         self._keep_chunking(self._session, asyncio.get_running_loop())
         self._audit("smtplib.connect", self._host, self._port)
@@ -310,9 +311,9 @@ class AsyncSMTP(Commands):
             self.timeouts,
             source_address=self.source_address,
             ssl_context=context,
-            server_hostname=self._server_hostname or self._host,
+            server_hostname=self._settings.server_hostname or self._host,
             sock=self._sock,
-            proxy=self._proxy,
+            proxy=self._settings.proxy,
             proxy_header=self._proxy_header,
             resolver=self._resolve,
             made=self._made,

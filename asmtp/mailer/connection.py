@@ -23,7 +23,6 @@ from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, Outcome, Transaction
 from asmtp.transport.connection import Connection
-from asmtp.transport.timeouts import Timeouts
 
 __all__ = ["PooledLMTPConnection", "PooledConnection", "DeliveryRequest"]
 
@@ -163,23 +162,7 @@ class PooledConnection(AsyncSMTP):
         lost: Callable[[PooledConnection], None],
         rested: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
-        config = relay.config
-        options: dict[str, Any] = {
-            name: value
-            for name in (
-                "tls", "ssl_context", "server_hostname", "username", "password", "token", "mechanisms", "window",
-                "window_octets", "pipelining", "chunking", "proxy", "proxy_protocol", "on_event",
-            )
-            if (value := getattr(config, name)) is not None
-        }  # fmt: skip
-        super().__init__(
-            config.host,
-            config.port,
-            config.local_hostname,
-            config.timeouts or Timeouts(),
-            config.source_address,
-            **options,
-        )
+        self._set_up(relay.config.host, relay.config.port, relay.config)
         self._sessions = relay.sessions
         self._logins = relay.logins
         self._relay_chunking = relay.chunking

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import ssl
 import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
 from types import EllipsisType, TracebackType
-from typing import Any, NamedTuple, Self, TypedDict, Unpack, cast
+from typing import Any, NamedTuple, Self, Unpack
 
-from asmtp.auth.selection import Mechanisms
 from asmtp.client.content import Content
-from asmtp.client.events import Hook
-from asmtp.client.options import TLSMode, Token, check
 from asmtp.client.relay import Relay
+from asmtp.client.settings import DEFAULT_WINDOW, SharedOptions
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
@@ -32,7 +29,6 @@ from asmtp.mailer.relay_state import Kept, RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
-from asmtp.protocol.proxy import ProxyHeader
 from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
 
@@ -41,9 +37,6 @@ __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_
 
 logger = logging.getLogger("asmtp")
 
-DEFAULT_WINDOW = 100
-DEFAULT_TIMEOUTS = Timeouts()
-
 OCTETS = 1 << 20
 """Octets of content that `send_all` takes ahead for each connection."""
 
@@ -51,24 +44,12 @@ UNCLAIMED = 10_000
 """Deliveries that are kept for `drain`."""
 
 
-class RelayOptions(TypedDict, total=False):
+class RelayOptions(SharedOptions, total=False):
     """What may be said of all relays at once, over what their URLs say: see :class:`~asmtp.Relay`."""
 
-    tls: TLSMode | None
-    ssl_context: ssl.SSLContext | None
-    server_hostname: str | None
     local_hostname: str | None
-    username: str | None
-    password: str | None
-    token: Token | None
-    mechanisms: Mechanisms | None
-    pipelining: bool
-    chunking: bool
-    window_octets: int | None
     source_address: tuple[str, int] | None
-    proxy: str | None
-    proxy_protocol: int | ProxyHeader | None
-    on_event: Hook | None
+    window_octets: int | None
 
 
 class MailerOptions(RelayOptions, total=False):
@@ -143,7 +124,7 @@ class AsyncMailer:
         window: int | None = None,
         rate: str | Rate | None = None,
         retry: Retry | None = Retry(),  # noqa: B008  # immutable
-        timeouts: float | Timeouts | None = DEFAULT_TIMEOUTS,
+        timeouts: float | Timeouts | EllipsisType | None = ...,
         idle: float | None = 60,
         max_messages: int | None = None,
         max_age: float | None = 3600,
@@ -164,7 +145,7 @@ class AsyncMailer:
             raise TypeError(f"rate must be a str, a Rate or None, not {type(rate).__name__}")
         self._relays = _relays(relay, window, timeouts, options)
         self._connections = connections
-        self._window = max(relay.window or 1 for relay in self._relays)
+        self._window = max(relay.window or DEFAULT_WINDOW for relay in self._relays)
         self._rate = None if rate is None else Rate.of(rate)
         self._retry = retry
         self._idle = idle
@@ -567,7 +548,7 @@ def check_limit(name: str, seconds: float | None) -> None:
 def _relays(
     given: str | Relay | Sequence[str | Relay] | None,
     window: int | None,
-    timeouts: float | Timeouts | None,
+    timeouts: float | Timeouts | EllipsisType | None,
     options: RelayOptions,
 ) -> list[Relay]:
     """The relays, with the options that are to hold for all.
@@ -596,13 +577,9 @@ def _relays(
     said: Any = {name: value for name, value in options.items() if value is not None}
     if window is not None:
         said["window"] = window
-    if timeouts is not DEFAULT_TIMEOUTS:
+    if timeouts is not ...:
         said["timeouts"] = Timeouts.of(timeouts, "timeouts")
     relays = [dataclasses.replace(relay, **said) for relay in found]
-    for number, relay in enumerate(relays):
-        relays[number] = dataclasses.replace(
-            relay, window=relay.window or DEFAULT_WINDOW, timeouts=relay.timeouts or DEFAULT_TIMEOUTS
-        )
-        names = ("username", "password", "token", "mechanisms")
-        check(cast("Any", {name: getattr(relay, name) for name in names}), "AsyncMailer")
+    for relay in relays:
+        relay.check_credentials()
     return relays

@@ -24,17 +24,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, 
 
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import Attempts, Mechanisms, check_mechanisms
+from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
 from asmtp.client.content import Content
 from asmtp.client.events import handle_all, kept_for, unheard
-from asmtp.client.options import (
-    LMTP_PORT,
-    SMTP_PORT,
-    SMTP_SSL_PORT,
-    Options,
-    check_address,
-    check_source,
-    host_and_port,
-)
+from asmtp.client.settings import Options
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -118,7 +111,7 @@ class SMTP(AuthObjects):
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default
             `socket.getdefaulttimeout()`, and where that is None the limits of RFC 5321 §4.5.3.2.
         source_address: (host, port) to bind to before connecting.
-        options: see :class:`~asmtp.client.options.Options`.
+        options: see :class:`~asmtp.client.settings.ConnectionSettings`.
 
     Raises:
         SMTPConnectError: the greeting was not 220.

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from asmtp.cli.bulk.account import Account
-from asmtp.client import relay as url
+from asmtp.client import url
 from asmtp.mailer.pool import Pool
 from asmtp.protocol import command, envelope, extensions, message, reply, sasl
 from asmtp.protocol.content import ContentEncoder

@@ -4,26 +4,115 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import pytest
 
 import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, Timeouts
-from asmtp.client.options import check, check_address, host_and_port
+from asmtp.client.settings import ConnectionSettings, Options, SharedOptions
+from asmtp.client.url import OPTIONS
+from asmtp.mailer.mailer import MailerOptions, RelayOptions
 
 
-class Lazy:
-    """As Django's lazy strings: no str, but with its methods."""
+def check(options: Any) -> ConnectionSettings:
+    """The settings that the options of a client class ask for."""
+    return ConnectionSettings.of(options, "AsyncSMTP")
 
-    def __str__(self) -> str:
-        return "127.0.0.1"
 
-    encode = partition = None
+# ---- a setting is in every list that it belongs in ----------------------------------------------
+
+SETTINGS = get_type_hints(ConnectionSettings)
+del SETTINGS["secret_values"]
+
+ARGUMENTS = {"local_hostname", "timeouts", "source_address"}
+"""Arguments of their own, of the client classes."""
+
+IN_THE_REST_OF_A_URL = {"tls", "username", "password"}
+IN_NO_URL = {"token", "on_event"}
+
+
+def test_a_setting_is_a_keyword_argument_of_the_clients() -> None:
+    assert set(get_type_hints(Options)) == set(SETTINGS) - ARGUMENTS | {"sock"}
+
+
+def test_a_setting_is_a_keyword_argument_of_a_mailer() -> None:
+    assert set(get_type_hints(RelayOptions)) == set(SETTINGS) - {"window", "timeouts"}
+    assert set(get_type_hints(MailerOptions)) >= set(SETTINGS)
+
+
+def test_a_keyword_argument_has_the_type_of_the_setting() -> None:
+    for name, kind in get_type_hints(RelayOptions).items():
+        assert kind == SETTINGS[name], name
+    for name in get_type_hints(Options).keys() - get_type_hints(SharedOptions).keys() - {"sock"}:
+        assert get_type_hints(Options)[name] | None == SETTINGS[name], name
+
+
+def test_a_setting_has_its_place_in_a_url_or_is_known_to_have_none() -> None:
+    assert set(OPTIONS) | IN_THE_REST_OF_A_URL | IN_NO_URL == set(SETTINGS)
+
+
+def test_an_option_of_a_url_is_documented() -> None:
+    for name in (name for option in OPTIONS.values() for name in option.names):
+        assert f"``{name.partition('.')[0]}" in str(asmtp.Relay.from_url.__doc__), name
+
+
+def test_a_setting_is_documented() -> None:
+    lines = str(ConnectionSettings.__doc__).partition("Raises:")[0].splitlines()
+    heads = [line.partition(":")[0].strip() for line in lines if line.startswith(" " * 8) and line[8] != " "]
+    assert {name for head in heads for name in head.split(", ")} == set(SETTINGS)
+
+
+OTHER: dict[str, Any] = {
+    "tls": "required",
+    "username": "me",
+    "password": "s3cret",
+    "token": None,
+    "mechanisms": ("PLAIN",),
+    "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+    "server_hostname": "mx.example",
+    "local_hostname": "me.example",
+    "source_address": ("127.0.0.1", 0),
+    "timeouts": Timeouts.of(5),
+    "pipelining": False,
+    "chunking": False,
+    "window": 7,
+    "window_octets": 70_000,
+    "proxy": "socks5://proxy.example:1080",
+    "proxy_protocol": 2,
+    "on_event": print,
+}
+"""Another value than the default, of each setting."""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: AsyncSMTP(timeout=5, **without(OTHER, "timeouts"))._settings,
+        lambda: asmtp.SMTP(timeout=5, **without(OTHER, "timeouts", "local_hostname"))._client._settings,
+        lambda: asmtp.AsyncMailer("smtp://127.0.0.1", **OTHER)._relays[0],
+        lambda: asmtp.Relay("127.0.0.1", **OTHER),
+    ],
+)
+def test_a_setting_that_is_given_is_kept(made: Callable[[], ConnectionSettings]) -> None:
+    settings = made()
+    assert set(OTHER) == set(SETTINGS)
+    facade = settings.local_hostname is None  # the name is smtplib's attribute there
+    for each in fields(ConnectionSettings):
+        assert getattr(settings, each.name) == OTHER[each.name] or (facade and each.name == "local_hostname"), each.name
+
+
+def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+# ---- values ---------------------------------------------------------------------------------------
 
 
 def test_nothing_is_an_option() -> None:
-    check({}, "AsyncSMTP")
+    assert check({}) == ConnectionSettings()
 
 
 def test_everything_that_is_an_option() -> None:
@@ -31,17 +120,16 @@ def test_everything_that_is_an_option() -> None:
         {
             "tls": "required", "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "server_hostname": "mx.example",
             "username": "me", "password": "secret", "window": 1, "window_octets": 1, "pipelining": False,
-            "chunking": False, "sock": None,
+            "chunking": False,
         },
-        "AsyncSMTP",
     )  # fmt: skip
-    check({"username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
-    check({"username": "me", "password": "secret", "token": None}, "AsyncSMTP")
-    check({"mechanisms": ["EXTERNAL"]}, "AsyncSMTP")
-    check({"mechanisms": [("X-OWN", lambda credentials: iter(()))]}, "AsyncSMTP")  # type: ignore[list-item, return-value]
-    check({"mechanisms": ("PLAIN", "GSSAPI"), "username": "me"}, "AsyncSMTP")
-    check({"mechanisms": ["PLAIN"], "username": "me", "password": "secret"}, "AsyncSMTP")
-    check({"mechanisms": ["XOAUTH2"], "username": "me", "token": lambda force: "t0k"}, "AsyncSMTP")
+    check({"username": "me", "token": lambda force: "t0k"})
+    check({"username": "me", "password": "secret", "token": None})
+    check({"mechanisms": ["EXTERNAL"]})
+    check({"mechanisms": [("X-OWN", lambda credentials: iter(()))]})
+    check({"mechanisms": ("PLAIN", "GSSAPI"), "username": "me"})
+    check({"mechanisms": ["PLAIN"], "username": "me", "password": "secret"})
+    check({"mechanisms": ["XOAUTH2"], "username": "me", "token": lambda force: "t0k"})
 
 
 @pytest.mark.parametrize("kind", [AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP])
@@ -103,26 +191,6 @@ def test_a_mode_of_tls_that_is_none(tls: Any) -> None:
 def test_a_window_that_is_none(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be a whole number"):
         AsyncSMTP(**{name: value})
-
-
-@pytest.mark.parametrize(
-    ("host", "port", "result"),
-    [
-        ("mx.example", 0, ("mx.example", 25)),
-        ("mx.example", 587, ("mx.example", 587)),
-        ("mx.example:587", 0, ("mx.example", 587)),
-        ("::1", 0, ("::1", 25)),
-        ("fe80::1", 587, ("fe80::1", 587)),
-    ],
-)
-def test_host_and_port(host: str, port: int, result: tuple[str, int]) -> None:
-    assert host_and_port(host, port, 25) == result
-
-
-@pytest.mark.parametrize("host", ["mx.example:", "mx.example:smtp"])
-def test_a_port_that_is_no_number(host: str) -> None:
-    with pytest.raises(OSError, match="nonnumeric port"):
-        host_and_port(host, 0, 25)
 
 
 def test_one_number_sets_every_limit() -> None:
@@ -206,25 +274,3 @@ def test_what_is_wrong_with_a_relay_is_named(name: str, value: Any) -> None:
 
 def test_a_relay_has_one_number_of_seconds_for_all() -> None:
     assert asmtp.Relay("127.0.0.1", timeouts=5).timeouts == Timeouts.of(5)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("port", ["2525", 2525])
-@pytest.mark.parametrize("host", ["127.0.0.1", Lazy()])
-def test_a_port_out_of_the_environment(host: Any, port: Any) -> None:
-    assert check_address(host, port) == ("127.0.0.1", 2525)
-
-
-def test_what_is_not_given_and_what_a_resolver_knows() -> None:
-    cases: list[Any] = [(None, None), ("", 0), ("mx.example", "smtp")]
-    assert [check_address(*case) for case in cases] == [("", 0), ("", 0), ("mx.example", "smtp")]
-
-
-@pytest.mark.parametrize("name", ["x..example", f"{'x' * 64}.example"])
-def test_a_name_that_no_resolver_takes(name: str) -> None:
-    for given in ({"host": name}, {"source_address": (name, 0)}):
-        arguments: Any = {"host": "127.0.0.1", "port": 1, **given}
-        argument = next(iter(given))
-        with pytest.raises(UnicodeError, match=f"^{argument}: no host name: '{name}'"):
-            asyncio.run(AsyncSMTP(**arguments).connect())
-        with pytest.raises(UnicodeError, match=f"^{argument}: no host name: '{name}'"):
-            asmtp.SMTP(**arguments)
