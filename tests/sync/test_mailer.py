@@ -20,7 +20,7 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Envelope, Mailer, Retry, SMTPStateError
-from asmtp.sync import mailer as blocking
+from asmtp.sync import loop_thread, mailer as blocking
 from tests.fakes.ledger import picky
 from tests.fakes.relay import Relay
 from tests.mailer.mailing import agree, answering, email, item, items, name, people
@@ -669,7 +669,7 @@ def test_interrupted_while_the_thread_is_started(before: bool, monkeypatch: pyte
             with pytest.raises(KeyboardInterrupt):
                 mailer.send(b"first", A, B)
         mailer.send(b"second", A, B)
-        until(lambda: len(blocking._threads) == 1)
+        until(lambda: len(loop_thread._threads) == 1)
     assert [letter.content for letter in relay.letters] == [b"second\r\n"]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Mailer, Receipt, Retry, SMTPStateError
-from asmtp.sync import mailer as blocking
+from asmtp.sync import loop_thread
 from tests.fakes.relay import Relay
 from tests.mailer.mailing import agree, answering, item, items
 from tests.sync.facade import relay_at
@@ -278,7 +278,7 @@ def test_close_and_ctrl_c() -> None:
             try:
                 mailer.close()
             finally:
-                left += blocking._threads
+                left += loop_thread._threads
         assert not left
         with pytest.raises(asmtp.SMTPException) as aborted:
             sending.result()
@@ -408,7 +408,7 @@ def test_collected_with_messages_in_flight() -> None:
         del mailer, deliveries
         assert gone() is None
         stop.go.set()
-        until(lambda: not blocking._threads)
+        until(lambda: not loop_thread._threads)
         assert len(relay.letters) == 1
         assert said_goodbye(relay)
 
@@ -456,8 +456,8 @@ def test_all_are_closed_at_exit() -> None:
         mailers = [at(relay) for _ in range(3)]
         for mailer in mailers[:2]:
             mailer.send(b"hi", A, B)
-        blocking._at_exit()
-        assert not blocking._threads
+        loop_thread._at_exit()
+        assert not loop_thread._threads
         assert said_goodbye(relay)
         for mailer in mailers[:2]:
             with pytest.raises(SMTPStateError):
@@ -469,8 +469,8 @@ def test_a_server_that_does_not_answer_does_not_hold_up_the_end() -> None:
     with mailing(stop, connections=1, close_timeout=0.01) as (_, mailer):
         sending = aside(lambda: mailer.send(b"hi", A, B))
         assert stop.reached.wait(10)
-        blocking._at_exit()
-        assert not blocking._threads
+        loop_thread._at_exit()
+        assert not loop_thread._threads
         with pytest.raises(asmtp.SMTPException) as caught:
             sending.result()
         assert caught.value.state == "in_doubt"
@@ -521,7 +521,7 @@ assert len(list(deliveries)) == 199
         """
 begun, go = threading.Event(), threading.Event()
 def hold():
-    with asmtp.sync.mailer._starting:
+    with asmtp.sync.loop_thread._starting:
         begun.set()
         go.wait()
 thread = threading.Thread(target=hold)
@@ -566,14 +566,14 @@ def test_in_what_takes_itself_for_another_process(monkeypatch: pytest.MonkeyPatc
             patch.setattr(os, "getpid", lambda: -1)
             with pytest.raises(SMTPStateError, match="in another process"):
                 into([], deliveries)
-            blocking._at_exit()
+            loop_thread._at_exit()
             mailer.send(b"hi", A, B)
             assert mailer._thread is not parents
             assert mailer.stats.sent == 1
             mailer.close()
-            assert parents in blocking._threads
+            assert parents in loop_thread._threads
             parents.leave()
-        assert not parents.over
+        assert not parents.ended
         parents.end()
         assert said_goodbye(relay)
 
@@ -583,13 +583,13 @@ def test_the_lock_after_a_fork() -> None:
     begun, go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with blocking._starting:
+        with loop_thread._starting:
             begun.set()
             go.wait(10)
 
     holding = aside(hold)
     assert begun.wait(10)
-    blocking._forked()
+    loop_thread._forked()
     with mailing() as (_, mailer):
         assert mailer.send(b"hi", A, B).complete
     go.set()
@@ -613,7 +613,7 @@ def test_fork(numbers: list[int], text: str) -> None:
 @pytest.fixture
 def ending(monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread has ended; Python 3.12 starts no threads then."""
-    monkeypatch.setattr(blocking, "ending", lambda: True)
+    monkeypatch.setattr(loop_thread, "ending", lambda: True)
 
 
 @pytest.mark.usefixtures("ending")
@@ -639,7 +639,7 @@ def test_at_the_end_threads_wait_for_each_other() -> None:
         assert all(receipt.complete for receipt in receipts)
         for _ in mailer.send_all([("a@x.example", "b@y.example", b"8")] * 5):
             break
-        blocking._at_exit()
+        loop_thread._at_exit()
         with pytest.raises(asmtp.SMTPStateError, match="the mailer was closed"):
             mailer.drain()
     assert len(relay.letters) >= 9

@@ -14,7 +14,7 @@ import pytest
 
 import asmtp
 from asmtp.client.events import is_handling
-from asmtp.sync import mailer as blocking
+from asmtp.sync import loop_thread
 from tests.fakes.background import not_of_a_server
 from tests.fakes.relay import SHAPES, Relay
 from tests.sync.facade import relay_at
@@ -161,7 +161,7 @@ def test_what_a_mailer_logs_that_is_dropped(root: logging.Logger) -> None:
 
 def test_a_handler_that_mails_at_the_end_of_the_program(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the loop runs in who calls."""
-    monkeypatch.setattr(blocking, "ending", lambda: True)
+    monkeypatch.setattr(loop_thread, "ending", lambda: True)
     with relay_at(Relay(SHAPES["both"])) as relay:
         mailer = at(relay)
         handler = mailing(root, mailer)
@@ -177,7 +177,7 @@ def test_an_interrupted_caller_leaves_what_was_logged_to_the_next(root: logging.
         handler = noting(root)
         mailer = at(relay)
         mailer.send(b"hi", A, B)
-        log: Any = mailer._thread and mailer._thread._log
+        log: Any = mailer._thread and mailer._thread._records
         call: Any = Future()
         record = logging.makeLogRecord({"name": "asmtp", "levelno": logging.WARNING, "msg": "left"})
         with pytest.raises(KeyboardInterrupt), log.heard_until(call):

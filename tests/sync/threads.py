@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from asmtp import Mailer
-from asmtp.sync import mailer as blocking
+from asmtp.sync import loop_thread
 from tests.fakes.relay import SHAPES, Relay
 from tests.sync.facade import relay_at
 
@@ -98,7 +98,7 @@ def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     gc.collect(1)  # what was dropped open says so now, and fails the test: warnings are errors
-    until(lambda: not set(threading.enumerate()) - before and not blocking._threads)
+    until(lambda: not set(threading.enumerate()) - before and not loop_thread._threads)
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
 
