@@ -51,9 +51,12 @@ OWN = {
     "asmtp/protocol/envelope.py": ("tests.protocol.test_envelope", "tests.protocol.test_parameters"),
     "asmtp/protocol/exchange.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/protocol/session.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
+    "asmtp/client/url.py": ("tests.client.test_relay", "tests.client.test_settings"),
+    "asmtp/sync/client.py": ("tests.sync.test_driver",),
+    "asmtp/sync/loop_thread.py": ("tests.sync.test_mailer",),
     "asmtp/sync/smtp.py": ("tests.sync.test_smtp", "tests.sync.test_steps"),
     "asmtp/transport/connection.py": (
-        "tests.transport.test_connection",
+        "tests.transport.test_connect",
         "tests.client.test_smtp_cancellation",
         "tests.client.test_smtp_sending",
     ),

@@ -37,7 +37,7 @@ from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism, SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.transaction import manual_content
-from asmtp.transport import connection as transport
+from asmtp.transport import connect
 from asmtp.transport.connection import Connection
 from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
@@ -148,9 +148,9 @@ class Commands(AuthObjects):
     async def _hello_name(self, name: str) -> str:
         if not name:
             if self.local_hostname is None:
-                found = transport.THIS_MACHINE  # unless a resolver knows better in time
+                found = connect.THIS_MACHINE  # unless a resolver knows better in time
                 with anyio.move_on_after(self.timeouts.connect):
-                    found = await self._call_out(transport.local_hostname)
+                    found = await self._call_out(connect.local_hostname)
                 self.local_hostname = found
             name = self.local_hostname
         return name

@@ -47,8 +47,10 @@ from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
-from asmtp.transport import connection as transport
-from asmtp.transport.connection import Address, Connection, open_connection
+from asmtp.transport import resolve
+from asmtp.transport.connect import Address, open_connection
+from asmtp.transport.connection import Connection
+from asmtp.transport.socketview import SocketView
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import ResumingContext, SessionCache, default_context, tls_is_meant, unverified_context
 
@@ -80,7 +82,9 @@ class AsyncSMTP(Commands):
 
     default_port = SMTP_PORT
     default_tls: TLSMode | None = None
-    _session_class = Session
+    _called = ""  # what errors call the class, if not by its name
+    _session_class: type[Session] = Session
+    _connection_class: type[Connection] = Connection
     # What `repr` shows of one whose constructor has raised.
     _host = ""
     _port = 0
@@ -99,7 +103,7 @@ class AsyncSMTP(Commands):
         sock = options.pop("sock", None)
         settings = ConnectionSettings.of(
             options,
-            type(self).__name__,
+            self._called or type(self).__name__,
             local_hostname=local_hostname,
             timeouts=Timeouts.of(timeout),
             source_address=source_address,
@@ -160,11 +164,11 @@ class AsyncSMTP(Commands):
         return self._connection is not None and self._session.writable and self._preparing is None
 
     @property
-    def sock(self) -> transport.SocketView | None:
+    def sock(self) -> SocketView | None:
         """What there is to see of the socket; None without a connection."""
         if not self.is_connected or self._connection is None:
             return None
-        return transport.SocketView(self._connection, self.timeouts.command, self.close)
+        return SocketView(self._connection, self.timeouts.command, self.close)
 
     @property
     def trace(self) -> Callable[[str, bytes], None] | None:
@@ -305,10 +309,11 @@ class AsyncSMTP(Commands):
         # Before there is a connection: the server's first octets may come with it.
         greeting = self._greet()
         begun = clock()
-        connection = await open_connection(
+        connection = self._connection = self._connection_class(self._session, self.timeouts)
+        self._made(connection)
+        await open_connection(
+            connection,
             address,
-            self._session,
-            self.timeouts,
             source_address=self.source_address,
             ssl_context=context,
             server_hostname=self._settings.server_hostname or self._host,
@@ -316,7 +321,6 @@ class AsyncSMTP(Commands):
             proxy=self._settings.proxy,
             proxy_header=self._proxy_header,
             resolver=self._resolve,
-            made=self._made,
         )
         self._sock_taken = self._sock is not None
         self._sock = None
@@ -345,7 +349,6 @@ class AsyncSMTP(Commands):
         session.on_chunking = lambda: relay.heed(session.chunking, loop.time())
 
     def _made(self, connection: Connection) -> None:
-        self._connection = connection
         if self._event_log is not None:
             connection.on_closed = self._event_log.closed
 
@@ -360,7 +363,7 @@ class AsyncSMTP(Commands):
         self.command_encoding = "ascii"
 
     async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        return await transport.resolve(host, port)
+        return await resolve.resolve(host, port)
 
     async def __aenter__(self) -> Self:
         if not self.is_connected:

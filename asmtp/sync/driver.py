@@ -1,37 +1,120 @@
-"""The async clients as the blocking facade drives them, and how: without a task, in the calling thread."""
+"""Driving a coroutine without a task, in the calling thread, and reading its connection without a pass of the loop.
+
+All that asmtp uses of asyncio's private names is in this module, and each has a test in tests/sync/test_asyncio.py:
+`_set_running_loop` and `_get_running_loop`, the protocol of `_asyncio_future_blocking`, and a loop's `_thread_id`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import os
 import select
 import selectors
 import socket
-import sys
-import types
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from types import BuiltinFunctionType
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
-from asmtp.auth.selection import Candidate, Mechanisms
-from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
-from asmtp.protocol import dialogue
-from asmtp.protocol.exchange import Dialogue, Exchange, Group
-from asmtp.protocol.hidden import hidden
-from asmtp.protocol.reply import Reply
+from asmtp.client.events import unheard
+from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import HELD
-from asmtp.transport.connection import Connection, SocketView
+from asmtp.transport.connection import Connection
+from asmtp.transport.timeouts import Timeouts
 
-__all__ = ["BlockingLMTPClient", "BlockingClient", "BlockingClientSSL", "drive", "in_task", "new_selector"]
+__all__ = ["Driven", "DrivenConnection", "drive", "end", "in_task", "new_selector", "running_loop", "without_loop"]
 
 T = TypeVar("T")
 
+running_loop = asyncio._get_running_loop
+"""Return the loop that runs in this thread, or None."""
 
-def drive(loop: asyncio.AbstractEventLoop, client: BlockingClient, coroutine: Coroutine[Any, Any, T]) -> T:
+_READV = hasattr(os, "readv")  # not on Windows
+
+
+class DrivenConnection(Connection):
+    """A connection whose loop runs now and then only: while somebody waits for what it owes.
+
+    Attributes:
+        awaited: the exchange that is waited for.
+        on_finished: is called once, when a future that waits for an exchange is done.
+    """
+
+    def __init__(self, session: Session, timeouts: Timeouts) -> None:
+        super().__init__(session, timeouts)
+        self.awaited: Exchange[Any] | None = None
+        self.on_finished: Callable[[], None] | None = None
+        self._poll: Callable[[float], Any] | None = None
+
+    async def finished(self, exchange: Exchange[T]) -> T:
+        """Return the result of an exchange; what waits for it is driven, and may read the socket."""
+        self.awaited = exchange
+        return await super().finished(exchange)
+
+    def _on_notify(self, exchange: Exchange[Any]) -> None:
+        super()._on_notify(exchange)
+        stop, self.on_finished = self.on_finished, None
+        if stop is not None:
+            stop()
+
+    def readable(self, seconds: float = 0) -> bool:
+        """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`."""
+        if self._poll is None:
+            self._poll = _poll(self.transport.get_extra_info("socket").fileno())
+        return bool(self._poll(seconds * 1000))
+
+    def read(self) -> bool:
+        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it.
+
+        The loop sees to TLS, to what the kernel could not take yet, and to a deadline that is near.
+        """
+        transport = self.transport
+        if not _READV or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size():
+            return False
+        timer = self._timer
+        if (timer is not None and timer.when() <= self._loop.time()) or not self.readable(self._tick):
+            return False
+        try:
+            octets = os.readv(transport.get_extra_info("socket").fileno(), [self._incoming])
+        except OSError:
+            return False  # the loop will meet it too
+        if octets:
+            self.buffer_updated(octets)
+        return octets > 0
+
+    def cut(self) -> None:
+        """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
+        if not self.begun:
+            return
+        with contextlib.suppress(OSError):  # it has ended
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+
+def _poll(descriptor: int) -> Callable[[float], Any]:
+    """Return a function that waits for so many milliseconds until a descriptor is readable, and says whether it is."""
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return poll.poll
+    return lambda milliseconds: select.select([descriptor], [], [], milliseconds / 1000)[0]
+
+
+class Driven(Protocol):
+    """A client whose coroutines are driven."""
+
+    struck: BaseException | None
+    """What was raised in a callback of the loop's, as by a signal handler."""
+
+    def connection_of(self, future: asyncio.Future[Any]) -> DrivenConnection | None:
+        """Return the connection, if a future waits for an exchange on it, and for nothing else."""
+
+    def abort(self) -> None:
+        """End the connection at once."""
+
+
+def drive(loop: asyncio.AbstractEventLoop, client: Driven, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that awaits nothing but `client` to its end.
 
     It does what `run_until_complete` does, without a task and without the passes of the loop that starting,
@@ -80,6 +163,22 @@ async def in_task(coroutine: Coroutine[Any, Any, T]) -> T:
     return await asyncio.get_running_loop().create_task(coroutine)
 
 
+def end(loop: asyncio.AbstractEventLoop, client: Driven, released: Awaitable[None]) -> None:
+    """Close a private loop, once `released` is done and the callbacks of transports have run."""
+    loop._thread_id = None  # type: ignore[attr-defined]  # it may have been interrupted as it ended a run
+    try:
+        drive(loop, client, _last_passes(released))
+    finally:
+        with unheard():  # in debug mode asyncio logs that, perhaps into a handler that mails
+            loop.close()
+
+
+async def _last_passes(released: Awaitable[None]) -> None:
+    await released
+    for _ in range(2):  # for the callbacks of transports, also of one that was not quite made
+        await asyncio.sleep(0)
+
+
 def new_selector() -> selectors.BaseSelector:
     """Return what a private loop waits with: poll, not epoll, which a child process would share."""
     if isinstance(getattr(select, "poll", None), BuiltinFunctionType):
@@ -100,250 +199,9 @@ def _yielding(kind: type[selectors.BaseSelector]) -> type[selectors.BaseSelector
 
 def without_loop(function: Callable[..., T], *args: Any) -> T:
     """Call a function as if no loop ran in this thread."""
-    loop = asyncio._get_running_loop()
+    loop = running_loop()
     asyncio._set_running_loop(None)
     try:
         return function(*args)
     finally:
         asyncio._set_running_loop(loop)
-
-
-@types.coroutine
-def _handed_out(what: Dialogue[T]) -> Generator[Dialogue[T], Any, T]:
-    result: T = yield what
-    return result
-
-
-class _AuditedSession(Session):
-    """Tells audit hooks what is written, as smtplib does; a hook that raises keeps it from being written."""
-
-    declares_line_end = False  # as smtplib has it, and CPython's tests want it
-    audit: Callable[[str, bytes], None]
-
-    def _write(self, exchange: Exchange[Any], group: Group) -> None:
-        if group.data and self.error is None:
-            self.audit("smtplib.send", b"(not shown)" if group.secret else group.data)
-        super()._write(exchange, group)
-
-
-_WORDS = ("Connect call failed", "Multiple exceptions", "error while attempting to bind")
-"""How asyncio and aiohappyeyeballs begin what they say in place of the system's words, which smtplib's callers know."""
-
-
-class BlockingClient(AsyncSMTP):
-    """An async client that a facade drives.
-
-    It does in the calling thread what would block a loop: nobody else is on this one.  And it has what
-    only blocking code can use: octets written by hand, whose replies are fetched later.
-    """
-
-    _session_class = _AuditedSession
-    _from_afar = False
-    _spoken = False
-    facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
-    struck: BaseException | None = None  # what was raised in a callback of the loop's, as by a signal handler
-    _hands_out = False
-
-    def hand_out(self, wanted: bool) -> None:
-        """Have commands give their dialogues to who runs their coroutine, and wait for the results; or no more."""
-        self._hands_out = wanted
-
-    async def _run(self, what: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
-        if self._hands_out:
-            return await _handed_out(what)
-        return await super()._run(what, alone=alone, raw=raw)
-
-    def strike(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Keep what was raised in a callback or a transport of the loop's, which tells its exception handler."""
-        error = context.get("exception")
-        if error is None or "future" in context:
-            loop.default_exception_handler(context)
-        else:
-            self.struck = error
-            loop.stop()
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a dialogue is in the middle that nobody will fetch by hand.
-
-        One that ended early, as its content was refused while it was written, is not: its replies are read and dropped.
-        """
-        return self._session.unfinished > sum(not exchange.done for exchange in self._by_hand)
-
-    def abort(self) -> None:
-        """End the connection at once: nothing that has not left leaves any more, and no goodbye is said."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-
-    def given(self, sock: socket.socket, *, local: bool, spoken: bool = False) -> None:
-        """Have the next connection made of a socket.
-
-        Args:
-            local: it is to this machine; else it is not, whatever the socket's own other end is.
-            spoken: its greeting was read already.
-        """
-        self._sock = sock
-        self._from_afar = not local
-        self._spoken = spoken
-
-    def _greet(self) -> Exchange[Reply]:
-        exchange = super()._greet()
-        if self._spoken:
-            self._spoken, session = False, self._session
-            trace, session.trace = session.trace, None
-            session.receive_data(b"220 \r\n")  # which is not shown again
-            session.trace = trace
-        return exchange
-
-    def _made(self, connection: Connection) -> None:
-        super()._made(connection)
-        connection.proxied, self._from_afar = self._from_afar, False
-
-    def view(self, timeout: float | None, close: Callable[[], object]) -> SocketView:
-        """What there is to see of the socket of the connection that there is.
-
-        Args:
-            timeout: the facade's, in seconds.
-            close: the facade's.
-        """
-        return SocketView(self._live(), timeout, close)
-
-    def connection_of(self, future: asyncio.Future[Any]) -> Connection | None:
-        """The connection, if what it owes is all that is awaited."""
-        connection = self._connection
-        return connection if connection is not None and connection.awaited is future else None
-
-    def cut(self) -> None:
-        """End the connection, from another thread than the one that drives."""
-        connection = self._connection
-        if connection is not None:
-            connection.cut()
-
-    def readable(self) -> bool:
-        """Whether something has come since the loop last ran."""
-        connection = self._connection
-        return connection is not None and connection.readable()
-
-    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
-        return without_loop(function, *args)
-
-    async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
-        # Nobody who wrote blocking code expects a loop, and it may be asyncio.run that he calls.
-        return without_loop(function, *args)
-
-    async def _name_under_tls(self) -> None:
-        return None  # as in smtplib: a facade's `ehlo`, which may be a subclass's, says it when it is needed
-
-    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        return list(without_loop(look_up))
-
-    def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
-        if trace is None:
-            return None
-
-        def shown(direction: str, data: bytes) -> None:
-            try:
-                trace(direction, data)
-            except BaseException as error:  # the caller's, as in smtplib; asyncio takes an OSError for the socket's
-                self.struck = error
-                raise
-
-        return shown
-
-    async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
-        try:
-            return await super()._open(host, port, source_address)
-        except OSError as error:
-            if error.errno and str(error.strerror).startswith(_WORDS):
-                raise OSError(error.errno, os.strerror(error.errno)) from error
-            raise
-
-    def _welcome(self, greeting: Reply) -> bool:
-        return greeting.code == 220
-
-    def _new_session(self) -> Session:
-        self._by_hand: deque[Exchange[Any]] = deque()
-        session = super()._new_session()
-        cast("_AuditedSession", session).audit = self._audit
-        return session
-
-    def _audit(self, event: str, *args: Any) -> None:
-        sys.audit(event, self.facade(), *args)
-
-    @property
-    def authenticated(self) -> bool:
-        """Whether there was a login on this connection."""
-        return self._session.authenticated
-
-    @authenticated.setter
-    def authenticated(self, value: bool) -> None:
-        self._session.authenticated = value
-
-    @property
-    def verified(self) -> bool:
-        """Whether there is TLS, and the certificate was verified."""
-        return self._session.secure
-
-    @property
-    def in_exchange(self) -> bool:
-        """Whether a command was begun that only its own end leads out of."""
-        return self._session.state in HELD
-
-    def redact(self, text: bytes) -> bytes:
-        """The same without the secrets that were written."""
-        return self._session.redact(text)
-
-    def candidates(self, user: str, password: str, wanted: Mechanisms | None) -> list[Candidate]:
-        """The mechanisms to try with a password."""
-        return self._candidates(self._credentials(user, password), wanted)
-
-    async def send(self, data: bytes) -> None:
-        """Write octets; whatever they are owed is kept for `getreply`."""
-        connection = self._live()
-        if not data:
-            return
-        exchange = connection.session.start(dialogue.raw_write(connection.session, data), raw=True)
-        if exchange.error is not None:
-            raise exchange.error
-        self._by_hand.append(exchange)
-        await connection.drained()
-
-    def keep(self, reply: Reply) -> None:
-        """Have `getreply` return a reply that has come already."""
-        exchange = Exchange(dialogue.raw_reply(), None, alone=False, raw=True)
-        exchange.done, exchange.result = True, [reply]
-        self._by_hand.append(exchange)
-
-    def leave(self) -> None:
-        """Forget what is known of a connection that was quit by hand."""
-        self._forget()
-
-    async def getreply(self) -> Reply:
-        """The oldest reply not fetched yet, awaited if need be."""
-        while self._by_hand:
-            exchange = self._by_hand[0]
-            if not exchange.done:
-                await self._live().finished(exchange)
-            # What has come is there to be fetched, though the connection may have ended since.
-            if exchange.error is None and exchange.result:
-                reply: Reply = exchange.result.pop(0)
-                return reply
-            self._by_hand.popleft()
-            if exchange.error is not None:
-                raise exchange.error
-        return await self._run(dialogue.raw_reply())
-
-    async def respond(self, line: bytes) -> Reply:
-        """One line of a SASL exchange, and its reply; not shown in traces."""
-        what = dialogue.raw_write(self._session, hidden(line + b"\r\n"), secret=True)
-        return (await self._run(what, raw=True))[0]
-
-
-class BlockingClientSSL(BlockingClient, AsyncSMTP_SSL):
-    pass
-
-
-class BlockingLMTPClient(BlockingClient, AsyncLMTP):
-    pass

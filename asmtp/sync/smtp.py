@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, wait
 from email.message import Message
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast
@@ -47,9 +47,10 @@ from asmtp.protocol.message import compose
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
-from asmtp.sync.driver import BlockingClient, BlockingClientSSL, BlockingLMTPClient, drive, in_task, new_selector
+from asmtp.sync.client import BlockingClient, BlockingClientSSL, BlockingLMTPClient
+from asmtp.sync.driver import drive, end, in_task, new_selector, running_loop, without_loop
 from asmtp.sync.steps import Steps, conduct, is_local, overridden, say, socket_from
-from asmtp.transport import connection as transport
+from asmtp.transport import connect
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import check_context, context_from_files, verifying_context
 
@@ -126,6 +127,7 @@ class SMTP(AuthObjects):
     timeout: Any = _DEFAULT_TIMEOUT
     _client_class: type[BlockingClient] = BlockingClient
     _host = ""
+    _traced = False
     _driver: int | None = None  # the thread in which a call is in mid-exchange
     _loop: asyncio.AbstractEventLoop | None = None
     _handed: socket.socket | None = None  # a connected socket that was set as `sock`, until something is said on it
@@ -157,7 +159,7 @@ class SMTP(AuthObjects):
                 raise SMTPConnectError(*reply)
         if local_hostname is None:
             # smtplib looks it up here, whether or not it is needed.
-            self.local_hostname = transport.local_hostname()
+            self.local_hostname = connect.local_hostname()
 
     @functools.cached_property
     def _lock(self) -> threading.RLock:
@@ -209,7 +211,7 @@ class SMTP(AuthObjects):
         if loop is None:
             loop = self._loop = self._new_loop()
             loop.set_exception_handler(self._client.strike)
-        if asyncio._get_running_loop() is None:
+        if running_loop() is None:
             return self._run_here(loop, coroutine, task)
         # Called from async code: it blocks, as smtplib would, but it works.
         work = functools.partial(self._run_here, loop, coroutine, task)
@@ -217,7 +219,9 @@ class SMTP(AuthObjects):
 
     def _run_here(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
         driven = self._client
-        driven.trace = self._trace if self.debuglevel > 0 else None
+        if self._traced or self.debuglevel > 0:
+            self._traced = self.debuglevel > 0
+            driven.trace = self._trace if self._traced else None
         try:
             self._driver = threading.get_ident()
             if driven.readable():
@@ -288,16 +292,8 @@ class SMTP(AuthObjects):
         loop, self._loop = self._loop, None
         released = self._client.close()
         if loop is not None:
-            # Where this is called from async code (or by the garbage collector there), that has to wait.
-            outer = asyncio._get_running_loop()
-            asyncio._set_running_loop(None)
-            loop._thread_id = None  # type: ignore[attr-defined]  # it may have been interrupted as it ended a run
-            try:
-                drive(loop, self._client, _last_passes(released))
-            finally:
-                with unheard():  # in debug mode asyncio logs that as well
-                    loop.close()
-                asyncio._set_running_loop(outer)
+            # If this is called from async code (or by the garbage collector there), that has to wait.
+            without_loop(end, loop, self._client, released)
 
     def __del__(self) -> None:
         if getattr(self, "_loop", None) is not None:
@@ -764,12 +760,6 @@ async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-
-
-async def _last_passes(released: Awaitable[None]) -> None:
-    await released
-    for _ in range(2):  # for the callbacks of transports, also of one that was not quite made
-        await asyncio.sleep(0)
 
 
 class SMTP_SSL(SMTP):

@@ -9,41 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import math
 import os
-import re
-import select
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
-import aiohappyeyeballs
-import anyio
-
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line, reason
-from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
-from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State
-from asmtp.transport.offload import resolve
-from asmtp.transport.proxy import through
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import ResumingContext, explain, explain_no_tls, is_no_tls
 
-__all__ = [
-    "THIS_MACHINE", "Address", "Connection", "Owner", "SocketView", "local_hostname", "open_connection", "resolve",
-]  # fmt: skip
-
-T = TypeVar("T")
-
-Address = tuple[str, int] | str
-"""(host, port), or the path of a Unix socket."""
-
-Resolver = Callable[[str, int], Awaitable[list[tuple[Any, ...]]]]
+__all__ = ["Connection", "Owner", "raise_tls_error"]
 
 INCOMING = 1 << 14
 """Octets read at a time: some hundred replies."""
@@ -63,15 +44,10 @@ LEAST = 1024
 STALLED = 1.0
 """Seconds without an answer after which messages go one by one until there is one."""
 
-HAPPY_EYEBALLS_DELAY = 0.25
-"""Seconds before the next address is tried as well (RFC 8305 §8)."""
-
-THIS_MACHINE = "[127.0.0.1]"
-"""What EHLO says where nothing better is known."""
-
-_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.|\Z))+")  # RFC 5321 §4.1.2
-
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
+
+
+T = TypeVar("T")
 
 
 class Owner(Protocol):
@@ -82,86 +58,6 @@ class Owner(Protocol):
 
     def set_result(self, result: None, /) -> None:
         """Tell it."""
-
-
-class SocketView:
-    """What there is to see of the connection's socket; reading and writing is the connection's own business.
-
-    Args:
-        connection: it.
-        timeout: what gettimeout() says unless settimeout() was called, in seconds.
-        close: closes the connection.
-    """
-
-    __slots__ = ("_connection", "_socket", "_ssl", "_timeout", "close")
-
-    def __init__(self, connection: Connection, timeout: float | None, close: Callable[[], object]) -> None:
-        self._connection = connection
-        self._socket = connection.transport.get_extra_info("socket")
-        self._ssl: ssl.SSLObject | None = connection.transport.get_extra_info("ssl_object")
-        self._timeout = timeout
-        self.close = close
-
-    def __getattr__(self, name: str) -> Any:
-        why = ""
-        if hasattr(socket.socket, name):
-            why = "; what is read and written is the connection's business: there are docmd(), send() and getreply()"
-        raise AttributeError(f"sock has no {name!r}{why}", name=name, obj=self)
-
-    def settimeout(self, timeout: float | None) -> None:
-        """Limit every phase on this connection from now on, in seconds; None: without limit.
-
-        Raises:
-            ValueError, TypeError: no number above 0.
-        """
-        self._connection.limit(Timeouts.of(timeout))
-
-    def gettimeout(self) -> float | None:
-        """The time allowed for a command, in seconds."""
-        connection = self._connection
-        return connection.timeouts.command if connection.limited else self._timeout
-
-    def setsockopt(self, *args: Any) -> None:
-        """Set an option of the socket."""
-        self._socket.setsockopt(*args)
-
-    def shutdown(self, how: int) -> None:
-        """Shut down one half of the socket or both: the connection ends."""
-        with socket.fromfd(self.fileno(), self.family, socket.SOCK_STREAM) as same:  # uvloop's view has no shutdown
-            same.shutdown(how)
-
-    def fileno(self) -> int:
-        """The file descriptor; -1 when closed."""
-        return cast("int", self._socket.fileno())
-
-    def getpeername(self) -> Any:
-        """The address of the server."""
-        return self._socket.getpeername()
-
-    def getsockname(self) -> Any:
-        """Our own address."""
-        return self._socket.getsockname()
-
-    def getsockopt(self, *args: int) -> int | bytes:
-        """An option of the socket."""
-        return cast("int | bytes", self._socket.getsockopt(*args))
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """The server's certificate, as ssl.SSLSocket has it; None without TLS."""
-        return None if self._ssl is None else self._ssl.getpeercert(binary_form)
-
-    def cipher(self) -> tuple[str, str, int] | None:
-        """Name, protocol and secret bits of the cipher; None without TLS."""
-        return None if self._ssl is None else self._ssl.cipher()
-
-    def version(self) -> str | None:
-        """The version of TLS; None without."""
-        return None if self._ssl is None else self._ssl.version()
-
-    @property
-    def family(self) -> int:
-        """The address family."""
-        return cast("int", self._socket.family)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -189,9 +85,6 @@ class Connection(asyncio.BufferedProtocol):
         self._since = 0.0  # when the last progress was seen
         self._seen = (0, 0)  # replies read, octets taken by the kernel, then
         self._written = 0
-        self.awaited: asyncio.Future[None] | None = None  # what `finished` waits for
-        self.on_finished: Callable[[], None] | None = None  # called once, besides, when it is done
-        self._poll: Callable[[float], bool] | None = None
         self._quickack = False
         self._says_goodbye = True
         self._process = os.getpid()  # a fork has the same socket
@@ -378,9 +271,6 @@ class Connection(asyncio.BufferedProtocol):
             owner.set_result(None)
             if exchange.done and self._feeder is not None and self._feeder[0] is exchange:
                 self._feeder[1].cancel()
-            if self.on_finished is not None:
-                stop, self.on_finished = self.on_finished, None
-                stop()
 
     async def run(self, dialogue: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
         """Take a dialogue through the session: its result, or its exception.
@@ -415,7 +305,7 @@ class Connection(asyncio.BufferedProtocol):
     async def finished(self, exchange: Exchange[T]) -> T:
         """The result of an exchange that was started without waiting for it."""
         if not exchange.done:
-            exchange.owner = self.awaited = future = self._loop.create_future()
+            exchange.owner = future = self._loop.create_future()
             if self._timer is None:  # a reply can be owed though nothing was written: the greeting
                 self._start_timer()
             try:
@@ -528,38 +418,10 @@ class Connection(asyncio.BufferedProtocol):
             self.session.fail(SMTPServerDisconnected(f"TLS handshake failed: {one_line(error)}"))
             plain.abort()
             self.connection_lost(None)  # asyncio does not say so to the protocol before the handshake is done
-            _raise_tls_error(error, self.timeouts.tls, context)
+            raise_tls_error(error, self.timeouts.tls, context)
         context.succeeded()
         plain.set_protocol(_BelowTLS(plain))
         self.transport = transport
-
-    def readable(self, seconds: float = 0) -> bool:
-        """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`.
-
-        This and :meth:`read` are for who runs the loop now and then only, and not at the same time.
-        """
-        if self._poll is None:
-            self._poll = _poll(self.transport.get_extra_info("socket").fileno())
-        return self._poll(seconds)
-
-    def read(self) -> bool:
-        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it.
-
-        The loop sees to TLS, to what the kernel could not take yet, and to a deadline that is near.
-        """
-        transport = self.transport
-        if not _READV or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size():
-            return False
-        timer = self._timer
-        if (timer is not None and timer.when() <= self._loop.time()) or not self.readable(self._tick):
-            return False
-        try:
-            octets = os.readv(transport.get_extra_info("socket").fileno(), [self._incoming])
-        except OSError:
-            return False  # the loop will meet it too
-        if octets:
-            self.buffer_updated(octets)
-        return octets > 0
 
     def close(self) -> None:
         """Close at once; who still waits is told."""
@@ -575,26 +437,9 @@ class Connection(asyncio.BufferedProtocol):
         self._says_goodbye = False
         self.close()
 
-    def cut(self) -> None:
-        """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
-        if not self.begun:
-            return
-        with contextlib.suppress(OSError):  # it has ended
-            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-
     async def wait_closed(self) -> None:
         """Until the transport has let go of the socket."""
         await self._lost.wait()
-
-
-class _BeforeTLS(asyncio.Protocol):
-    """What a transport has until there is TLS on it: what comes before the handshake is for that alone."""
-
-    def __init__(self) -> None:
-        self.said = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.said += data
 
 
 class _BelowTLS(asyncio.BufferedProtocol):
@@ -636,14 +481,6 @@ def _unread(transport: asyncio.Transport) -> Iterator[bytes]:
             yield octets
 
 
-def _poll(descriptor: int) -> Callable[[float], bool]:
-    if hasattr(select, "poll"):  # not on Windows
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return lambda seconds: bool(poll.poll(seconds * 1000))
-    return lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
-
-
 _READV = hasattr(os, "readv")  # not on Windows
 
 
@@ -659,7 +496,7 @@ def _handshake_limit(timeouts: Timeouts) -> float:
     return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
 
 
-def _raise_tls_error(error: BaseException, limit: float | None, handshake: ResumingContext | None) -> NoReturn:
+def raise_tls_error(error: BaseException, limit: float | None, handshake: ResumingContext | None) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
         explain(error, handshake)
     if isinstance(error, ssl.SSLError) and is_no_tls(error):
@@ -674,195 +511,3 @@ def _raise_tls_error(error: BaseException, limit: float | None, handshake: Resum
     if told is error:
         raise error
     raise told from error
-
-
-def local_hostname() -> str:
-    """What EHLO says this machine is called: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks.
-
-    A machine may have any name, also one that is no domain (`my_host.lan`), or that cannot even be looked up.
-    """
-    try:
-        name = ascii_domain(socket.getfqdn().removesuffix("."), "local_hostname")
-    except ValueError:  # a UnicodeError too
-        name = ""
-    if "." in name and _DOMAIN.fullmatch(name):
-        return name
-    try:
-        address = socket.gethostbyname(socket.gethostname())
-    except (OSError, UnicodeError):
-        return THIS_MACHINE
-    return f"[{address}]"
-
-
-async def open_connection(
-    address: Address,
-    session: Session,
-    timeouts: Timeouts,
-    *,
-    source_address: tuple[str, int] | None = None,
-    ssl_context: ResumingContext | None = None,
-    server_hostname: str | None = None,
-    sock: socket.socket | None = None,
-    proxy: str | None = None,
-    proxy_header: ProxyHeader | None = None,
-    resolver: Resolver = resolve,
-    made: Callable[[Connection], None] = lambda connection: None,
-) -> Connection:
-    """Connect, over TCP (happy eyeballs, RFC 8305), a Unix socket, or a socket that is connected already.
-
-    Args:
-        ssl_context: TLS from the first octet.
-        server_hostname: the name that the certificate has to be for.
-        proxy: the URL of a proxy to go through.
-        proxy_header: what the server is told first.
-        made: is given the connection before there is one, so that it can be closed at any moment.
-
-    Raises:
-        OSError: no connection; as the system says it.
-        SMTPTimeoutError: no connection within `timeouts.connect` seconds.
-        ssl.SSLError: the TLS handshake failed.
-    """
-    connection = Connection(session, timeouts)
-    made(connection)
-    try:
-        if sock is None:
-            with anyio.fail_after(timeouts.connect):
-                if proxy is None:
-                    sock = await _connect(address, source_address, resolver)
-                else:
-                    sock = await _through_proxy(proxy, address, source_address)
-                    connection.proxied = True
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setblocking(False)
-        if proxy_header is not None:
-            header = proxy_header.encode(sock.getsockname(), sock.getpeername())
-            await asyncio.get_running_loop().sock_sendall(sock, header)
-        begin = (lambda: connection) if ssl_context is None else _BeforeTLS
-        transport, first = await asyncio.get_running_loop().create_connection(begin, sock=sock)
-    except BaseException as error:
-        connection.connection_lost(None)
-        if connection.begun:  # the socket is the transport's
-            connection.transport.abort()
-            raise
-        if sock is not None:
-            sock.close()
-            _raise_tls_error(error, timeouts.tls, ssl_context)
-        if type(error) is TimeoutError and error.errno is None and timeouts.connect is not None:
-            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-            limit = f"{timeouts.connect:g} seconds"
-            raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit}") from None
-        raise
-    if ssl_context is not None:
-        connection.connection_made(transport)
-        await connection.wrap(ssl_context, server_hostname, cast("_BeforeTLS", first).said)
-        session.secure = ssl_context.verifies
-    return connection
-
-
-async def _through_proxy(proxy: str, address: Address, source_address: tuple[str, int] | None) -> socket.socket:
-    if isinstance(address, str):
-        raise ValueError("proxy: a Unix socket cannot be reached through one")
-    return await through(proxy, *address, source_address)
-
-
-async def _connect(address: Address, source_address: tuple[str, int] | None, resolver: Resolver) -> socket.socket:
-    if isinstance(address, str):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        try:
-            await _connect_unix(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    infos = await _look_up(resolver, *address, "host")
-    local = None
-    if source_address:
-        # The source address decides the family: only the server's addresses of that family can be reached.
-        given, port = source_address
-        local = await _look_up(resolver, given, port, "source_address") if given else _any_source(infos, port)
-    delay = HAPPY_EYEBALLS_DELAY if len(infos) > 1 else None
-    attempts: Any = _Attempts(asyncio.get_running_loop())
-    try:
-        sock = await aiohappyeyeballs.start_connection(
-            cast("Any", infos), local_addr_infos=cast("Any", local), happy_eyeballs_delay=delay, loop=attempts
-        )
-    except OSError as error:
-        if error.errno is not None or not attempts.failures:
-            raise
-        raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
-    if _is_its_own_peer(sock):
-        sock.close()
-        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-    return sock
-
-
-def _is_its_own_peer(sock: socket.socket) -> bool:
-    """Whether TCP has connected a socket to itself, as nobody listens at a port of this machine that is its own."""
-    try:
-        return cast("bool", sock.getsockname() == sock.getpeername())
-    except OSError:  # the server has ended the connection already
-        return False
-
-
-async def _connect_unix(sock: socket.socket, path: str) -> None:
-    """Connect at once, or as soon as there is room where the server has too many who wait: Linux says EAGAIN then.
-
-    The loop would take that for a connection that is being made, and the socket for connected.
-    """
-    pause = 0.001
-    while True:
-        try:
-            sock.connect(path)
-        except BlockingIOError:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.1)
-        else:
-            return
-
-
-async def _look_up(resolver: Resolver, host: str, port: int, argument: str) -> list[tuple[Any, ...]]:
-    try:
-        return await resolver(host, port)
-    except UnicodeError as error:  # of Python's idna codec; a ValueError
-        raise UnicodeError(f"{argument}: no host name: {host!a}") from error
-
-
-class _Attempts:
-    """The event loop, as aiohappyeyeballs uses it; it keeps why addresses could not be reached.
-
-    Attributes:
-        failures: the errno of each.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.failures: list[int] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        try:
-            await self._loop.sock_connect(sock, address)
-        except OSError as error:
-            self.failures.append(error.errno or 0)
-            raise
-
-    @property
-    def telling(self) -> int:
-        """The errno that says most: a server that refuses is there, and a family without a way to it says nothing."""
-        return max(reversed(self.failures), key=lambda number: (number == errno.ECONNREFUSED, number not in _NO_WAY))
-
-
-_NO_WAY = {
-    0, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL,
-}  # fmt: skip
-"""Where no packet could even be sent."""
-
-
-def _any_source(infos: list[tuple[Any, ...]], port: int) -> list[tuple[Any, ...]]:
-    wildcard = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
-    families = dict.fromkeys(info[0] for info in infos)
-    return [(family, socket.SOCK_STREAM, 0, "", (wildcard[family], port)) for family in families]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import anyio.to_thread
 
-__all__ = ["call_in_thread", "ending", "resolve"]
+__all__ = ["call_in_thread", "ending"]
 
 T = TypeVar("T")
 
@@ -42,29 +39,3 @@ async def call_in_thread(function: Callable[..., T], *args: Any, abandon: bool =
                 raise
             # The program ends just now: no thread could be started.
     return function(*args)
-
-
-async def resolve(host: str, port: int) -> list[tuple[Any, ...]]:
-    """The addresses of a host, without blocking the loop."""
-    literal = _literal(host, port)
-    if literal is not None:
-        return [literal]
-    if not ending():
-        try:
-            return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except RuntimeError:  # as above; a resolver raises none
-            pass
-    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-
-
-def _literal(host: str, port: int) -> tuple[Any, ...] | None:
-    """What a resolver says of an address; None where it has to be asked."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv4Address):
-        return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (str(address), port)
-    if address.scope_id is not None:  # the name of an interface
-        return None
-    return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (str(address), port, 0, 0)

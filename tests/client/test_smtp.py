@@ -12,7 +12,6 @@ import asmtp
 from asmtp import AsyncLMTP, AsyncMailer, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.client import commands as commands
 from asmtp.protocol.extensions import Extensions
-from asmtp.transport import connection as transport_module
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import drip, expect, fin, nothing_more, rst, scripted, send, silence, until
 
@@ -100,7 +99,7 @@ async def test_the_default_ports(kind: type[AsyncSMTP], port: int, monkeypatch: 
         asked.append((host, port))
         raise OSError("no")
 
-    monkeypatch.setattr(transport_module, "resolve", resolver)
+    monkeypatch.setattr("asmtp.transport.resolve.resolve", resolver)
     with pytest.raises(OSError, match="no"):
         await kind(ssl_context=ssl.create_default_context()).connect()
     with pytest.raises(OSError, match="no"):
@@ -212,7 +211,7 @@ async def test_many_first_calls_say_ehlo_once() -> None:
 
 
 async def test_the_name_of_this_machine_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "local_hostname", lambda: "[192.0.2.1]")
+    monkeypatch.setattr("asmtp.transport.connect.local_hostname", lambda: "[192.0.2.1]")
     async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port) as smtp:
         await smtp.ehlo()
         assert smtp.local_hostname == "[192.0.2.1]"

@@ -14,7 +14,6 @@ import pytest
 
 import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP
-from asmtp.transport import connection as transport_module
 from tests.conftest import Certificates
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.relay import SHAPES, Relay, relaying
@@ -386,7 +385,7 @@ async def test_a_look_up_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async def resolver(host: str, port: int) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(transport_module, "resolve", resolver)
+    monkeypatch.setattr("asmtp.transport.resolve.resolve", resolver)
     connecting = asyncio.create_task(AsyncSMTP("mx.example").connect())
     await asyncio.sleep(0)
     assert await cancelled(connecting)

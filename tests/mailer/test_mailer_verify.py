@@ -132,7 +132,7 @@ async def test_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
     async def resolve(host: str, port: int) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("asmtp.transport.connection.resolve", resolve)
+    monkeypatch.setattr("asmtp.transport.resolve.resolve", resolve)
     relay = asmtp.Relay("mx.example")
     bulk = "no connection: no connection to mx.example:25: [Errno -2] Name or service not known"
     check(await told_by_all(relay), relay, asmtp.SMTPServerDisconnected, socket.gaierror, bulk)

@@ -18,7 +18,8 @@ import pytest
 
 import asmtp
 from asmtp.protocol.reply import Reply
-from asmtp.sync.driver import BlockingClient, BlockingClientSSL, BlockingLMTPClient, drive, in_task, new_selector
+from asmtp.sync.client import BlockingClient, BlockingClientSSL, BlockingLMTPClient
+from asmtp.sync.driver import drive, in_task, new_selector
 from tests.conftest import Certificates
 from tests.fakes.background import calling
 from tests.fakes.relay import Relay

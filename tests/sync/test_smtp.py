@@ -36,7 +36,7 @@ def virtual_time(loops: list[asyncio.AbstractEventLoop], monkeypatch: pytest.Mon
         return loops[-1]
 
     monkeypatch.setattr(asmtp.SMTP, "_new_loop", staticmethod(new_loop))
-    monkeypatch.setattr("asmtp.transport.connection._READV", False)  # what reads past the loop waits in real time
+    monkeypatch.setattr("asmtp.sync.driver._READV", False)  # what reads past the loop waits in real time
     return loops
 
 

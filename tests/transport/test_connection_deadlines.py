@@ -195,7 +195,7 @@ async def test_a_name_that_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> 
     async def resolver(host: str, port: int) -> Any:
         await asyncio.sleep(FOREVER)
 
-    monkeypatch.setattr(transport_module, "resolve", resolver)
+    monkeypatch.setattr("asmtp.transport.resolve.resolve", resolver)
     with pytest.raises(SMTPTimeoutError, match=r"no connection to mx\.example:25 within 1 seconds"):
         await AsyncSMTP("mx.example", timeout=LIMITS).connect()
     assert now() == 1
@@ -209,7 +209,7 @@ async def test_an_address_that_does_not_answer_is_passed_over(
         async def resolver(host: str, port: int) -> list[tuple[Any, ...]]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (busy, server.address)]
 
-        monkeypatch.setattr(transport_module, "resolve", resolver)
+        monkeypatch.setattr("asmtp.transport.resolve.resolve", resolver)
         smtp = AsyncSMTP("mx.example")
         await smtp.connect()
         assert now() == 0.25  # RFC 8305 §8
@@ -220,7 +220,7 @@ async def test_time_outs_of_the_system_stay_the_system_s(monkeypatch: pytest.Mon
     async def resolver(host: str, port: int) -> Any:
         raise TimeoutError(110, "Connection timed out")
 
-    monkeypatch.setattr(transport_module, "resolve", resolver)
+    monkeypatch.setattr("asmtp.transport.resolve.resolve", resolver)
     with pytest.raises(TimeoutError, match="Connection timed out") as caught:
         await AsyncSMTP("mx.example", timeout=LIMITS).connect()
     assert not isinstance(caught.value, SMTPTimeoutError)

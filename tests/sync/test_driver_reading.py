@@ -14,8 +14,9 @@ from asmtp import SMTPServerDisconnected, Timeouts
 from asmtp.protocol import dialogue
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
-from asmtp.transport import connection as transport_module
-from asmtp.transport.connection import Connection, open_connection
+from asmtp.sync import driver
+from asmtp.sync.driver import DrivenConnection
+from asmtp.transport.connect import open_connection
 from asmtp.transport.tls import ResumingContext
 from tests.conftest import Certificates
 from tests.fakes.script import Peer, Step, expect, fin, nothing_more, read_all, rst, scripted, send, until
@@ -25,12 +26,13 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 @asynccontextmanager
-async def waiting_for(*steps: Step) -> AsyncIterator[tuple[Connection, Exchange[Any], Peer]]:
+async def waiting_for(*steps: Step) -> AsyncIterator[tuple[DrivenConnection, Exchange[Any], Peer]]:
     """A connection that is owed the reply to NOOP, and leaves it to the test to read it."""
     async with scripted([send("220 hi"), expect("noop"), *steps]) as server:
         session = Session()
         greeting = session.start(dialogue.greeting())
-        connection = await open_connection(server.address, session, Timeouts())
+        connection = DrivenConnection(session, Timeouts())
+        await open_connection(connection, server.address)
         await connection.finished(greeting)
         exchange = session.start(dialogue.single(b"noop\r\n"))
         connection.transport.pause_reading()
@@ -76,10 +78,10 @@ async def test_what_is_encrypted_is_left_to_the_loop(certificates: Certificates)
     async with scripted([send("220 hi"), nothing_more], tls=certificates.server) as server:
         session = Session()
         greeting = session.start(dialogue.greeting())
-        connection = await open_connection(
+        connection = DrivenConnection(session, Timeouts())
+        await open_connection(
+            connection,
             server.address,
-            session,
-            Timeouts(),
             ssl_context=ResumingContext(certificates.trusting),
             server_hostname="127.0.0.1",
         )
@@ -127,7 +129,7 @@ async def test_abort() -> None:
 
 
 async def test_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "_READV", False)  # Windows
+    monkeypatch.setattr(driver, "_READV", False)  # Windows
     async with waiting_for(send("250 ok"), nothing_more) as (connection, exchange, _):
         assert not connection.read()
         connection.transport.resume_reading()

@@ -1,0 +1,93 @@
+"""What callers see of a connection's socket, as smtplib's `sock`."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from asmtp.transport.connection import Connection
+from asmtp.transport.timeouts import Timeouts
+
+__all__ = ["SocketView"]
+
+
+class SocketView:
+    """What there is to see of the connection's socket; reading and writing is the connection's own business.
+
+    Args:
+        connection: it.
+        timeout: what gettimeout() says unless settimeout() was called, in seconds.
+        close: closes the connection.
+    """
+
+    __slots__ = ("_connection", "_socket", "_ssl", "_timeout", "close")
+
+    def __init__(self, connection: Connection, timeout: float | None, close: Callable[[], object]) -> None:
+        self._connection = connection
+        self._socket = connection.transport.get_extra_info("socket")
+        self._ssl: ssl.SSLObject | None = connection.transport.get_extra_info("ssl_object")
+        self._timeout = timeout
+        self.close = close
+
+    def __getattr__(self, name: str) -> Any:
+        why = ""
+        if hasattr(socket.socket, name):
+            why = "; what is read and written is the connection's business: there are docmd(), send() and getreply()"
+        raise AttributeError(f"sock has no {name!r}{why}", name=name, obj=self)
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Limit every phase on this connection from now on, in seconds; None: without limit.
+
+        Raises:
+            ValueError, TypeError: no number above 0.
+        """
+        self._connection.limit(Timeouts.of(timeout))
+
+    def gettimeout(self) -> float | None:
+        """The time allowed for a command, in seconds."""
+        connection = self._connection
+        return connection.timeouts.command if connection.limited else self._timeout
+
+    def setsockopt(self, *args: Any) -> None:
+        """Set an option of the socket."""
+        self._socket.setsockopt(*args)
+
+    def shutdown(self, how: int) -> None:
+        """Shut down one half of the socket or both: the connection ends."""
+        with socket.fromfd(self.fileno(), self.family, socket.SOCK_STREAM) as same:  # uvloop's view has no shutdown
+            same.shutdown(how)
+
+    def fileno(self) -> int:
+        """The file descriptor; -1 when closed."""
+        return cast("int", self._socket.fileno())
+
+    def getpeername(self) -> Any:
+        """The address of the server."""
+        return self._socket.getpeername()
+
+    def getsockname(self) -> Any:
+        """Our own address."""
+        return self._socket.getsockname()
+
+    def getsockopt(self, *args: int) -> int | bytes:
+        """An option of the socket."""
+        return cast("int | bytes", self._socket.getsockopt(*args))
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The server's certificate, as ssl.SSLSocket has it; None without TLS."""
+        return None if self._ssl is None else self._ssl.getpeercert(binary_form)
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """Name, protocol and secret bits of the cipher; None without TLS."""
+        return None if self._ssl is None else self._ssl.cipher()
+
+    def version(self) -> str | None:
+        """The version of TLS; None without."""
+        return None if self._ssl is None else self._ssl.version()
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+        return cast("int", self._socket.family)
