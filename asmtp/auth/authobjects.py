@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Generator
 from typing import Any
 
+from asmtp.auth.mechanisms import cram_md5_response, plain_response
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.sasl import Mechanism, SASLExchange, encoded, from_authobject
 
@@ -23,11 +23,11 @@ class AuthObjects:
         """Authobject for CRAM-MD5 (RFC 2195); needs self.user and self.password."""
         if challenge is None:
             return None
-        return self.user + " " + hmac.new(encoded(self.password), challenge, "md5").hexdigest()
+        return cram_md5_response(self.user, encoded(self.password), challenge)
 
     def auth_plain(self, challenge: bytes | None = None) -> str:
         """Authobject for PLAIN (RFC 4616); needs self.user and self.password."""
-        return f"\0{self.user}\0{self.password}"
+        return plain_response(self.user, self.password)
 
     def auth_login(self, challenge: bytes | None = None) -> str:
         """Authobject for LOGIN; needs self.user and self.password."""

@@ -17,7 +17,10 @@ from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 
-__all__ = ["channel_bindings", "cram_md5", "external", "login", "oauthbearer", "plain", "scram", "xoauth2"]
+__all__ = [
+    "channel_bindings", "cram_md5", "cram_md5_response", "external", "login", "oauthbearer", "plain", "plain_response",
+    "scram", "xoauth2",
+]  # fmt: skip
 
 
 MAX_ITERATIONS = 600_000
@@ -28,7 +31,12 @@ _ITERATIONS = re.compile(r"(?:^|,)i=0*([0-9]+)")
 
 def plain(credentials: Credentials) -> Mechanism:
     """PLAIN (RFC 4616)."""
-    yield f"\0{credentials.username}\0{credentials.password}".encode()
+    yield plain_response(credentials.username, credentials.password).encode()
+
+
+def plain_response(username: str, password: str) -> str:
+    """Return the response of PLAIN: no identity to act as, ours, and the password."""
+    return hidden(f"\0{username}\0{password}")
 
 
 def login(credentials: Credentials) -> Mechanism:
@@ -50,8 +58,12 @@ def cram_md5(credentials: Credentials) -> Mechanism:
 
 def _cram_md5(credentials: Credentials) -> Mechanism:
     challenge = yield None
-    digest = hidden(hmac.new(credentials.password.encode(), challenge, "md5").hexdigest())
-    yield f"{credentials.username} {digest}".encode()
+    yield cram_md5_response(credentials.username, credentials.password.encode(), challenge).encode()
+
+
+def cram_md5_response(username: str, secret: bytes, challenge: bytes | None) -> str:
+    """Return the response of CRAM-MD5 to a challenge."""
+    return username + " " + hidden(hmac.new(secret, challenge, "md5").hexdigest())
 
 
 def external(credentials: Credentials) -> Mechanism:

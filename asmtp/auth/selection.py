@@ -8,18 +8,20 @@ import copy
 import functools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from asmtp.auth import gssapi as gssapi, mechanisms
 from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError, one_line
 from asmtp.protocol.command import gate
 from asmtp.protocol.extensions import Extensions
+from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
 
 __all__ = [
-    "Attempts", "Candidate", "Factory", "Logins", "Mechanisms", "check_mechanisms", "choose", "needs", "require_auth",
+    "Attempt", "Candidate", "Factory", "Logins", "Mechanisms", "attempts", "check_mechanisms", "choose", "needs",
+    "require_auth",
 ]  # fmt: skip
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -127,58 +129,59 @@ _ABOUT_COMMANDS = frozenset({500, 501, 502, 503, 504})
 """Refusals that say nothing of a password."""
 
 
-class Attempts:
-    """The mechanisms of one login, in turn.
+Attempt: TypeAlias = tuple["Candidate", Mechanism | None]
+"""A candidate whose mechanism is to be made (None), or used."""
 
-    RFC 4954 §6: 535 is about the credentials, whatever the mechanism, and accounts are locked over less: nothing else
-    is tried then.  But where -PLUS was refused before the password came into it, it was the channel binding.  And
-    where it may be that the server has no secret for the mechanism, PLAIN is tried under verified TLS: not behind
-    -PLUS, which somebody in between may have refused.
+
+def attempts(
+    candidates: Sequence[Candidate], *, first: tuple[str, str | None] | None, verified: bool
+) -> Generator[Attempt, Any, Reply]:
+    """Log in with one mechanism after the other; return the reply to the one that the server took.
+
+    The generator yields (candidate, None) to have the mechanism made, which is sent back; then (candidate, mechanism)
+    to have it used: it is sent the server's reply, or SMTPAuthenticationError is thrown into it.
+
+    RFC 4954 §6: 535 is about the credentials, whatever the mechanism, and accounts are locked over fewer attempts:
+    nothing else is tried then, but in two cases.  If -PLUS was refused before the password came into it, it was the
+    channel binding.  And if the server may have no secret for the mechanism, PLAIN is tried under verified TLS: not
+    behind -PLUS, which somebody in between may have refused.
 
     Args:
-        candidates: the mechanisms.
-        first: the name and the binding of the one that is tried first, if it is among them.
+        first: the name and the binding of the candidate that is tried first, if it is among them.
         verified: there is TLS, and the certificate was verified.
 
-    Attributes:
-        refusal: the last error, if it comes to nothing.
+    Raises:
+        SMTPAuthenticationError: the last refusal.
+        ValueError: there was none, as no mechanism can be used with these credentials, or on this machine.
     """
-
-    def __init__(
-        self, candidates: Sequence[Candidate], *, first: tuple[str, str | None] | None, verified: bool
-    ) -> None:
-        self._candidates = sorted(candidates, key=lambda candidate: (candidate.name, candidate.binding) != first)
-        self._verified = verified
-        self._plus = False
-        self._only: str | None = None
-        self._over = False
-        self.refusal: Exception | None = None
-
-    def __iter__(self) -> Iterator[Candidate]:
-        for candidate in self._candidates:
-            if self._over:
+    refusal: Exception | None = None
+    only: str | None = None
+    plus = False
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.name, candidate.binding) != first):
+        if only not in (None, candidate.name):
+            continue
+        plus = plus or candidate.binding is not None
+        try:
+            mechanism = yield candidate, None
+        except ValueError as error:
+            refusal = refusal or error
+            continue
+        try:
+            reply: Reply = yield candidate, mechanism
+            return reply
+        except SMTPAuthenticationError as error:
+            refusal = error
+            if error.smtp_code == 535 and candidate.may_lack_secret:
+                error.advice = (
+                    f"{candidate.name} was used; if the password is right, name another mechanism with mechanisms="
+                )
+                only = "PLAIN"
+                if plus or not verified:
+                    break
+            elif error.smtp_code == UNPROVEN or (error.smtp_code == 535 and candidate.proved):
                 break
-            if self._only in (None, candidate.name):
-                self._plus = self._plus or candidate.binding is not None
-                yield candidate
-
-    def impossible(self, error: ValueError) -> None:
-        """It is not possible with these credentials, or on this machine."""
-        self.refusal = self.refusal or error
-
-    def refused(self, candidate: Candidate, error: SMTPAuthenticationError) -> None:
-        """The server said no, or has not proved that it knows the password."""
-        self.refusal = error
-        if error.smtp_code == UNPROVEN:
-            self._over = True
-        elif error.smtp_code == 535 and candidate.may_lack_secret:
-            error.advice = (
-                f"{candidate.name} was used; if the password is right, name another mechanism with mechanisms="
-            )
-            self._only = "PLAIN"
-            self._over = self._plus or not self._verified
-        elif error.smtp_code == 535 and candidate.proved:
-            self._over = True
+    assert refusal is not None
+    raise refusal
 
 
 class _Turns:

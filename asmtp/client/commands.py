@@ -14,12 +14,20 @@ from typing import Any, TypeVar
 import anyio
 
 from asmtp.auth.authobjects import AuthObjects
-from asmtp.auth.selection import Attempts, Candidate, Logins, Mechanisms, check_mechanisms, choose, require_auth
+from asmtp.auth.selection import (
+    Attempt,
+    Candidate,
+    Logins,
+    Mechanisms,
+    attempts,
+    check_mechanisms,
+    choose,
+    require_auth,
+)
 from asmtp.client.events import EventLog, clock
 from asmtp.client.settings import ConnectionSettings, TLSMode
 from asmtp.errors import (
     SMTPAuthenticationError,
-    SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
     SMTPTimeoutError,
@@ -36,6 +44,7 @@ from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism, SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
+from asmtp.protocol.trampoline import async_trampoline
 from asmtp.protocol.transaction import manual_content
 from asmtp.transport import connect
 from asmtp.transport.connection import Connection
@@ -162,12 +171,8 @@ class Commands(AuthObjects):
             SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
         """
         async with self._greeted:
-            if self.helo_resp is None and self.ehlo_resp is None and not (reply := await self.ehlo()).ok:
-                if not (self.lmtp or reply.code in dialogue.LEAVING):  # RFC 2033 §4.1: LMTP has no HELO
-                    with dialogue.because_of(reply):
-                        reply = await self.helo()
-                if not reply.ok:
-                    raise SMTPHeloError(*reply)
+            if self.helo_resp is None and self.ehlo_resp is None:
+                await async_trampoline(dialogue.introduction(self.lmtp), lambda verb: getattr(self, verb)())
 
     async def noop(self) -> Reply:
         """NOOP."""
@@ -389,27 +394,20 @@ class Commands(AuthObjects):
             logins = None
         if logins is not None:
             logins.check(asyncio.get_running_loop().time())
-        first = None if logins is None else logins.worked
-        attempts = Attempts(self._candidates(credentials, wanted), first=first, verified=self._session.secure)
-        for candidate in attempts:
-            try:
-                mechanism = await self._call_out(candidate.make) if candidate.slow else candidate.make()
-            except ValueError as error:
-                attempts.impossible(error)
-                continue
-            try:
-                async with contextlib.nullcontext() if logins is None else logins.turn():
-                    reply = await self._authenticate(
-                        candidate.name, mechanism, initial_response_ok, slow=candidate.slow
-                    )
-            except SMTPAuthenticationError as error:
-                attempts.refused(candidate, error)
-                continue
+
+        async def carry_out(attempt: Attempt) -> Any:
+            candidate, mechanism = attempt
+            if mechanism is None:
+                return await self._call_out(candidate.make) if candidate.slow else candidate.make()
+            async with contextlib.nullcontext() if logins is None else logins.turn():
+                reply = await self._authenticate(candidate.name, mechanism, initial_response_ok, slow=candidate.slow)
             if logins is not None:
                 logins.worked = candidate.name, candidate.binding
             return reply
-        assert attempts.refusal is not None
-        raise attempts.refusal
+
+        first = None if logins is None else logins.worked
+        candidates = self._candidates(credentials, wanted)
+        return await async_trampoline(attempts(candidates, first=first, verified=self._session.secure), carry_out)
 
     async def _authenticate(
         self, name: str, mechanism: Mechanism, initial_response_ok: bool = True, *, slow: bool = True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
-from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
+from asmtp.errors import SMTPHeloError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.protocol.command import command, gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase
@@ -17,8 +17,8 @@ from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
 
 __all__ = [
-    "LEAVING", "authentication", "because_of", "greeting", "hello", "quit_", "raw_reply", "raw_write", "single",
-    "starttls", "verb_trigger", "xclient",
+    "LEAVING", "authentication", "because_of", "greeting", "hello", "introduction", "quit_", "raw_reply", "raw_write",
+    "single", "starttls", "verb_trigger", "xclient",
 ]  # fmt: skip
 
 _VERBS = {
@@ -90,6 +90,20 @@ def because_of(refusal: Reply) -> Iterator[None]:
             raise
         why = f"{error}; to EHLO it had said {refusal.code} {printable(refusal.message)}"
         raise SMTPServerDisconnected(why) from error
+
+
+def introduction(lmtp: bool) -> Generator[str, Reply, None]:
+    """Say EHLO, or HELO if that is refused; yields "ehlo" or "helo", and is sent the reply.
+
+    Raises:
+        SMTPHeloError: both were refused; or EHLO was, with 421 or 521, or LHLO.
+    """
+    reply = yield "ehlo"
+    if not (reply.ok or lmtp or reply.code in LEAVING):  # RFC 2033 §4.1: LMTP has no HELO
+        with because_of(reply):
+            reply = yield "helo"
+    if not reply.ok:
+        raise SMTPHeloError(*reply)
 
 
 def xclient(session: Session, line: bytes) -> Dialogue[Reply]:

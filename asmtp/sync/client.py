@@ -18,6 +18,7 @@ from asmtp.protocol import dialogue
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply
+from asmtp.protocol.sasl import SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD
 from asmtp.sync.driver import DrivenConnection, without_loop
@@ -204,10 +205,6 @@ class BlockingClient(AsyncSMTP):
         """Whether there was a login on this connection."""
         return self._session.authenticated
 
-    @authenticated.setter
-    def authenticated(self, value: bool) -> None:
-        self._session.authenticated = value
-
     @property
     def verified(self) -> bool:
         """Whether there is TLS, and the certificate was verified."""
@@ -217,10 +214,6 @@ class BlockingClient(AsyncSMTP):
     def in_exchange(self) -> bool:
         """Whether a command was begun that only its own end leads out of."""
         return self._session.state in HELD
-
-    def redact(self, text: bytes) -> bytes:
-        """The same without the secrets that were written."""
-        return self._session.redact(text)
 
     def candidates(self, user: str, password: str, wanted: Mechanisms | None) -> list[Candidate]:
         """The mechanisms to try with a password."""
@@ -262,9 +255,13 @@ class BlockingClient(AsyncSMTP):
                 raise exchange.error
         return await self._run(dialogue.raw_reply())
 
+    def authentication(self, sasl: SASLExchange) -> Dialogue[Reply]:
+        """Return the dialogue of an AUTH exchange, whose groups are written by `respond`."""
+        return dialogue.authentication(self._session, sasl)
+
     async def respond(self, line: bytes) -> Reply:
-        """One line of a SASL exchange, and its reply; not shown in traces."""
-        what = dialogue.raw_write(self._session, hidden(line + b"\r\n"), secret=True)
+        """Write one line of an AUTH exchange, and return its reply; neither is shown in traces."""
+        what = dialogue.raw_write(self._session, hidden(line), secret=True)
         return (await self._run(what, raw=True))[0]
 
 

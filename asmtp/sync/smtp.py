@@ -23,7 +23,7 @@ from email.message import Message
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast
 
 from asmtp.auth.authobjects import AuthObjects
-from asmtp.auth.selection import Attempts, Mechanisms, check_mechanisms
+from asmtp.auth.selection import Attempt, Mechanisms, attempts, check_mechanisms
 from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
 from asmtp.client.content import Content
 from asmtp.client.events import handle_all, kept_for, unheard
@@ -32,7 +32,6 @@ from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
     SMTPException,
-    SMTPHeloError,
     SMTPNotSupportedError,
     SMTPResponseException,
     SMTPServerDisconnected,
@@ -42,11 +41,13 @@ from asmtp.errors import (
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command
 from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.exchange import Group
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.message import compose
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
+from asmtp.protocol.trampoline import trampoline
 from asmtp.sync.client import BlockingClient, BlockingClientSSL, BlockingLMTPClient
 from asmtp.sync.driver import drive, end, in_task, new_selector, running_loop, without_loop
 from asmtp.sync.steps import Steps, conduct, is_local, overridden, say, socket_from
@@ -509,12 +510,7 @@ class SMTP(AuthObjects):
             SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
         """
         if self.helo_resp is None and self.ehlo_resp is None:
-            code, message = self.ehlo()
-            if not (200 <= code <= 299 or self._client.lmtp or code in dialogue.LEAVING):
-                with dialogue.because_of(Reply(code, message)):
-                    code, message = self.helo()
-            if not 200 <= code <= 299:
-                raise SMTPHeloError(code, message)
+            trampoline(dialogue.introduction(self._client.lmtp), lambda verb: Reply(*getattr(self, verb)()))
 
     def help(self, args: str = "") -> bytes:
         """HELP: its text."""
@@ -596,23 +592,25 @@ class SMTP(AuthObjects):
         again = self._client.authenticated
         try:
             sasl = self._sasl_exchange(mechanism, authobject, initial_response_ok, again=again)
-            sasl.redact = self._client.redact
-            while (line := sasl.line) is not None:
-                sasl.reply = self._respond(line)
-                sasl.go_on()
+
+            def carry_out(group: Any) -> list[Reply] | None:
+                if isinstance(group, Group):
+                    return [self._respond(group.data)]
+                sasl.go_on()  # here: an authobject may call methods of this object
+                return None
+
+            return trampoline(self._client.authentication(sasl), carry_out)
         except BaseException as error:
             unproven = isinstance(error, SMTPAuthenticationError) and error.smtp_code == UNPROVEN
             if unproven or isinstance(error, SMTPTimeoutError) or self._client.in_exchange:
                 self._client.abort()
                 self._release()
             raise
-        self._client.authenticated = True
-        return sasl.reply
 
     def _respond(self, line: bytes) -> Reply:
         if not overridden(self, _BY_HAND):
             return self._run(self._client.respond(line))
-        verb, _, args = hidden(line.decode("ascii").partition(" "))
+        verb, _, args = hidden(line[:-2].decode("ascii").partition(" "))
         return Reply(*self.docmd(verb, args))
 
     def login(
@@ -642,20 +640,15 @@ class SMTP(AuthObjects):
         self.ehlo_or_helo_if_needed()
         self.user, self.password = user, password
         candidates = self._client.candidates(user, password, mechanisms)
-        attempts = Attempts(candidates, first=None, verified=self._client.verified)
-        for candidate in attempts:
-            try:
-                made = candidate.make()
-            except ValueError as error:
-                attempts.impossible(error)
-                continue
-            authobject = getattr(self, "auth_" + candidate.name.lower().replace("-", "_"), made)
-            try:
-                return self.auth(candidate.name, authobject, initial_response_ok=initial_response_ok)
-            except SMTPAuthenticationError as error:
-                attempts.refused(candidate, error)
-        assert attempts.refusal is not None
-        raise attempts.refusal
+
+        def carry_out(attempt: Attempt) -> Any:
+            candidate, mechanism = attempt
+            if mechanism is None:
+                return candidate.make()
+            authobject = getattr(self, "auth_" + candidate.name.lower().replace("-", "_"), mechanism)
+            return self.auth(candidate.name, authobject, initial_response_ok=initial_response_ok)
+
+        return trampoline(attempts(candidates, first=None, verified=self._client.verified), carry_out)
 
     # ---- sending ----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import socket
@@ -23,6 +24,7 @@ from asmtp.protocol.exchange import Dialogue, Group
 from asmtp.protocol.message import flatten
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.state import Trigger
+from asmtp.protocol.trampoline import trampoline
 
 __all__ = ["Steps", "conduct", "is_local", "overridden", "say", "socket_from"]
 
@@ -162,21 +164,12 @@ def conduct(smtp: Any, hands_out: Callable[[bool], None], coroutine: Coroutine[A
 
 def say(smtp: Any, dialogue: Dialogue[Any]) -> Any:
     """Return the result of a dialogue that goes through a facade's own steps."""
-    try:
-        group = next(dialogue)
-        while True:
-            try:
-                replies = _replies(smtp, group)  # type: ignore[arg-type]  # commands pull nothing
-            except Exception as error:
-                group = dialogue.throw(error)
-            else:
-                group = dialogue.send(replies)
-    except StopIteration as stop:
-        return stop.value
+    return trampoline(dialogue, functools.partial(_replies, smtp))
 
 
-def _replies(smtp: Any, group: Group) -> list[Reply]:
-    """Write a command, or content, and return what the server says to it."""
+def _replies(smtp: Any, group: Any) -> list[Reply]:
+    """Write a group of commands, or content, and return the replies of the server."""
+    assert isinstance(group, Group)  # commands pull nothing
     if group.triggers == (Trigger.dot,):
         smtp.send(group.data)
     else:

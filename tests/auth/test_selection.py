@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from asmtp.auth import mechanisms
-from asmtp.auth.selection import Attempts, Candidate, Logins, Mechanisms, check_mechanisms, choose, needs
+from asmtp.auth.selection import Attempt, Candidate, Logins, Mechanisms, attempts, check_mechanisms, choose, needs
 from asmtp.errors import SMTPAuthenticationError, SMTPNotSupportedError
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism
+from asmtp.protocol.trampoline import trampoline
 
 ME = Credentials("me", "secret")
 TOKEN = Credentials("me", token="vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==")
@@ -187,16 +188,21 @@ def tried(
         Candidate(name, lambda credentials: iter(()), ME, scram="SCRAM" in name, binding=bindings.get(name))  # type: ignore[arg-type, return-value]
         for name in choices.split()
     ]
-    attempts = Attempts(made, first=first, verified=verified)
     found = []
-    for choice in attempts:
-        found.append(choice.name)
-        if choice.name in proving.split():
-            choice._prove()
-        attempts.refused(choice, SMTPAuthenticationError(said.get(choice.name, 535), b"no"))
-    assert isinstance(attempts.refusal, SMTPAuthenticationError)
-    if attempts.refusal.advice:
-        found.append(attempts.refusal.advice.partition(" ")[0])
+
+    def refuse(attempt: Attempt) -> Any:
+        candidate, mechanism = attempt
+        if mechanism is None:
+            return iter(())
+        found.append(candidate.name)
+        if candidate.name in proving.split():
+            candidate._prove()
+        raise SMTPAuthenticationError(said.get(candidate.name, 535), b"no")
+
+    with pytest.raises(SMTPAuthenticationError) as caught:
+        trampoline(attempts(made, first=first, verified=verified), refuse)
+    if caught.value.advice:
+        found.append(caught.value.advice.partition(" ")[0])
     return found
 
 
@@ -239,11 +245,30 @@ def test_what_is_tried_after_a_refusal(
 
 
 def test_what_is_impossible_is_told_if_there_is_nothing_else() -> None:
-    attempts = Attempts([], first=None, verified=True)
-    first = ValueError("first")
-    attempts.impossible(first)
-    attempts.impossible(ValueError("second"))
-    assert attempts.refusal is first
+    def refuse(attempt: Attempt) -> Any:
+        candidate, mechanism = attempt
+        if mechanism is None:
+            raise ValueError(candidate.name)
+        raise SMTPAuthenticationError(535, b"no")
+
+    def one(name: str) -> Candidate:
+        return Candidate(name, lambda credentials: iter(()), ME)  # type: ignore[arg-type, return-value]
+
+    with pytest.raises(ValueError, match="^GSSAPI$"):
+        trampoline(attempts([one("GSSAPI"), one("NTLM")], first=None, verified=True), refuse)
+
+
+def test_an_error_of_a_mechanism_that_is_used_is_told_at_once() -> None:
+    """A ValueError says that a mechanism is impossible only as it is made."""
+    trying = attempts(
+        [Candidate(name, lambda credentials: iter(()), ME) for name in ("X-OWN", "PLAIN")],  # type: ignore[arg-type, return-value]
+        first=None,
+        verified=True,
+    )
+    candidate, _ = next(trying)
+    assert trying.send(mechanism := candidate.make()) == (candidate, mechanism)
+    with pytest.raises(ValueError, match="of its own"):
+        trying.throw(ValueError("of its own"))
 
 
 @pytest.mark.virtual_clock

@@ -1,0 +1,45 @@
+"""Running a generator: each step that it yields is carried out, and the result, or the exception, goes back into it.
+
+What has to be done, and in which order, is written once as a generator; who runs it decides how a step is carried out:
+awaited, or by calls that block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, TypeVar
+
+__all__ = ["async_trampoline", "trampoline"]
+
+Step = TypeVar("Step")
+T = TypeVar("T")
+
+
+def trampoline(steps: Generator[Step, Any, T], carry_out: Callable[[Step], Any]) -> T:
+    """Run a generator; return its result, or raise its exception."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = carry_out(step)
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+async def async_trampoline(steps: Generator[Step, Any, T], carry_out: Callable[[Step], Awaitable[Any]]) -> T:
+    """Run a generator whose steps are awaited; return its result, or raise its exception."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await carry_out(step)
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
