@@ -127,9 +127,13 @@ class Pool:
 
     # ---- what the owner does ----------------------------------------------------------------
 
-    def submit(self, request: DeliveryRequest) -> None:
-        """Put a request in line.  `dispatch` is to be called then."""
-        request.attempts += 1
+    def submit(self, request: DeliveryRequest, tries: int = 1) -> None:
+        """Put a request in line.  `dispatch` is to be called then.
+
+        Args:
+            tries: 0 if it goes on with a try that was counted.
+        """
+        request.attempts += tries
         request.since = self.loop.time()
         self.waiting.append(request)
 

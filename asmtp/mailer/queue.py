@@ -242,7 +242,7 @@ class DeliveryQueue:
             if set(recipients[-len(crowded) :]) == set(crowded):
                 certain = all(map(_says_too_many, crowded.values()))
                 relay.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
-            self.pool.waiting.append(DeliveryRequest(request.message, _only(request, crowded), request.attempts))
+            self.pool.submit(DeliveryRequest(request.message, _only(request, crowded), request.attempts), 0)
         return set(crowded)
 
     def _heed(self, request: DeliveryRequest, error: Exception, relay: RelayState) -> None:

@@ -556,6 +556,24 @@ async def test_all_of_them_are_down_and_come_back() -> None:
 
 
 @pytest.mark.virtual_clock
+async def test_those_behind_a_limit_of_recipients_wait_for_each_relay() -> None:
+    """As a message does that is put in line at that moment: the relay that failed before may be back."""
+
+    def answer(verb: str, line: str) -> str | None:
+        if verb == ".":
+            first.room, second.room = 1000, 0
+        return None
+
+    first, second = Door(), Door(latency=0.1, answer=answer)
+    first.room, first.full, second.full = 0, "421 4.3.2 down", "421 4.3.2 down"
+    second.most_recipients = 1
+    async with relaying(first), relaying(second), mailer(first, second, retry=None, max_messages=1) as posting:
+        receipt = await posting.send(b"hi", "a@x.example", ["b@y.example", "c@y.example"])
+        assert receipt.complete
+        assert [letter.recipients for letter in second.letters + first.letters] == [["b@y.example"], ["c@y.example"]]
+
+
+@pytest.mark.virtual_clock
 async def test_many_that_fail_together_have_failed_once() -> None:
     """Else a moment's refusal would keep the relay out of use for minutes."""
     first, second = Door(latency=0.1), Door()
