@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asmtp.client.content import WHOLE, Pieces, whole
-from asmtp.client.events import EventLog, clock
+from asmtp.client.events import clock
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP
 from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
 from asmtp.mailer.delivery import state_of
@@ -114,21 +114,6 @@ class DeliveryRequest:
                 if who not in answers or answers[who].ok:
                     self.message.doubt(who, error, accepted=who in answers)
 
-    def done(self) -> bool:
-        """As a transport.Owner: it is told once."""
-        return False
-
-    def set_result(self, result: None, /) -> None:
-        """As a transport.Owner: the exchange is over."""
-        connection, exchange = self.connection, self.exchange
-        assert connection is not None
-        assert exchange is not None
-        self.outcome, self.error = exchange.result, exchange.error
-        if connection.event_log is not None:
-            content = self.message.content
-            connection.event_log.delivered(self.envelope, content, self.outcome, self.error, clock() - self.begun)
-        connection.over(self)
-
 
 class PooledConnection(AsyncSMTP):
     """A connection and what it is good for.
@@ -182,6 +167,7 @@ class PooledConnection(AsyncSMTP):
         self.stale = False
         self.cut = False
         self.suspect: DeliveryRequest | None = None
+        self._on_done = self._done  # one object for all messages
         self._depth = 1
         self._recipients: int | None = None
         self._carried = 0
@@ -200,11 +186,6 @@ class PooledConnection(AsyncSMTP):
             loop.call_soon(self._on_rested, self)
 
         session.on_chunking = probed
-
-    @property
-    def event_log(self) -> EventLog | None:
-        """Where the events of this connection go; None if nobody listens."""
-        return self._event_log
 
     @property
     def session(self) -> Session:
@@ -305,7 +286,7 @@ class PooledConnection(AsyncSMTP):
             self._session.chunking = Chunking.NOT_SHOWN
         request.connection = self
         request.outcome = request.error = request.transaction = None
-        if self.event_log is not None:
+        if self._event_log is not None:
             request.begun = clock()
         self.begun += 1
         try:
@@ -325,17 +306,13 @@ class PooledConnection(AsyncSMTP):
             )
         except Exception as error:  # whatever it is, it is this message's
             request.error = error
-            if self.event_log is not None:
-                self.event_log.delivered(request.envelope, octets, None, error, 0.0)
+            if self._event_log is not None:
+                self._event_log.delivered(request.envelope, octets, None, error, 0.0)
             self.over(request)
             return
         request.transaction = transaction
-        # It is told by way of `set_result`, which may be before `start` returns.
         request.exchange = exchange = self._session.start(transaction.run())
-        if exchange.done:
-            request.set_result(None)
-        else:
-            exchange.owner = request
+        self._tell_of(exchange, request)
 
     def withdraw(self, request: DeliveryRequest) -> None:
         """Stop a message if it can be stopped; `over` is called in any case."""
@@ -346,10 +323,26 @@ class PooledConnection(AsyncSMTP):
         exchange = request.exchange
         assert exchange is not None
         self._session.cancel(exchange)
+        self._tell_of(exchange, request)
+
+    def _tell_of(self, exchange: Exchange[Any], request: DeliveryRequest) -> None:
+        """Have `_done` called with the exchange of a request, at once if it is done."""
+        exchange.owner = request
         if exchange.done:
-            request.set_result(None)
+            self._done(exchange)
         else:
-            exchange.owner = request
+            exchange.on_done = self._on_done
+
+    def _done(self, exchange: Exchange[Any]) -> None:
+        """The exchange of a request is done."""
+        request: DeliveryRequest = exchange.owner
+        request.outcome, request.error = exchange.result, exchange.error
+        if self._event_log is not None:
+            content = request.message.content
+            self._event_log.delivered(
+                request.envelope, content, request.outcome, request.error, clock() - request.begun
+            )
+        self.over(request)
 
     async def _carry(self, request: DeliveryRequest, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
@@ -416,13 +409,21 @@ class PooledConnection(AsyncSMTP):
         if session.idle and not session.clean and not session.closed:
             self.tidying = 1
             exchange = session.start(session.reset())
-            exchange.owner = _Tidied(self, exchange)
+            exchange.owner = self
+            exchange.on_done = self._tidied
+
+    def _tidied(self, exchange: Exchange[Any]) -> None:
+        """Look at the reply to a RSET that nobody awaits."""
+        self.tidying = 0
+        reply = exchange.result
+        if reply is not None and not reply.ok and self._session.idle:
+            self.close()
 
     def orphaned(self) -> None:
         """The event loop was closed.  What is under way is ended, without the transport, which cannot do anything."""
         session = self._session
         session.on_output = session.on_chunking = lambda: None
-        session.notify = _tell_request
+        session.notify = _tell
         session.fail(SMTPServerDisconnected("the event loop was closed"))
 
     async def retire(self) -> None:
@@ -439,24 +440,7 @@ class PooledLMTPConnection(PooledConnection, AsyncLMTP):
     """The same for LMTP."""
 
 
-def _tell_request(exchange: Exchange[Any]) -> None:
-    """As a session's `notify`: futures are not told."""
-    if isinstance(exchange.owner, DeliveryRequest):
-        exchange.owner.set_result(None)
-
-
-class _Tidied:
-    """Looks at the reply to a RSET that nobody awaits."""
-
-    def __init__(self, connection: PooledConnection, exchange: Exchange[Any]) -> None:
-        self._connection = connection
-        self._exchange = exchange
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, result: None, /) -> None:
-        self._connection.tidying = 0
-        reply = self._exchange.result
-        if reply is not None and not reply.ok and self._connection.session.idle:
-            self._connection.close()
+def _tell(exchange: Exchange[Any]) -> None:
+    """As a session's `notify`: what waits for a future in a loop that is closed is not told."""
+    if exchange.on_done is not None:
+        exchange.on_done(exchange)

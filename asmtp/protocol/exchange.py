@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from asmtp.protocol.reply import Reply
@@ -123,11 +123,13 @@ class Exchange(Generic[T]):
     """A dialogue under way: the replies it is owed, and in the end its result or its error.
 
     Args:
-        owner: anything that tells the I/O layer who awaits the result; None: nobody does.
+        owner: anything that tells the I/O layer who awaits the result (a future, if there is no `on_done`); None:
+            nobody does.
         alone: write it only when no reply is owed.
         raw: it may end in the middle of AUTH, DATA or STARTTLS; its caller takes care of the rest.
 
     Attributes:
+        on_done: is called with the exchange when it is done, unless nobody awaits it any more.
         group: the last group that the dialogue has written.
         owed: how many replies have yet to come.
         size: how many octets it has written.
@@ -138,13 +140,14 @@ class Exchange(Generic[T]):
     """
 
     __slots__ = (
-        "abandoned", "alone", "dialogue", "done", "error", "group", "owed", "owner", "pulling", "raw", "read",
-        "result", "size",
+        "abandoned", "alone", "dialogue", "done", "error", "group", "on_done", "owed", "owner", "pulling", "raw",
+        "read", "result", "size",
     )  # fmt: skip
 
     def __init__(self, dialogue: Dialogue[T], owner: Any, alone: bool, raw: bool) -> None:
         self.dialogue = dialogue
         self.owner = owner
+        self.on_done: Callable[[Exchange[T]], None] | None = None
         self.alone = alone
         self.raw = raw
         self.group: Group | None = None

@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line, reason
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
@@ -24,7 +24,7 @@ from asmtp.protocol.state import State
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import ResumingContext, explain, explain_no_tls, is_no_tls
 
-__all__ = ["Connection", "Owner", "raise_tls_error"]
+__all__ = ["Connection", "raise_tls_error"]
 
 INCOMING = 1 << 14
 """Octets read at a time: some hundred replies."""
@@ -48,16 +48,6 @@ _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 
 
 T = TypeVar("T")
-
-
-class Owner(Protocol):
-    """Who is told that an exchange is over or pulls content: a future, or what has these of its methods."""
-
-    def done(self) -> bool:
-        """Whether it was told."""
-
-    def set_result(self, result: None, /) -> None:
-        """Tell it."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -266,7 +256,10 @@ class Connection(asyncio.BufferedProtocol):
     # ---- dialogues --------------------------------------------------------------------------
 
     def _on_notify(self, exchange: Exchange[Any]) -> None:
-        owner: Owner | None = exchange.owner
+        if exchange.on_done is not None:
+            exchange.on_done(exchange)
+            return
+        owner: asyncio.Future[None] | None = exchange.owner
         if owner is not None and not owner.done():
             owner.set_result(None)
             if exchange.done and self._feeder is not None and self._feeder[0] is exchange:
