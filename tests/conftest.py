@@ -24,6 +24,7 @@ from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.session import Session
 from asmtp.transport.connection import Connection
 from tests.fakes.clock import VirtualClockLoop
+from tests.fakes.relay import SHAPES
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -120,6 +121,12 @@ async def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None
     gc.collect(1)
     assert not left
     assert not complaints
+
+
+@pytest.fixture(params=sorted(SHAPES))
+def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Return what a server offers: each set of keywords that decides how a message is written."""
+    return SHAPES[request.param]
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from asmtp.client.events import Event
 from asmtp.otel import Telemetry
 from tests.conftest import Certificates
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import Relay, relaying
-
-SENDER, WHO = "a@b.example", "c@d.example"
 
 context.get_current()  # the first time, some versions read files, which is not for an event loop
 

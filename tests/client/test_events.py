@@ -16,13 +16,12 @@ from asmtp.protocol.state import Trigger
 from tests.conftest import Certificates
 from tests.fakes.background import in_background
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import Relay, relaying
 from tests.fakes.scram import Scram
 from tests.fakes.script import expect, nothing_more, scripted, send, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
-
-SENDER, WHO = "a@b.example", "c@d.example"
 
 
 def kinds(events: list[asmtp.Event], *without: str) -> list[str]:

@@ -41,11 +41,6 @@ CONTENTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
-
-
 @pytest.fixture(params=sorted(CONTENTS))
 def content(request: pytest.FixtureRequest) -> Any:
     return CONTENTS[request.param]()

@@ -15,12 +15,12 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP
 from asmtp.protocol.reply import MAX_LINE, MAX_REPLY
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import Step, drip, expect, fin, flood, nothing_more, read_all, rst, scripted, send
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
-SENDER, WHO = "a@x.example", "b@y.example"
 HELLO = [send("220 hi"), expect("ehlo me.example")]
 PIPELINING = [*HELLO, send("250-hi", "250 PIPELINING")]
 ENVELOPE = expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data")

@@ -10,22 +10,19 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
+from tests.fakes.clock import now
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import expect, nothing_more, scripted, send, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
-SENDER, WHO = "a@x.example", "b@y.example"
 LARGE = b"x" * 70 + b"\r\n"
 LARGE *= 10_000
 
 
 def client(relay: Any, **options: Any) -> AsyncSMTP:
     return AsyncSMTP(relay.host, relay.port, "me.example", **options)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 # ---- round trips: the relay answers a second after what it reads ------------------------------

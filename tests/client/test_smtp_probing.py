@@ -9,11 +9,11 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.mailer.mailing import answering, items, mailer
 from tests.sync.facade import relay_at
 
-SENDER, WHO = "a@x.example", "b@y.example"
 LETTER = b"Subject: hi\r\n\r\nhello\r\n"
 
 CLOSES = {"421": answering(BDAT="421 4.3.0 no"), "it is taken": answering(BDAT="354 go")}

@@ -15,12 +15,12 @@ from asmtp.transport.tls import unverified_context
 from tests.conftest import Certificates
 from tests.fakes.background import in_background
 from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.script import Step, expect, nothing_more, scripted, send, start_tls
 from tests.sync.facade import nothing_left
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
-SENDER, WHO = "a@b.example", "c@d.example"
 OFFERS = ("DSN", "DELIVERBY", "FUTURERELEASE", "MT-PRIORITY", "SMTPUTF8", "CHUNKING", "BINARYMIME", "PIPELINING")
 NEW_YEAR = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)
 

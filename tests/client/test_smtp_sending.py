@@ -15,11 +15,11 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP
 from asmtp.client.content import WHOLE
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
-SENDER, WHO = "a@x.example", "b@y.example"
 
 SMALL = b"Subject: hi\r\n\r\n.\r\n..\r\n.dot\r\nlone\nand\rends\r\n\r\n.\r\nlast"
 SMALL_SENT = b"Subject: hi\r\n\r\n.\r\n..\r\n.dot\r\nlone\r\nand\r\nends\r\n\r\n.\r\nlast\r\n"
@@ -50,11 +50,6 @@ async def pieces(octets: bytes, size: int) -> AsyncIterator[bytes]:
 
 def client(relay: Relay, **options: Any) -> AsyncSMTP:
     return AsyncSMTP(relay.host, relay.port, "me.example", **options)
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
 
 
 # ---- kinds of content -------------------------------------------------------------------------

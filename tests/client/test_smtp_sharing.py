@@ -12,12 +12,12 @@ import asmtp
 from asmtp import AsyncSMTP, SMTPServerDisconnected
 from tests.conftest import Certificates
 from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import expect, fin, scripted, send, silence, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
-SENDER, WHO = "a@x.example", "b@y.example"
 MAIL = ["mail from:<a@x.example>", "rcpt to:<b@y.example>"]
 
 

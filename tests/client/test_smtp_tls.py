@@ -16,10 +16,10 @@ from asmtp import AsyncSMTP, AsyncSMTP_SSL
 from asmtp.client import commands as commands_module, smtp as client_module
 from tests.conftest import Certificates
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import expect, fin, nothing_more, read_all, rst, scripted, send, start_tls, until
 
-SENDER, WHO = "a@x.example", "b@y.example"
 OFFER = [send("220 hi"), expect("ehlo me.example"), send("250-hi", "250-AUTH PLAIN", "250 STARTTLS")]
 CREDENTIALS = {"username": USER, "password": PASSWORD}
 

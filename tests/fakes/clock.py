@@ -10,7 +10,7 @@ import selectors
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["VirtualClockLoop"]
+__all__ = ["VirtualClockLoop", "now"]
 
 PATIENCE = 0.001
 """Real seconds in which the kernel may still deliver something before the clock jumps."""
@@ -69,3 +69,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def _worked(self, _future: asyncio.Future[Any]) -> None:
         self.working -= 1
+
+
+def now() -> float:
+    """Return the seconds on the clock of the running loop."""
+    return asyncio.get_running_loop().time()

@@ -11,20 +11,11 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Envelope, Retry
+from tests.fakes.clock import now
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import until
 from tests.mailer.mailing import Gate, agree, answering, email, item, items, mailer, name, till
-
-SENDER, WHO = "a@x.example", "b@y.example"
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def asynchronous(messages: Any, pause: float | None = 0) -> AsyncIterator[Any]:

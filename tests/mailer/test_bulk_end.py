@@ -15,19 +15,10 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer, Delivery, Retry, SMTPStateError
 from tests.conftest import LOOPS
+from tests.fakes.clock import now
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.mailer.mailing import agree, answering, item, items, mailer, name, till
-
-SENDER, WHO = "a@x.example", "b@y.example"
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Endless:

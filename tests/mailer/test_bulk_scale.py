@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from asmtp import AsyncMailer
+from tests.fakes.people import SENDER
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.sink import Sink, sinking
 from tests.mailer.mailing import agree, item, items, mailer, till
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("bdat_at_once")]
 
-SENDER = "a@x.example"
 CONTENT = b"Subject: hello\r\n\r\n" + b"A line of text that is not too short.\r\n" * 20
 MANY = 100_000
 

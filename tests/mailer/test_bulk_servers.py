@@ -11,24 +11,16 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, Retry
+from tests.fakes.clock import now
+from tests.fakes.people import SENDER
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.mailer.mailing import Impatient, Tired, agree, answering, comings_and_goings, item, items, mailer, till
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("bdat_at_once")]
 
-SENDER, WHO = "a@x.example", "b@y.example"
 
 PATIENT = Retry(attempts=10, within=600)
 REFUSED = re.compile("[147]@")
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def all_of(posting: asmtp.AsyncMailer, count: int, **options: Any) -> list[Delivery]:

@@ -20,12 +20,12 @@ from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
 from asmtp.protocol.transaction import NotBegun
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import COMMON, SHAPES, Relay, relaying
 from tests.fakes.script import expect, fin, scripted, send, silence, until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
-SENDER, WHO = "a@x.example", "b@y.example"
 
 LIMITS = "LIMITS MAILMAX=20 RCPTMAX=50"
 
@@ -112,11 +112,6 @@ async def connection_to(relay: Any, state: RelayState | None = None, **options: 
         await bench.connection.close()
     await bench.until(lambda: bench.lost)
     assert bench.lost == [bench.connection]
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
 
 
 # ---- every kind of content ---------------------------------------------------------------------

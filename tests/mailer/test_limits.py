@@ -12,6 +12,7 @@ import asmtp
 from asmtp import Delivery, Retry, errors
 from asmtp.mailer.limits import Limit, any_throttling, is_crowded, is_throttling, limit_of
 from asmtp.protocol.reply import Reply
+from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.mailer.mailing import agree, item, items, mailer, till
 
@@ -209,10 +210,6 @@ def test_what_is_no_reply() -> None:
 # ---- servers -----------------------------------------------------------------------------------
 
 pytestmark = pytest.mark.virtual_clock
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Crowded(Relay):

@@ -15,10 +15,10 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Envelope, Receipt
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.mailer.mailing import answering, email, mailer, people
 
-SENDER, WHO = "a@x.example", "b@y.example"
 ALL = ["b@y.example", "c@y.example", "d@y.example"]
 
 SMALL = b"Subject: hi\r\n\r\n.\r\n..\r\n.dot\r\nlone\nand\rends\r\n\r\n.\r\nlast"
@@ -30,11 +30,6 @@ LARGE_SENT = LARGE + b"\n"
 async def pieces(octets: bytes, size: int = 1000) -> AsyncIterator[bytes]:
     for start in range(0, len(octets), size):
         yield octets[start : start + size]
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
 
 
 # ---- kinds of content -------------------------------------------------------------------------

@@ -21,15 +21,12 @@ from asmtp.client.events import EventLog
 from asmtp.mailer.bulk import BulkSend
 from asmtp.mailer.message import QueuedMessage
 from tests.fakes.background import in_background
+from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import listening
 from tests.mailer.mailing import agree, item, items, mailer
 
 LETTER = (b"hello", "a@x.example", "b@y.example")
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Mute(asyncio.Protocol):

@@ -17,19 +17,14 @@ import asmtp
 from asmtp import AsyncMailer, Rate, Retry, Timeouts
 from asmtp.mailer.mailer import Statistics
 from tests.conftest import LOOPS, Certificates
+from tests.fakes.clock import now
 from tests.fakes.embedded import Embedded, embedded
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import until
 from tests.mailer.mailing import Tired, answering, comings_and_goings, email, item, items, mailer, till
 from tests.sync.facade import relay_at
 from tests.sync.threads import Stop
-
-SENDER, WHO = "a@x.example", "b@y.example"
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
 
 # ---- how it is made ---------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ import pytest
 
 import asmtp
 from asmtp import Envelope, Retry
+from tests.fakes.clock import now
+from tests.fakes.people import SENDER
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import expect, fin, nothing_more, read_all, rst, scripted, send, silence
 from tests.mailer.mailing import answering, comings_and_goings, email, mailer, people, till
 
-SENDER = "a@x.example"
 ALL = ["b@y.example", "c@y.example", "d@y.example"]
 B, C, D = ALL
 
@@ -25,17 +26,8 @@ DOUBTFUL = Retry(jitter=0, in_doubt=True)
 pytestmark = [pytest.mark.virtual_clock, pytest.mark.usefixtures("bdat_at_once")]
 
 
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
 async def pieces() -> AsyncIterator[bytes]:
     yield b"hi"
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
 
 
 def sometimes(verb: str, *replies: str, only: str = "") -> Any:

@@ -13,18 +13,10 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer
 from asmtp.mailer.delivery import Delivery
+from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.fakes.script import listening
 from tests.mailer.mailing import agree, answering, email, item, items, mailer
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def send_every(posting: AsyncMailer, seconds: float, count: int) -> list[tuple[float, str]]:

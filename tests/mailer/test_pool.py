@@ -19,16 +19,12 @@ from asmtp.mailer.message import QueuedMessage, envelope_of
 from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import RelayState
 from tests.conftest import Certificates
+from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.fakes.script import listening, scripted, silence, until
 from tests.mailer.mailing import agree, answering, comings_and_goings, email, item, items, mailer
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
-
-
-@pytest.fixture(params=sorted(SHAPES))
-def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return SHAPES[request.param]
 
 
 # ---- connections, as a server sees them --------------------------------------------------------
@@ -135,10 +131,6 @@ class Guest(Conversation):
         taken = len(self.relay.letters) - before
         self.taken += taken
         self.relay.times += [now()] * taken
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def send(posting: AsyncMailer, count: int) -> None:

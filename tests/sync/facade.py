@@ -18,7 +18,11 @@ from tests.fakes.background import in_background
 from tests.fakes.relay import Relay, relaying
 from tests.fakes.script import Scripted, Step, scripted
 
-__all__ = ["BOTH", "SMTPLIB_CLASSES", "connected", "nothing_left", "relay_at", "script_at", "seen", "told"]
+__all__ = [
+    "BOTH", "SMTPLIB_CLASSES", "A", "B", "C", "D", "connected", "nothing_left", "relay_at", "script_at", "seen", "told",
+]  # fmt: skip
+
+A, B, C, D = (f"{name}@b.example" for name in "abcd")
 
 BOTH = pytest.mark.parametrize("module", [smtplib, asmtp], ids=["smtplib", "asmtp"])
 """The test has a parameter `module`, and what it says holds for both."""

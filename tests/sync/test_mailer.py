@@ -22,12 +22,11 @@ import asmtp
 from asmtp import Delivery, Envelope, Mailer, Retry, SMTPStateError
 from asmtp.sync import loop_thread, mailer as blocking
 from tests.fakes.ledger import picky
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import Relay
 from tests.mailer.mailing import agree, answering, email, item, items, name, people
 from tests.sync.facade import relay_at
 from tests.sync.threads import Stop, aside, at, interrupted, into, mailing, nothing_left, together, until
-
-A, B = "a@x.example", "b@y.example"
 
 
 @pytest.fixture(autouse=True)
@@ -41,17 +40,19 @@ def nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 def test_send() -> None:
     with mailing(answering(RCPT_no="550 5.1.1 nobody")) as (relay, mailer):
-        receipt = mailer.send(b"one", A, [B, "no@y.example"], mail_options=["RET=HDRS"], rcpt_options=["NOTIFY=NEVER"])
-        assert people(receipt.accepted) == {B: (250, "2.1.5")}
+        receipt = mailer.send(
+            b"one", SENDER, [WHO, "no@y.example"], mail_options=["RET=HDRS"], rcpt_options=["NOTIFY=NEVER"]
+        )
+        assert people(receipt.accepted) == {WHO: (250, "2.1.5")}
         assert people(receipt.refused) == {"no@y.example": (550, "5.1.1")}
         assert (receipt.reply, receipt.attempts) == ((250, b"2.0.0 taken"), 1)
         assert receipt.relay == f"127.0.0.1:{relay.port}"
         assert mailer.send(email("two\n")).complete
-        assert mailer.send(Envelope(A, [B], content=b"three")).complete
+        assert mailer.send(Envelope(SENDER, [WHO], content=b"three")).complete
         with pytest.raises(asmtp.SMTPRecipientsRefused) as partly:
-            mailer.send(b"four", A, [B, "no@y.example"], require_all=True)
+            mailer.send(b"four", SENDER, [WHO, "no@y.example"], require_all=True)
         assert partly.value.receipt is not None
-        assert (partly.value.state, list(partly.value.receipt.accepted)) == ("sent", [B])
+        assert (partly.value.state, list(partly.value.receipt.accepted)) == ("sent", [WHO])
     assert [letter.content.split()[-1] for letter in relay.letters] == [b"one", b"two", b"three", b"four"]
     assert "mail from:<a@x.example> size=5 RET=HDRS" in relay.commands
     assert "rcpt to:<b@y.example> NOTIFY=NEVER" in relay.commands
@@ -64,22 +65,22 @@ def frames(error: BaseException) -> list[str]:
 def test_exceptions_are_those_of_the_async_mailer() -> None:
     with mailing(answering(RCPT_no="550 5.1.1 nobody", end="554 5.6.0 not this")) as (relay, mailer):
         with pytest.raises(asmtp.SMTPRecipientsRefused) as refused:
-            mailer.send(b"one", A, ["no@y.example"])
+            mailer.send(b"one", SENDER, ["no@y.example"])
         assert refused.value.recipients == {"no@y.example": (550, b"5.1.1 nobody")}
         assert (refused.value.state, refused.value.receipt) == ("refused", None)
         with pytest.raises(asmtp.SMTPDataError) as data:
-            mailer.send(b"two", A, [B])
+            mailer.send(b"two", SENDER, [WHO])
         assert (data.value.smtp_code, data.value.smtp_error) == (554, b"5.6.0 not this")
         for error in (refused.value, data.value):
             # Where it was called, and where it comes from.
             assert frames(error)[0] == "test_exceptions_are_those_of_the_async_mailer"
             assert frames(error).count("send") == 2
         with pytest.raises(ValueError, match="recipients: not given"):
-            mailer.send(b"three", A)
+            mailer.send(b"three", SENDER)
         with pytest.raises(TypeError, match="an Envelope has its own"):
-            mailer.send(Envelope(A, [B], content=b"four"), A)
+            mailer.send(Envelope(SENDER, [WHO], content=b"four"), SENDER)
         with pytest.raises(TypeError):
-            mailer.send(5, A, B)  # type: ignore[arg-type]
+            mailer.send(5, SENDER, WHO)  # type: ignore[arg-type]
     assert relay.letters == []
 
 
@@ -88,7 +89,7 @@ def test_no_server() -> None:
         port = relay.port
     with Mailer(f"smtp://127.0.0.1:{port}", retry=None) as mailer:
         with pytest.raises(asmtp.SMTPServerDisconnected, match="no connection to 127.0.0.1") as lost:
-            mailer.send(b"one", A, B)
+            mailer.send(b"one", SENDER, WHO)
         assert lost.value.state == "not_sent"
         assert isinstance(lost.value.__cause__, ConnectionRefusedError)
         (delivery,) = mailer.send_all(items(1))
@@ -123,9 +124,9 @@ def test_stats_and_repr() -> None:
     with mailing(stop) as (relay, mailer):
         assert repr(mailer) == f"<asmtp.sync.mailer.Mailer 127.0.0.1:{relay.port}>"
         assert set(mailer.stats) == {0}
-        mailer.send(b"1", A, B)
+        mailer.send(b"1", SENDER, WHO)
         assert (mailer.stats.open, mailer.stats.sent, mailer.stats.in_flight) == (1, 1, 0)
-        sending = aside(lambda: mailer.send(b"2", A, B))
+        sending = aside(lambda: mailer.send(b"2", SENDER, WHO))
         assert stop.reached.wait(10)
         assert (mailer.stats.sent, mailer.stats.in_flight) == (1, 1)
         stop.go.set()
@@ -190,7 +191,7 @@ def test_each_thread_has_an_exception_of_its_own() -> None:
 
     def work(number: int) -> asmtp.SMTPException:
         with pytest.raises(asmtp.SMTPException) as lost:
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
         assert frames(lost.value).count("work") == 1
         return lost.value
 
@@ -205,7 +206,7 @@ def test_stats_while_others_send() -> None:
     sys.setswitchinterval(1e-6)
     try:
         with mailing(picky, connections=3, window=5) as (_, mailer):
-            sending = aside(lambda: together(8, lambda number: [mailer.send(b"hi", A, B) for _ in range(20)]))
+            sending = aside(lambda: together(8, lambda number: [mailer.send(b"hi", SENDER, WHO) for _ in range(20)]))
             seen = [mailer.stats]
             while not sending.done():
                 seen.append(mailer.stats)
@@ -223,10 +224,10 @@ def test_from_async_code() -> None:
 
     async def main(mailer: Mailer) -> None:
         asyncio.get_running_loop().call_soon(ran.append, "something else")
-        assert mailer.send(b"hi", A, B).complete
+        assert mailer.send(b"hi", SENDER, WHO).complete
         assert all(delivery.ok for delivery in mailer.send_all(items(100)))
         with pytest.raises(asmtp.SMTPRecipientsRefused):
-            mailer.send(b"hi", A, ["no-1@y.example"])
+            mailer.send(b"hi", SENDER, ["no-1@y.example"])
         assert mailer.drain() == []
         mailer.close()
         assert ran == []
@@ -241,7 +242,7 @@ def test_what_is_called_from_the_loops_thread() -> None:
     errors: list[Any] = []
 
     async def token(rejected: bool) -> str:
-        for call in (mailer.close, mailer.drain, lambda: mailer.send(b"hi", A, B)):
+        for call in (mailer.close, mailer.drain, lambda: mailer.send(b"hi", SENDER, WHO)):
             with pytest.raises(SMTPStateError, match="would wait for itself") as error:
                 call()
             errors.append(error)
@@ -249,7 +250,7 @@ def test_what_is_called_from_the_loops_thread() -> None:
 
     with relay_at(Relay(("AUTH XOAUTH2",))) as relay, at(relay, username="u", token=token, tls="none") as mailer:
         with pytest.raises(asmtp.SMTPException, match="no token"):
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
         assert len(errors) == 3
 
 
@@ -265,7 +266,7 @@ def test_the_callers_context_is_not_kept() -> None:
         def handle() -> weakref.ref[Request]:
             request = Request()
             variable.set(request)
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
             return weakref.ref(request)
 
         request = contextvars.Context().run(handle)
@@ -299,10 +300,10 @@ def test_a_message_behind_a_refused_one() -> None:
     with mailing(stop, **SMALL) as (relay, mailer):
         relay.answer = lambda verb, line: "554 5.6.0 no" if verb == "." else stop(verb, line)
         with pytest.raises(asmtp.SMTPDataError):
-            mailer.send(b"one", A, B)
+            mailer.send(b"one", SENDER, WHO)
         relay.answer = stop
         assert stop.reached.wait(10)
-        sending = aside(lambda: mailer.send(b"two", A, B))
+        sending = aside(lambda: mailer.send(b"two", SENDER, WHO))
         until(lambda: mailer.stats.in_flight == 1)
         stop.go.set()
         assert sending.result(10).complete
@@ -317,7 +318,7 @@ def test_send_all_with_more_octets_than_there_is_room_for(in_order: bool) -> Non
             seen.append(mailer.stats.in_flight)
 
     with mailing(look, connections=1, window=50) as (_, mailer):
-        told = list(mailer.send_all([(A, B, b"x" * 400_000)] * 40, in_order=in_order))
+        told = list(mailer.send_all([(SENDER, WHO, b"x" * 400_000)] * 40, in_order=in_order))
     assert len(seen) == len(told) == 40
     assert 2 <= max(seen) <= 3  # 3 are more than a MiB
 
@@ -340,7 +341,7 @@ def test_send_all_in_order_and_not() -> None:
 
 def test_send_all_tells_of_what_is_no_message() -> None:
     with mailing() as (relay, mailer):
-        told = list(mailer.send_all([item(0), "nonsense", (A, "bad address\n", b""), item(1)], in_order=True))
+        told = list(mailer.send_all([item(0), "nonsense", (SENDER, "bad address\n", b""), item(1)], in_order=True))
     assert [delivery.state for delivery in told] == ["sent", "not_sent", "not_sent", "sent"]
     assert [type(delivery.error) for delivery in told[1:3]] == [TypeError, ValueError]
     assert len(relay.letters) == 2
@@ -404,7 +405,7 @@ def test_send_all_of_an_iterable_that_raises(options: Any, in_order: bool, count
             into(told, mailer.send_all(Counted(count, fail), in_order=in_order))
         assert raised.value is error
         assert agree(relay, told, count) == ({"sent": count} if count else {})
-        assert mailer.send(b"hi", A, B).complete
+        assert mailer.send(b"hi", SENDER, WHO).complete
 
 
 @ROOM
@@ -502,12 +503,12 @@ def test_a_consumer_that_stops_stops_nobody_else() -> None:
         deliveries = mailer.send_all(source)
         told = [next(deliveries)]
         pulled = source.pulled
-        assert mailer.send(b"Subject: hi", A, B).complete
-        assert aside(lambda: mailer.send(b"Subject: hi", A, B)).result().complete
+        assert mailer.send(b"Subject: hi", SENDER, WHO).complete
+        assert aside(lambda: mailer.send(b"Subject: hi", SENDER, WHO)).result().complete
         assert mailer.drain() == []
         assert source.pulled == pulled <= blocking.BATCH
         into(told, deliveries)
-        relay.letters[:] = [letter for letter in relay.letters if letter.sender != A]
+        relay.letters[:] = [letter for letter in relay.letters if letter.sender != SENDER]
         assert agree(relay, told, 150) == {"sent": 150}
 
 
@@ -517,17 +518,17 @@ def test_calls_within_a_send_all(options: Any) -> None:
 
     def source() -> Iterator[Any]:
         for each in items(70):
-            assert mailer.send(b"aside", A, B).complete
+            assert mailer.send(b"aside", SENDER, WHO).complete
             yield each
 
     with mailing(**options) as (relay, mailer):
         told = []
         for delivery in mailer.send_all(source()):
             told.append(delivery)
-            assert mailer.send(b"aside", A, B).complete
-            assert [inner.ok for inner in mailer.send_all([(A, B, b"inner")])] == [True]
+            assert mailer.send(b"aside", SENDER, WHO).complete
+            assert [inner.ok for inner in mailer.send_all([(SENDER, WHO, b"inner")])] == [True]
         assert len(relay.letters) == 4 * 70
-        relay.letters[:] = [letter for letter in relay.letters if letter.sender != A]
+        relay.letters[:] = [letter for letter in relay.letters if letter.sender != SENDER]
         assert agree(relay, told, 70) == {"sent": 70}
 
 
@@ -613,13 +614,13 @@ def test_interrupted_in_the_line() -> None:
     """The call is taken back, and the mailer goes on."""
     stop = Stop(what="first")
     with mailing(stop, **SMALL) as (relay, mailer):
-        first = aside(lambda: mailer.send(b"first", A, B))
+        first = aside(lambda: mailer.send(b"first", SENDER, WHO))
         assert stop.reached.wait(10)
         with interrupted(stop.reached):
-            mailer.send(b"second", A, B)
+            mailer.send(b"second", SENDER, WHO)
         stop.go.set()
         assert first.result().complete
-        assert mailer.send(b"third", A, B).complete
+        assert mailer.send(b"third", SENDER, WHO).complete
         assert (mailer.stats.in_flight, mailer.stats.waiting) == (0, 0)
     assert [letter.content for letter in relay.letters] == [b"first\r\n", b"third\r\n"]
 
@@ -628,9 +629,9 @@ def test_interrupted_under_way() -> None:
     stop = Stop()
     with mailing(stop) as (relay, mailer):
         with interrupted(stop.reached):
-            mailer.send(b"first", A, B)
+            mailer.send(b"first", SENDER, WHO)
         stop.go.set()
-        assert mailer.send(b"second", A, B).complete
+        assert mailer.send(b"second", SENDER, WHO).complete
         assert mailer.drain() == []
         assert mailer.stats.in_flight == 0
     assert relay.letters[-1].content == b"second\r\n"
@@ -644,13 +645,13 @@ def test_interrupted_before_the_loop_has_seen_the_call() -> None:
         go.wait(10)
 
     with mailing() as (relay, mailer):
-        mailer.send(b"first", A, B)
+        mailer.send(b"first", SENDER, WHO)
         assert mailer._thread is not None
         mailer._thread.soon(block)
         with interrupted(busy):
-            mailer.send(b"second", A, B)
+            mailer.send(b"second", SENDER, WHO)
         go.set()
-        mailer.send(b"third", A, B)
+        mailer.send(b"third", SENDER, WHO)
     assert [letter.content for letter in relay.letters] == [b"first\r\n", b"third\r\n"]
 
 
@@ -667,8 +668,8 @@ def test_interrupted_while_the_thread_is_started(before: bool, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", interrupted_start)
             with pytest.raises(KeyboardInterrupt):
-                mailer.send(b"first", A, B)
-        mailer.send(b"second", A, B)
+                mailer.send(b"first", SENDER, WHO)
+        mailer.send(b"second", SENDER, WHO)
         until(lambda: len(loop_thread._threads) == 1)
     assert [letter.content for letter in relay.letters] == [b"second\r\n"]
 
@@ -686,7 +687,7 @@ def test_interrupted_in_send_all(options: Any) -> None:
         rest = mailer.drain()
         agree(relay, [*told, *rest], source.pulled)
         assert rest
-        assert mailer.send(b"hi", A, B).complete
+        assert mailer.send(b"hi", SENDER, WHO).complete
 
 
 @ROOM
@@ -719,7 +720,7 @@ def test_interrupted_in_the_iterable_while_what_it_gave_waits() -> None:
 def test_interrupted_in_drain() -> None:
     stop = Stop()
     with mailing(stop) as (_, mailer):
-        sending = aside(lambda: mailer.send(b"first", A, B))
+        sending = aside(lambda: mailer.send(b"first", SENDER, WHO))
         with interrupted(stop.reached):
             mailer.drain()
         stop.go.set()

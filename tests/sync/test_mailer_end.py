@@ -17,6 +17,7 @@ import pytest
 import asmtp
 from asmtp import Delivery, Mailer, Receipt, Retry, SMTPStateError
 from asmtp.sync import loop_thread
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import Relay
 from tests.mailer.mailing import agree, answering, item, items
 from tests.sync.facade import relay_at
@@ -33,8 +34,6 @@ from tests.sync.threads import (
     together,
     until,
 )
-
-A, B = "a@x.example", "b@y.example"
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +53,14 @@ def said_goodbye(relay: Relay) -> bool:
 def test_close() -> None:
     with relay_at(relay_of()) as relay:
         mailer = at(relay)
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         mailer.close()
         assert said_goodbye(relay)
         assert mailer.stats.open == 0
         mailer.close()
         assert mailer.drain() == []  # nothing was given up
         uses: list[Callable[[], Any]] = [
-            lambda: mailer.send(b"hi", A, B), lambda: mailer.send_all([]), mailer.__enter__,
+            lambda: mailer.send(b"hi", SENDER, WHO), lambda: mailer.send_all([]), mailer.__enter__,
         ]  # fmt: skip
         for use in uses:
             with pytest.raises(SMTPStateError, match="the mailer was closed"):
@@ -81,13 +80,13 @@ def test_close_while_others_send() -> None:
     """It waits for them; so does who closes a second time."""
     stop = Stop()
     with mailing(stop, connections=1) as (relay, mailer):
-        sending = aside(lambda: together(5, lambda number: mailer.send(b"hi", A, B)))
+        sending = aside(lambda: together(5, lambda number: mailer.send(b"hi", SENDER, WHO)))
         assert stop.reached.wait(10)
         until(lambda: mailer.stats.in_flight == 5)
         closing = [aside(mailer.close), aside(mailer.close)]
         until(lambda: mailer._closed)
         with pytest.raises(SMTPStateError):
-            mailer.send(b"too late", A, B)
+            mailer.send(b"too late", SENDER, WHO)
         assert mailer.stats.in_flight == 5
         assert not any(each.done() for each in closing)
         stop.go.set()
@@ -101,7 +100,7 @@ def test_close_while_others_send() -> None:
 def test_close_may_have_a_limit() -> None:
     stop = Stop()
     with mailing(stop, connections=1) as (relay, mailer):
-        sending = aside(lambda: mailer.send(b"hi", A, B))
+        sending = aside(lambda: mailer.send(b"hi", SENDER, WHO))
         assert stop.reached.wait(10)
         mailer.close(timeout=0.01)
         with pytest.raises(asmtp.SMTPException) as caught:
@@ -113,7 +112,7 @@ def test_close_may_have_a_limit() -> None:
 def test_a_limit_holds_though_somebody_waits_without_one() -> None:
     stop = Stop()
     with mailing(stop, connections=1) as (_, mailer):
-        sending = aside(lambda: mailer.send(b"hi", A, B))
+        sending = aside(lambda: mailer.send(b"hi", SENDER, WHO))
         assert stop.reached.wait(10)
         closing = aside(mailer.close)
         until(lambda: mailer._closed)
@@ -129,7 +128,7 @@ def test_close_at_any_moment() -> None:
 
     def work(number: int) -> None:
         with pytest.raises(SMTPStateError):
-            into(told, iter(lambda: mailer.send(b"hi", A, B), None))
+            into(told, iter(lambda: mailer.send(b"hi", SENDER, WHO), None))
 
     with relay_at(relay_of()) as relay:
         for sent in range(0, 40, 2):
@@ -150,11 +149,11 @@ def test_a_call_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def aclose(self: asmtp.AsyncMailer, timeout: Any = None) -> None:
         await original(self)
-        sending.append(aside(lambda: mailer.send(b"hi", A, B)))
+        sending.append(aside(lambda: mailer.send(b"hi", SENDER, WHO)))
         until(lambda: thread._calls)
 
     with mailing() as (_, mailer):
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         assert mailer._thread is not None
         thread = mailer._thread
         monkeypatch.setattr(asmtp.AsyncMailer, "aclose", aclose)
@@ -239,7 +238,7 @@ def test_with_and_an_exception() -> None:
 
         def fail() -> None:
             with at(relay) as mailer:
-                sending.append(aside(lambda: mailer.send(b"hi", A, B)))
+                sending.append(aside(lambda: mailer.send(b"hi", SENDER, WHO)))
                 assert stop.reached.wait(10)
                 aside(lambda: go_on(mailer))
                 raise LookupError
@@ -255,7 +254,7 @@ def test_with_and_ctrl_c() -> None:
     stop = Stop()
     with relay_at(relay_of(stop)) as relay:
         with interrupted(stop.reached), at(relay) as mailer:
-            sending = aside(lambda: mailer.send(b"hi", A, B))
+            sending = aside(lambda: mailer.send(b"hi", SENDER, WHO))
             threading.Event().wait(10)
         with pytest.raises(asmtp.SMTPException) as aborted:
             sending.result()
@@ -272,7 +271,7 @@ def test_close_and_ctrl_c() -> None:
     """Then it does not wait any more."""
     stop = Stop()
     with mailing(stop) as (_, mailer):
-        sending = aside(lambda: mailer.send(b"hi", A, B))
+        sending = aside(lambda: mailer.send(b"hi", SENDER, WHO))
         left: list[Any] = []
         with interrupted(stop.reached):
             try:
@@ -297,8 +296,8 @@ def test_a_loop_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(anyio, "run", run)
             for _ in range(2):
                 with pytest.raises(OSError, match="Too many open files"):
-                    mailer.send(b"hi", A, B)
-        assert mailer.send(b"hi", A, B).complete
+                    mailer.send(b"hi", SENDER, WHO)
+        assert mailer.send(b"hi", SENDER, WHO).complete
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -312,7 +311,7 @@ def test_a_loop_that_is_ended_by_a_callback() -> None:
         port = relay.port
     with Mailer(f"smtp://127.0.0.1:{port}", retry=Retry(initial=60)) as mailer:
         waiting: list[Future[Any]] = [
-            aside(lambda: mailer.send(b"hi", A, B)),
+            aside(lambda: mailer.send(b"hi", SENDER, WHO)),
             aside(lambda: list(mailer.send_all(items(3)))),
         ]
         until(lambda: mailer.stats.retried == 4)
@@ -323,7 +322,7 @@ def test_a_loop_that_is_ended_by_a_callback() -> None:
                 each.result()
         mailer._thread.join()
         with pytest.raises(SMTPStateError, match="the mailer was closed"):
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -353,7 +352,7 @@ def test_a_loop_that_is_ended_by_a_token() -> None:
 
     with relay_at(Relay(("AUTH XOAUTH2",))) as relay, at(relay, username="u", token=token, tls="none") as mailer:
         with pytest.raises(SMTPStateError, match="thread has ended"):
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
         assert mailer._thread is not None
         mailer._thread.join()
         del mailer
@@ -373,7 +372,7 @@ def test_the_resolvers_threads_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "shutdown_default_executor", shutdown)
     with mailing() as (_, mailer):
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
     assert failed
 
 
@@ -383,7 +382,7 @@ def test_the_resolvers_threads_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) 
 def test_collected() -> None:
     with relay_at(relay_of()) as relay:
         mailer = at(relay)
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         assert mailer._thread is not None
         thread = mailer._thread._thread
         gc.disable()
@@ -416,7 +415,7 @@ def test_collected_with_messages_in_flight() -> None:
 def test_collected_in_the_loops_thread() -> None:
     with relay_at(relay_of()) as relay:
         mailer = at(relay)
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         thread = mailer._thread
         assert thread is not None
         cycle: list[Any] = [mailer]
@@ -455,19 +454,19 @@ def test_all_are_closed_at_exit() -> None:
     with relay_at(relay_of()) as relay:
         mailers = [at(relay) for _ in range(3)]
         for mailer in mailers[:2]:
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
         loop_thread._at_exit()
         assert not loop_thread._threads
         assert said_goodbye(relay)
         for mailer in mailers[:2]:
             with pytest.raises(SMTPStateError):
-                mailer.send(b"hi", A, B)
+                mailer.send(b"hi", SENDER, WHO)
 
 
 def test_a_server_that_does_not_answer_does_not_hold_up_the_end() -> None:
     stop = Stop()
     with mailing(stop, connections=1, close_timeout=0.01) as (_, mailer):
-        sending = aside(lambda: mailer.send(b"hi", A, B))
+        sending = aside(lambda: mailer.send(b"hi", SENDER, WHO))
         assert stop.reached.wait(10)
         loop_thread._at_exit()
         assert not loop_thread._threads
@@ -557,7 +556,7 @@ for thread in threads:
 def test_in_what_takes_itself_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the child does, where it can be looked at."""
     with mailing() as (relay, mailer):
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         deliveries = mailer.send_all(items(3))
         next(deliveries)
         parents = mailer._thread
@@ -567,7 +566,7 @@ def test_in_what_takes_itself_for_another_process(monkeypatch: pytest.MonkeyPatc
             with pytest.raises(SMTPStateError, match="in another process"):
                 into([], deliveries)
             loop_thread._at_exit()
-            mailer.send(b"hi", A, B)
+            mailer.send(b"hi", SENDER, WHO)
             assert mailer._thread is not parents
             assert mailer.stats.sent == 1
             mailer.close()
@@ -591,7 +590,7 @@ def test_the_lock_after_a_fork() -> None:
     assert begun.wait(10)
     loop_thread._forked()
     with mailing() as (_, mailer):
-        assert mailer.send(b"hi", A, B).complete
+        assert mailer.send(b"hi", SENDER, WHO).complete
     go.set()
     holding.result()
 

@@ -16,11 +16,11 @@ import asmtp
 from asmtp.client.events import is_handling
 from asmtp.sync import loop_thread
 from tests.fakes.background import not_of_a_server
+from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay
 from tests.sync.facade import relay_at
 from tests.sync.threads import aside, at
 
-A, B = "a@x.example", "b@y.example"
 ENOUGH = 500  # letters, of which there are some sixty
 
 
@@ -35,7 +35,7 @@ class Mailing(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
         assert len(self.lines) < ENOUGH
-        self.mailer.send(b"Subject: log\r\n\r\n", "log@x.example", B)
+        self.mailer.send(b"Subject: log\r\n\r\n", "log@x.example", WHO)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_handler_that_mails(threads: int, root: logging.Logger) -> None:
         calls = [aside(lambda: logging.getLogger("app").info("hello")) for _ in range(threads)]
         for call in calls:
             call.result(30)
-        assert mailer.send(b"hi", A, B).complete
+        assert mailer.send(b"hi", SENDER, WHO).complete
         assert handler.lines.count("hello") == threads
         assert any("> mail from" in line for line in handler.lines)
         assert len(relay.letters) == len(handler.lines) + 1
@@ -81,8 +81,8 @@ def test_a_handler_that_mails_what_another_mailer_logs(root: logging.Logger) -> 
     with relay_at(Relay(SHAPES["both"])) as relay:
         handler = mailing(root, at(relay))
         with at(relay) as mailer:
-            assert mailer.send(b"hi", A, B).complete
-            assert [delivery.state for delivery in mailer.send_all([(A, B, b"hi")] * 3)] == ["sent"] * 3
+            assert mailer.send(b"hi", SENDER, WHO).complete
+            assert [delivery.state for delivery in mailer.send_all([(SENDER, WHO, b"hi")] * 3)] == ["sent"] * 3
         assert any("sent to 1 recipients" in line for line in handler.lines)
         assert any("QUIT" in line.upper() for line in handler.lines)
         root.handlers.clear()
@@ -95,7 +95,7 @@ def test_a_handler_that_mails_what_an_async_mailer_logs(root: logging.Logger) ->
 
     async def send(relay: Relay) -> list[asmtp.Receipt]:
         async with asmtp.AsyncMailer(f"smtp://{relay.host}:{relay.port}") as mailer:
-            return await asyncio.gather(*(mailer.send(b"hi", A, B) for _ in range(3)))
+            return await asyncio.gather(*(mailer.send(b"hi", SENDER, WHO) for _ in range(3)))
 
     with relay_at(Relay(SHAPES["both"])) as relay, relay_at(Relay(SHAPES["both"])) as logs:
         handler = mailing(root, at(logs))
@@ -133,7 +133,7 @@ def test_who_waits_handles_what_is_logged(root: logging.Logger) -> None:
     with relay_at(Relay(SHAPES["both"])) as relay:
         handler = noting(root)
         mailer = at(relay)
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         assert any("sent to 1 recipients" in line for _, line in handler.lines)
         assert mailer._thread is not None
         mailer._thread.soon(logging.getLogger("asmtp").warning, "nobody waits")
@@ -149,7 +149,7 @@ def test_what_a_mailer_logs_that_is_dropped(root: logging.Logger) -> None:
     with relay_at(Relay(SHAPES["both"])) as relay:
         handler = noting(root)
         mailer = at(relay)
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         thread = mailer._thread
         assert thread is not None
         del mailer
@@ -176,7 +176,7 @@ def test_an_interrupted_caller_leaves_what_was_logged_to_the_next(root: logging.
     with relay_at(Relay(SHAPES["both"])) as relay:
         handler = noting(root)
         mailer = at(relay)
-        mailer.send(b"hi", A, B)
+        mailer.send(b"hi", SENDER, WHO)
         log: Any = mailer._thread and mailer._thread._records
         call: Any = Future()
         record = logging.makeLogRecord({"name": "asmtp", "levelno": logging.WARNING, "msg": "left"})

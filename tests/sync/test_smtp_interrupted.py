@@ -19,10 +19,8 @@ from tests.conftest import Certificates
 from tests.fakes.background import calling
 from tests.fakes.relay import SHAPES, Relay
 from tests.fakes.script import Peer, Step, expect, nothing_more, send
-from tests.sync.facade import connected, nothing_left, relay_at, script_at
+from tests.sync.facade import A, B, connected, nothing_left, relay_at, script_at
 from tests.sync.threads import together
-
-A, B = "a@b.example", "b@b.example"
 
 
 class TimeLimit(Exception):

@@ -28,9 +28,7 @@ from tests.fakes.background import calling, in_background, not_of_a_server
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.relay import Relay
 from tests.fakes.script import drip, expect, fin, nothing_more, send
-from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-
-A, B = "a@b.example", "b@b.example"
+from tests.sync.facade import BOTH, A, B, connected, nothing_left, relay_at, script_at, told
 
 
 @pytest.fixture(autouse=True)

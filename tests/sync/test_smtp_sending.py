@@ -19,9 +19,7 @@ import pytest
 
 import asmtp
 from tests.fakes.relay import SHAPES, Letter, Relay
-from tests.sync.facade import BOTH, connected, nothing_left, relay_at, told
-
-A, B, C, D = "a@b.example", "b@b.example", "c@b.example", "d@b.example"
+from tests.sync.facade import BOTH, A, B, C, D, connected, nothing_left, relay_at, told
 
 
 @pytest.fixture(autouse=True)

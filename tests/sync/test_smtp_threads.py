@@ -18,9 +18,7 @@ from tests.conftest import Certificates
 from tests.fakes.background import in_background
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.relay import Relay
-from tests.sync.facade import BOTH, connected, nothing_left, relay_at, seen
-
-A, B = "a@b.example", "b@b.example"
+from tests.sync.facade import BOTH, A, B, connected, nothing_left, relay_at, seen
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,7 @@ from tests.fakes.background import in_background
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.relay import Relay
 from tests.fakes.script import expect, fin, nothing_more, send, silence
-from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
-
-A, B = "a@b.example", "b@b.example"
+from tests.sync.facade import BOTH, A, B, connected, nothing_left, relay_at, script_at, told
 
 
 @pytest.fixture(autouse=True)

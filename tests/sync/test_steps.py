@@ -20,9 +20,8 @@ from tests.fakes.background import in_background
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.relay import Letter, Relay
 from tests.fakes.script import expect, fin, nothing_more, send
-from tests.sync.facade import BOTH, connected, nothing_left, relay_at, script_at, told
+from tests.sync.facade import BOTH, A, B, C, connected, nothing_left, relay_at, script_at, told
 
-A, B, C = "a@b.example", "b@b.example", "c@b.example"
 STEPS = ("mail", "rcpt", "data", "putcmd", "getreply", "send")
 BY_HAND = ("putcmd", "getreply", "docmd", "send")
 

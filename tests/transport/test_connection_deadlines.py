@@ -19,6 +19,7 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP, SMTPServerDisconnected, SMTPTimeoutError, Timeouts
 from asmtp.transport import connection as transport_module
+from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Relay, relaying
 from tests.fakes.script import Step, deaf, drip, expect, nothing_more, scripted, send, silence
 
@@ -31,10 +32,6 @@ ENVELOPE = [expect("mail from:<a@x.example>", "rcpt to:<b@y.example>", "data"), 
 CONTENT = [expect("hello", ".")]
 
 Call = Callable[[AsyncSMTP], Awaitable[Any]]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def endless(*first: bytes) -> AsyncIterator[bytes]:
