@@ -50,7 +50,7 @@ from asmtp.protocol.state import Trigger
 if TYPE_CHECKING:
     from asmtp.protocol.session import Session
 
-__all__ = ["Chunking", "RelayChunking", "probe"]
+__all__ = ["Chunking", "LastChunk", "RelayChunking", "probe"]
 
 REFUSED: Final = b"BDAT 8 LAST\r\nXASMTP\r\n"
 """A chunk that has to be refused, as there is no recipient."""
@@ -75,6 +75,14 @@ class Chunking(enum.Enum):
     INCONCLUSIVE = "probed, but MAIL was refused: once more"
     SHOWN = "it reads and drops a refused chunk"
     NOT_SHOWN = "it may read a refused chunk as commands, or has not shown that it does not"
+
+
+class LastChunk(enum.Enum):
+    """What a connection has shown of the last chunk, which the server may have refused."""
+
+    READ = "it was read as content, whether it was taken or not"
+    DOUBTED = "it was refused, and no reply has shown yet that it was read all the same"
+    MISREAD = "the server took it for commands, and the session has ended"
 
 
 DOUBTED = 3600.0

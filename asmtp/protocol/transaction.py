@@ -36,7 +36,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     said,
 )
-from asmtp.protocol.chunking import Chunking
+from asmtp.protocol.chunking import Chunking, LastChunk
 from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst, Turn
@@ -473,12 +473,13 @@ class Transaction:
         if not self._accepted():
             if any(reply.ok for reply in finals):
                 raise self._contradiction(finals, b"content accepted though its envelope was refused")
-            self.session.chunk_refused = self._bdat and _all_ok(self.replies[: self._base])
+            if self._bdat and _all_ok(self.replies[: self._base]):
+                self.session.last_chunk = LastChunk.DOUBTED
             self._check_envelope()
         if not any(reply.ok for reply in finals):
             self._check_understood(finals[0])
             if self._bdat and not self._apart:
-                self.session.chunk_refused = True  # the next reply will tell whether it was read
+                self.session.last_chunk = LastChunk.DOUBTED  # the next reply will tell whether it was read
         if self.session.lmtp:
             return self._lmtp_verdict(finals)
         if not finals[-1].ok:
@@ -519,7 +520,7 @@ class Transaction:
         """The connection ended.  What is known of the message?"""
         if self._group is not None and self._group.dropped:
             self._ended = False  # the last of it never left
-        if self.session.misread:
+        if self.session.last_chunk is LastChunk.MISREAD:
             error.state = self.state  # its replies were not to its commands
         if error.state is None:
             end = self._base + 1 + len(self.envelope.recipients)

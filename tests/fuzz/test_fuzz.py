@@ -22,6 +22,7 @@ from asmtp.mailer.pool import Pool
 from asmtp.protocol import command, envelope, extensions, message, reply, sasl
 from asmtp.protocol.content import ContentEncoder
 from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.inbound import Inbound
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Transaction
 from tests.fuzz import __main__ as cli, engine
@@ -63,7 +64,7 @@ def _nothing(*args: Any) -> None:
 
 ENCODE = ContentEncoder.encode
 FEED = reply.ReplyReader.feed
-FINISH = Session._finish
+FINISH = Session.finish
 CODES = {**reply._CODES, b"600": 600}
 LONG_STATUS = re.compile(rb"^([245]\.[0-9]+\.[0-9]+)(?![^ \t])", re.MULTILINE)
 
@@ -83,10 +84,10 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
     "a field that is not folded": ("message", message._QuickPolicy, "fold_binary", _short),
     "no RSET where a transaction may be open": ("session", Session, "clean", property(lambda self: True)),
     "a doubt denied": ("session", Transaction, "state", property(lambda self: "not_sent")),
-    "somebody told twice": ("session", Session, "_finish", _twice),
+    "somebody told twice": ("session", Session, "finish", _twice),
     "a cancellation not noticed": ("session", Session, "cancel", _nothing),
-    "written to what is closed": ("session", Session, "_drop_output", _nothing),
-    "a reply too much taken for none": ("liar", Session, "_unasked", _nothing),
+    "written to what is closed": ("session", Session, "drop_output", _nothing),
+    "a reply too much taken for none": ("liar", Inbound, "_unasked", _nothing),
     "sent in spite of a refused envelope": ("liar", Transaction, "_accepted", lambda self: True),
     "a connection that nobody sees to": ("mailing", Pool, "_care", _nothing),
 }

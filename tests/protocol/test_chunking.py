@@ -10,7 +10,7 @@ import pytest
 import asmtp
 import asmtp.protocol.dialogue
 from asmtp.protocol import chunking
-from asmtp.protocol.chunking import Chunking, RelayChunking
+from asmtp.protocol.chunking import Chunking, LastChunk, RelayChunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.extensions import Extensions
@@ -391,7 +391,7 @@ def test_a_refused_chunk_that_is_taken_for_commands_after_all(replies: list[str]
     assert first.error is not None
     assert state_of(first) == "refused"
     assert session.closed
-    assert session.misread
+    assert session.last_chunk is LastChunk.MISREAD
     assert told == [Chunking.NOT_SHOWN]
     assert [state_of(exchange) for exchange in others] == ["in_doubt"] * 3
 
@@ -405,7 +405,7 @@ def test_a_refused_chunk_of_a_message_that_was_cancelled(replies: list[str]) -> 
     session.cancel(first)
     say(session, *replies, *["500 what"] * 4, *["250 ok"] * 8)
     assert session.closed
-    assert session.misread
+    assert session.last_chunk is LastChunk.MISREAD
     assert [state_of(exchange) for exchange in others] == ["in_doubt"] * 2
 
 
@@ -417,7 +417,7 @@ def test_a_refused_chunk_that_is_read(replies: list[str]) -> None:
     assert first.error is not None
     assert state_of(first) == "refused"
     assert second.error is None
-    assert not session.chunk_refused
+    assert session.last_chunk is LastChunk.READ
 
 
 @pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
@@ -466,7 +466,7 @@ def test_421_in_the_place_of_rset(bye: str) -> None:
     assert written(session.output()) == 2
     say(session, *REFUSED["content"], bye)
     session.receive_eof()
-    assert not session.misread
+    assert session.last_chunk is not LastChunk.MISREAD
     assert session.chunking is Chunking.SHOWN
     assert isinstance(first.error, asmtp.SMTPDataError)
     assert isinstance(second.error, asmtp.SMTPServerDisconnected)
@@ -478,7 +478,7 @@ def test_another_command_says_nothing_of_the_chunk() -> None:
     begin(session)
     session.start(asmtp.protocol.dialogue.single(b"noop\r\n"))
     say(session, *REFUSED["content"], "502 no noop")
-    assert session.chunk_refused
+    assert session.last_chunk is LastChunk.DOUBTED
     assert not session.closed
 
 
