@@ -3,103 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import email.utils
 import functools
-import inspect
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import anyio
 
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import (
-    Attempt,
     Candidate,
-    Logins,
     Mechanisms,
-    attempts,
     check_mechanisms,
     choose,
     require_auth,
 )
-from asmtp.client.events import EventLog, clock
-from asmtp.client.settings import ConnectionSettings, TLSMode
+from asmtp.client.events import clock
+from asmtp.client.link import Link
+from asmtp.client.login import Login, get_token
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPNotSupportedError,
     SMTPResponseException,
-    SMTPTimeoutError,
 )
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command, options_text, spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import path
-from asmtp.protocol.exchange import Dialogue
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.parameters import xclient
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.sasl import UNPROVEN, Credentials, Mechanism, SASLExchange
-from asmtp.protocol.session import Session
+from asmtp.protocol.sasl import Credentials, Mechanism
 from asmtp.protocol.state import State, Trigger
 from asmtp.protocol.trampoline import async_trampoline
 from asmtp.protocol.transaction import manual_content
 from asmtp.transport import connect
-from asmtp.transport.connection import Connection
-from asmtp.transport.offload import call_in_thread
-from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import ResumingContext, SessionCache, check_context, context_from_files, default_context
+from asmtp.transport.tls import ResumingContext, check_context, context_from_files
 
 __all__ = ["Commands"]
 
 T = TypeVar("T")
 
 
-class Commands(AuthObjects):
+class Commands(AuthObjects, Link):
     """smtplib's commands, awaited; a part of :class:`~asmtp.AsyncSMTP`, which knows the connection."""
-
-    ehlo_msg = "ehlo"
-    lmtp = False
-    command_encoding: str
-    local_hostname: str | None
-    timeouts: Timeouts
-    helo_resp: bytes | None
-    ehlo_resp: bytes | None
-    ssl_context: ssl.SSLContext | None
-    _session: Session
-    _host: str
-    _port: int
-    _sock_taken: bool
-    _greeted: asyncio.Lock
-    _preparing: asyncio.Task[Any] | None
-    _rcpts: int  # accepted by hand since MAIL
-    _settings: ConnectionSettings
-    _sessions: SessionCache
-    _logins: Logins | None
-    _tls_context: ResumingContext | None
-    _event_log: EventLog | None
-    _tls: TLSMode
-
-    def _live(self) -> Connection:
-        """The connection that commands go to.
-
-        Raises:
-            SMTPServerDisconnected: there is none.
-        """
-        raise NotImplementedError
-
-    def close(self) -> Awaitable[None]:
-        """Close at once."""
-        raise NotImplementedError
-
-    async def _run(self, what: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
-        return await self._live().run(what, alone=alone, raw=raw)
-
-    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what would block the loop, in a thread."""
-        return await call_in_thread(function, *args)
 
     @property
     def esmtp_features(self) -> Extensions:
@@ -159,7 +108,7 @@ class Commands(AuthObjects):
             if self.local_hostname is None:
                 found = connect.THIS_MACHINE  # unless a resolver knows better in time
                 with anyio.move_on_after(self.timeouts.connect):
-                    found = await self._call_out(connect.local_hostname)
+                    found = await self._environment.call_out(connect.local_hostname)
                 self.local_hostname = found
             name = self.local_hostname
         return name
@@ -282,16 +231,14 @@ class Commands(AuthObjects):
         """
         check_context(context, "context")
         if keyfile is not None or certfile is not None:
-            context = await self._offload(context_from_files, keyfile, certfile, context)
+            context = await self._environment.offload(context_from_files, keyfile, certfile, context)
         await self.ehlo_or_helo_if_needed()
         return await self._starttls(context, server_hostname)
 
     async def _starttls(self, context: ssl.SSLContext | None, server_hostname: str | None = None) -> Reply:
         if not self.has_extn("starttls"):
             raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
-        chosen = context or self.ssl_context
-        if chosen is None:
-            chosen = await self._offload(default_context)
+        chosen = context or await self._context()
         connection = self._live()
         asking = dialogue.starttls(self._session, self.ehlo_msg, await self._name_under_tls())
         reply: Reply
@@ -303,14 +250,10 @@ class Commands(AuthObjects):
         reply, hello = await connection.start_tls(asking, handshake, hostname)
         if reply.code != 220:
             raise SMTPResponseException(*reply)
-        self._told_of_tls(connection, begun)
+        self._tell_of_tls(connection, begun)
         self.helo_resp = None
         self.ehlo_resp = hello.message if hello is not None and hello.ok else None
         return reply
-
-    def _told_of_tls(self, connection: Connection, begun: float) -> None:
-        if self._event_log is not None:
-            self._event_log.secured(connection.tls, clock() - begun)
 
     async def _name_under_tls(self) -> str | None:
         """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
@@ -355,15 +298,18 @@ class Commands(AuthObjects):
             await self._log_in(self._credentials(user, self._settings.password or ""))
             return
         require_auth(self.esmtp_features)  # before a token is asked for
-        token = await self._get_token(self._settings.token, force=False)
+        token = await self._token(force=False)
         try:
             await self._log_in(self._credentials(user, token=token))
         except SMTPAuthenticationError as error:
             rejected = 500 <= error.smtp_code <= 599
-            fresh = hidden(await self._get_token(self._settings.token, force=True)) if rejected else token
-            if fresh == token:  # accounts are locked over less
+            fresh = hidden(await self._token(force=True)) if rejected else token
+            if fresh == token:  # a second refusal can lock the account
                 raise
             await self._log_in(self._credentials(user, token=fresh))
+
+    async def _token(self, *, force: bool) -> str:
+        return await get_token(self._settings.token, self._environment, self.timeouts.command, force=force)
 
     def _credentials(self, user: str, password: str = "", token: str = "") -> Credentials:
         # Of a socket that was given, and of a Unix socket, there is no host to name.
@@ -389,102 +335,16 @@ class Commands(AuthObjects):
     async def _log_in(
         self, credentials: Credentials, wanted: Mechanisms | None = None, initial_response_ok: bool = True
     ) -> Reply:
-        logins = self._logins
-        if credentials.token:  # one that is refused is replaced, and no account is locked over it
-            logins = None
+        # A token that is refused is replaced, and no account is locked over it.
+        logins = None if credentials.token else self._logins
         if logins is not None:
             logins.check(asyncio.get_running_loop().time())
-
-        async def carry_out(attempt: Attempt) -> Any:
-            candidate, mechanism = attempt
-            if mechanism is None:
-                return await self._call_out(candidate.make) if candidate.slow else candidate.make()
-            async with contextlib.nullcontext() if logins is None else logins.turn():
-                reply = await self._authenticate(candidate.name, mechanism, initial_response_ok, slow=candidate.slow)
-            if logins is not None:
-                logins.worked = candidate.name, candidate.binding
-            return reply
-
-        first = None if logins is None else logins.worked
         candidates = self._candidates(credentials, wanted)
-        return await async_trampoline(attempts(candidates, first=first, verified=self._session.secure), carry_out)
+        return await self._login.with_one_of(candidates, logins, initial_response_ok=initial_response_ok)
 
-    async def _authenticate(
-        self, name: str, mechanism: Mechanism, initial_response_ok: bool = True, *, slow: bool = True
-    ) -> Reply:
-        begin = functools.partial(
-            SASLExchange,
-            name,
-            mechanism,
-            initial_response_ok=initial_response_ok,
-            slow=slow,
-            again=self._session.authenticated,
-        )
-        return await self._run_exchange(await self._call_out(begin) if slow else begin())
-
-    async def _run_exchange(self, sasl: SASLExchange) -> Reply:
-        """Take an AUTH exchange to its end; a slow mechanism is asked in a thread."""
-        connection = self._live()
-        login = dialogue.authentication(self._session, sasl)
-        begun = clock()
-        code = UNPROVEN
-        try:
-            async with contextlib.aclosing(self._responses(sasl)) as responses:
-                reply = await connection.run_streamed(login, responses, alone=True)
-                code = reply.code
-                return reply
-        except SMTPAuthenticationError as error:
-            code = error.smtp_code
-            if code == UNPROVEN:
-                self.close()
-            raise
-        except SMTPTimeoutError:
-            self.close()
-            raise
-        finally:
-            if self._event_log is not None:
-                self._event_log.logged_in(sasl.name, code, clock() - begun)
-
-    async def _responses(self, sasl: SASLExchange) -> AsyncGenerator[bytes, None]:
-        while True:
-            await self._call_out(sasl.go_on)
-            yield b""
-
-    async def _get_token(self, function: Any, *, force: bool) -> str:
-        """Ask for a token, in the time of a command.
-
-        Raises:
-            SMTPTimeoutError: none came.
-        """
-        limit = self.timeouts.command
-        if asyncio.current_task() is None:  # in a facade, which waits as long as a function does that blocks
-            if _is_async(function):
-                return await asyncio.get_running_loop().create_task(self._get_token(function, force=force))
-            return await self._ask_for_token(function, force)
-        try:
-            async with asyncio.timeout(limit) as patience:
-                return await self._ask_for_token(function, force)
-        except TimeoutError as error:
-            if not patience.expired():
-                raise
-            raise SMTPTimeoutError(f"timed out: no token within {limit:g} seconds") from error
-
-    async def _ask_for_token(self, function: Any, force: bool) -> str:
-        if _is_async(function):
-            token = function(force)
-        else:
-            token = await self._call_out(function, force)
-        if inspect.isawaitable(token):
-            token = await token
-        if not isinstance(token, str):
-            raise TypeError(f"token must return a str, not {type(token).__name__}")
-        if not token:
-            raise ValueError("token: empty")
-        return token
-
-    async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what may block for long, as a function of the caller's, in a thread; who is cancelled does not wait."""
-        return await call_in_thread(function, *args, abandon=True)
+    @property
+    def _login(self) -> Login:
+        return Login(self._live, self.close, self._environment, self._event_log)
 
     async def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
@@ -505,9 +365,4 @@ class Commands(AuthObjects):
         """
         again = self._session.authenticated
         begin = functools.partial(self._sasl_exchange, mechanism, authobject, initial_response_ok, again=again)
-        return await self._run_exchange(await self._call_out(begin))
-
-
-def _is_async(function: Any) -> bool:
-    """Whether a call returns at once, with what is to be awaited."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        return await self._login.exchange(await self._environment.call_out(begin))

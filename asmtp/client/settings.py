@@ -164,6 +164,11 @@ class ConnectionSettings:
         made.check_credentials()
         return made
 
+    @property
+    def windows(self) -> tuple[int, int]:
+        """How many messages and commands may be unanswered, and how many octets: as set, or by default."""
+        return self.window or DEFAULT_WINDOW, self.window_octets or DEFAULT_WINDOW_OCTETS
+
     def check_credentials(self) -> None:
         """Raise if user name, password, token and mechanisms do not go together.
 

@@ -7,52 +7,39 @@ import contextlib
 import functools
 import logging
 import ssl
-import sys
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from email.message import Message
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from asmtp.auth.selection import Logins
-from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
+from asmtp.client.address import LMTP_PORT, SMTP_SSL_PORT, check_address
 from asmtp.client.commands import Commands
 from asmtp.client.content import PIECE, WHOLE, Content, Pieces, body_of, whole
-from asmtp.client.events import EventLog, clock, show
+from asmtp.client.events import clock
 from asmtp.client.settings import (
-    DEFAULT_WINDOW,
-    DEFAULT_WINDOW_OCTETS,
     ConnectionSettings,
     Options,
-    TLSMode,
 )
 from asmtp.errors import (
     SMTPConnectError,
     SMTPException,
-    SMTPProtocolError,
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
     one_line,
 )
 from asmtp.protocol import dialogue
-from asmtp.protocol.chunking import Chunking, RelayChunking
 from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.hidden import hide
 from asmtp.protocol.message import compose, weight
 from asmtp.protocol.parameters import Requests
-from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
-from asmtp.transport import resolve
-from asmtp.transport.connect import Address, open_connection
 from asmtp.transport.connection import Connection
-from asmtp.transport.socketview import SocketView
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import ResumingContext, SessionCache, default_context, tls_is_meant, unverified_context
+from asmtp.transport.tls import unverified_context
 
 __all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
 
@@ -80,16 +67,6 @@ class AsyncSMTP(Commands):
         ValueError, TypeError: an argument is wrong.
     """
 
-    default_port = SMTP_PORT
-    default_tls: TLSMode | None = None
-    _called = ""  # what errors call the class, if not by its name
-    _session_class: type[Session] = Session
-    _connection_class: type[Connection] = Connection
-    # What `repr` shows of one whose constructor has raised.
-    _host = ""
-    _port = 0
-    _connection: Connection | None = None
-
     def __init__(
         self,
         host: str = "",
@@ -113,83 +90,6 @@ class AsyncSMTP(Commands):
         if sock is not None and not hasattr(sock, "fileno"):
             raise TypeError(f"sock must be a connected socket, not {type(sock).__name__}")
         self._set_up(*check_address(host, port), settings, sock)
-
-    def _set_up(self, host: str, port: int, settings: ConnectionSettings, sock: Any = None) -> None:
-        """Take settings that were checked, and be not connected."""
-        self._host, self._port = host, port
-        self._settings = settings
-        self.local_hostname = settings.local_hostname
-        self.timeouts = settings.timeouts or Timeouts()
-        self.source_address = settings.source_address
-        self.ssl_context = settings.ssl_context
-        self.chunking = settings.chunking
-        self._logs_in = settings.username is not None or settings.mechanisms is not None
-        default: TLSMode = "required" if self._logs_in else "none"
-        self._tls: TLSMode = settings.tls or self.default_tls or default
-        header = settings.proxy_protocol
-        self._proxy_header = None if header is None else ProxyHeader.of(header)
-        self._sock = sock
-        self._sessions = SessionCache()
-        self._logins: Logins | None = None  # a pool's connections have one together
-        self._tls_context: ResumingContext | None = None  # the last
-        self._relay_chunking = RelayChunking()
-        self.command_encoding = "ascii"
-        self.helo_resp: bytes | None = None
-        self.ehlo_resp: bytes | None = None
-        self._trace: Callable[[str, bytes], None] | None = None
-        self._event_log: EventLog | None = None
-        self._session = self._new_session()
-        self._connection = None
-        self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
-        self._sock_taken = False
-        self._greeted = asyncio.Lock()
-        self._rcpts = 0
-
-    def _new_session(self) -> Session:
-        session = self._session_class(
-            lmtp=self.lmtp,
-            pipelining=self._settings.pipelining,
-            window=self._settings.window or DEFAULT_WINDOW,
-            window_octets=self._settings.window_octets or DEFAULT_WINDOW_OCTETS,
-        )
-        session.trace = self._shown(self._trace)
-        session.watch = self._event_log
-        return session
-
-    # ---- what is known ----------------------------------------------------------------------
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether commands can be sent."""
-        return self._connection is not None and self._session.writable and self._preparing is None
-
-    @property
-    def sock(self) -> SocketView | None:
-        """What there is to see of the socket; None without a connection."""
-        if not self.is_connected or self._connection is None:
-            return None
-        return SocketView(self._connection, self.timeouts.command, self.close)
-
-    @property
-    def trace(self) -> Callable[[str, bytes], None] | None:
-        """Called with ``">"`` and what is written, and with ``"<"`` and each reply; credentials are not shown.
-
-        What it raises is logged.
-        """
-        return self._trace
-
-    @trace.setter
-    def trace(self, function: Callable[[str, bytes], None] | None) -> None:
-        self._trace = function
-        self._session.trace = self._shown(function)
-
-    def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
-        """Return what a session calls for `trace`: nothing may be raised in the middle of what the server said."""
-        return None if trace is None else functools.partial(show, "trace", trace)
-
-    def __repr__(self) -> str:
-        state = self._session.state.name.lower() if self._connection is not None else "not connected"
-        return f"<{type(self).__module__}.{type(self).__name__} {self._host}:{self._port} {state}>"
 
     # ---- connecting and leaving -------------------------------------------------------------
 
@@ -276,95 +176,6 @@ class AsyncSMTP(Commands):
             return False
         return True
 
-    async def _open(self, host: str, port: int, source_address: tuple[str, int] | None) -> Reply:
-        """Connect and read the greeting."""
-        host, port = check_address(host, port)
-        check_source(source_address)
-        if source_address:
-            self.source_address = source_address
-        if not host:
-            if self._sock_taken:
-                raise SMTPStateError("the socket given to the constructor was used: a host is needed to connect again")
-            host, port = self._host or "localhost", port or self._port
-        address: Address = host
-        if not host.startswith("/"):
-            implied = self._tls == "implicit" and self.default_port == SMTP_PORT
-            default = SMTP_SSL_PORT if implied else self.default_port
-            address = host_and_port(host, port, default)
-        before = self._host, self._port
-        self._host, self._port = address if isinstance(address, tuple) else (address, port)
-        if before[1] and before != (self._host, self._port):
-            self._relay_chunking = RelayChunking()
-        where = self._host if self._host.startswith("/") else f"{self._host}:{self._port}"
-        self._event_log = EventLog.of(where, self._settings.on_event)
-        self._forget()
-        self._keep_chunking(self._session, asyncio.get_running_loop())
-        self._audit("smtplib.connect", self._host, self._port)
-        context = None
-        if self._tls == "implicit":
-            given = self.ssl_context
-            if given is None:
-                given = await self._offload(default_context)
-            context = self._tls_context = ResumingContext(given, self._sessions)
-        # Before there is a connection: the server's first octets may come with it.
-        greeting = self._greet()
-        begun = clock()
-        connection = self._connection = self._connection_class(self._session, self.timeouts)
-        self._made(connection)
-        await open_connection(
-            connection,
-            address,
-            source_address=self.source_address,
-            ssl_context=context,
-            server_hostname=self._settings.server_hostname or self._host,
-            sock=self._sock,
-            proxy=self._settings.proxy,
-            proxy_header=self._proxy_header,
-            resolver=self._resolve,
-        )
-        self._sock_taken = self._sock is not None
-        self._sock = None
-        if context is not None:
-            self._told_of_tls(connection, begun)
-        try:
-            reply = await connection.finished(greeting)
-        except SMTPServerDisconnected as error:
-            told = error if context is not None else tls_is_meant(error, self._port)
-            if told is error:
-                raise
-            raise told from error
-        if self._event_log is not None:
-            self._event_log.connected(reply, clock() - begun)
-        return reply
-
-    def _greet(self) -> Exchange[Reply]:
-        """Await the server's greeting."""
-        return self._session.start(dialogue.greeting())
-
-    def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell a new session what the relay has shown of BDAT, and keep what this connection shows."""
-        relay = self._relay_chunking
-        if loop.time() < relay.doubted_until:
-            session.chunking = Chunking.NOT_SHOWN
-        session.on_chunking = lambda: relay.heed(session.chunking, loop.time())
-
-    def _made(self, connection: Connection) -> None:
-        if self._event_log is not None:
-            connection.on_closed = self._event_log.closed
-
-    def _audit(self, event: str, *args: Any) -> None:
-        sys.audit(event, self, *args)
-
-    def _forget(self) -> None:
-        self._session = self._new_session()
-        self._tls_context = None
-        self._greeted = asyncio.Lock()  # a lock belongs to one loop, and the next connection may be on another
-        self.helo_resp = self.ehlo_resp = None
-        self.command_encoding = "ascii"
-
-    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        return await resolve.resolve(host, port)
-
     async def __aenter__(self) -> Self:
         if not self.is_connected:
             await self.connect()
@@ -393,24 +204,6 @@ class AsyncSMTP(Commands):
         await self.close()
         self._forget()
         return reply
-
-    def close(self) -> Awaitable[None]:
-        """Close at once, without QUIT.
-
-        It is done when the call returns.  Awaiting what it returns waits until the socket is released too.
-        """
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        return _Released(connection)
-
-    def _live(self) -> Connection:
-        connection = self._connection
-        if connection is None and isinstance(self._session.error, SMTPProtocolError):
-            raise self._session.disconnected()  # it broke between two calls, and nobody was told why
-        if connection is None or (self._preparing is not None and self._preparing is not asyncio.current_task()):
-            raise SMTPServerDisconnected("please run connect() first")
-        return connection
 
     # ---- sending ----------------------------------------------------------------------------
 
@@ -461,7 +254,7 @@ class AsyncSMTP(Commands):
             return await self._transact(envelope, whole(msg), None)
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
-        body, pieces = await body_of(msg, self._offload, eight_bit=self.has_extn("8bitmime"))
+        body, pieces = await body_of(msg, self._environment.offload, eight_bit=self.has_extn("8bitmime"))
         try:
             return await self._transact(envelope, body, pieces)
         finally:
@@ -489,7 +282,7 @@ class AsyncSMTP(Commands):
         work = functools.partial(
             compose, msg, from_addr, to_addrs, mail_options, self.has_extn, requests, downgrade=True
         )
-        composed = await self._offload(work) if weight(msg) > PIECE else work()
+        composed = await self._environment.offload(work) if weight(msg) > PIECE else work()
         sender, recipients, octets, mail_options = composed
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)
 
@@ -550,17 +343,6 @@ class AsyncSMTP(Commands):
                 if not reply.ok and session.idle:
                     # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes.
                     connection.close()
-
-
-class _Released:
-    """What `close` returns: awaitable, but nothing is missed by those who do not."""
-
-    def __init__(self, connection: Connection | None) -> None:
-        self._connection = connection
-
-    def __await__(self) -> Generator[Any, None, None]:
-        if self._connection is not None:
-            yield from self._connection.wait_closed().__await__()
 
 
 class AsyncSMTP_SSL(AsyncSMTP):

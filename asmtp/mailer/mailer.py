@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, Unpack
 
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
-from asmtp.client.settings import DEFAULT_WINDOW, SharedOptions
+from asmtp.client.settings import SharedOptions
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
@@ -145,7 +145,7 @@ class AsyncMailer:
             raise TypeError(f"rate must be a str, a Rate or None, not {type(rate).__name__}")
         self._relays = _relays(relay, window, timeouts, options)
         self._connections = connections
-        self._window = max(relay.window or DEFAULT_WINDOW for relay in self._relays)
+        self._window = max(relay.windows[0] for relay in self._relays)
         self._rate = None if rate is None else Rate.of(rate)
         self._retry = retry
         self._idle = idle

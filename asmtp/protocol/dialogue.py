@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 from asmtp.errors import SMTPHeloError, SMTPProtocolError, SMTPServerDisconnected, SMTPStateError, SMTPTimeoutError
 from asmtp.protocol.command import command, gate
@@ -13,8 +14,10 @@ from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply, printable
 from asmtp.protocol.sasl import SASLExchange
-from asmtp.protocol.session import Session
 from asmtp.protocol.state import State, Trigger
+
+if TYPE_CHECKING:
+    from asmtp.protocol.session import Session
 
 __all__ = [
     "LEAVING", "authentication", "because_of", "greeting", "hello", "introduction", "quit_", "raw_reply", "raw_write",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 
 from asmtp.auth.selection import Candidate, Mechanisms
+from asmtp.client.environment import Environment
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.protocol import dialogue
 from asmtp.protocol.exchange import Dialogue, Exchange, Group
@@ -52,6 +53,22 @@ _WORDS = ("Connect call failed", "Multiple exceptions", "error while attempting 
 """How asyncio and aiohappyeyeballs begin what they say in place of the system's words, which smtplib's callers know."""
 
 
+class _CallingThread(Environment):
+    """The thread that calls the facade: what blocks, blocks nobody else."""
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function."""
+        return without_loop(function, *args)
+
+    async def call_out(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function.  Blocking code expects no loop, and may call `asyncio.run`."""
+        return without_loop(function, *args)
+
+    async def resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        """Look up the addresses of a host, as smtplib does."""
+        return list(without_loop(functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)))
+
+
 class BlockingClient(AsyncSMTP):
     """An async client that a facade drives.
 
@@ -62,6 +79,7 @@ class BlockingClient(AsyncSMTP):
     _called = "SMTP"
     _session_class = _AuditedSession
     _connection_class = DrivenConnection
+    _environment = _CallingThread()
     _connection: DrivenConnection | None
     _from_afar = False
     _spoken = False
@@ -153,19 +171,8 @@ class BlockingClient(AsyncSMTP):
         connection = self._connection
         return connection is not None and connection.readable()
 
-    async def _offload(self, function: Callable[..., T], *args: Any) -> T:
-        return without_loop(function, *args)
-
-    async def _call_out(self, function: Callable[..., T], *args: Any) -> T:
-        # Nobody who wrote blocking code expects a loop, and it may be asyncio.run that he calls.
-        return without_loop(function, *args)
-
     async def _name_under_tls(self) -> None:
         return None  # as in smtplib: a facade's `ehlo`, which may be a subclass's, says it when it is needed
-
-    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        return list(without_loop(look_up))
 
     def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
         if trace is None:

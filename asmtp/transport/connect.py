@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohappyeyeballs
 import anyio
@@ -16,10 +16,12 @@ import anyio
 from asmtp.errors import SMTPTimeoutError
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.proxy import ProxyHeader
-from asmtp.transport.connection import Connection, raise_tls_error
 from asmtp.transport.proxy import through
 from asmtp.transport.resolve import resolve
-from asmtp.transport.tls import ResumingContext
+from asmtp.transport.tls import ResumingContext, raise_tls_error
+
+if TYPE_CHECKING:
+    from asmtp.transport.connection import Connection
 
 __all__ = ["THIS_MACHINE", "Address", "Resolver", "local_hostname", "open_connection"]
 

@@ -15,14 +15,16 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line, reason
+from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
 from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
-from asmtp.protocol.session import Session
 from asmtp.protocol.state import State
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import ResumingContext, explain, explain_no_tls, is_no_tls
+from asmtp.transport.tls import ResumingContext, raise_tls_error
+
+if TYPE_CHECKING:
+    from asmtp.protocol.session import Session
 
 __all__ = ["Connection", "raise_tls_error"]
 
@@ -487,20 +489,3 @@ def _may_be_lost(group: Group) -> bool:
 
 def _handshake_limit(timeouts: Timeouts) -> float:
     return math.inf if timeouts.tls is None else timeouts.tls  # None would be asyncio's own limit
-
-
-def raise_tls_error(error: BaseException, limit: float | None, handshake: ResumingContext | None) -> NoReturn:
-    if isinstance(error, ssl.SSLCertVerificationError) and handshake is not None:
-        explain(error, handshake)
-    if isinstance(error, ssl.SSLError) and is_no_tls(error):
-        explain_no_tls(error)
-    told = error
-    if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
-        told = SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
-    elif isinstance(error, ConnectionError):
-        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {reason(error)}")
-    if handshake is not None and isinstance(error, OSError):
-        handshake.failed(told)
-    if told is error:
-        raise error
-    raise told from error

@@ -6,13 +6,13 @@ import contextlib
 import functools
 import ssl
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError, one_line
+from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPTimeoutError, one_line, reason
 
 __all__ = [
     "ResumingContext", "SessionCache", "check_context", "context_from_files", "default_context", "explain",
-    "explain_no_tls", "is_no_tls", "tls_is_meant", "unverified_context", "verifying_context",
+    "explain_no_tls", "is_no_tls", "raise_tls_error", "tls_is_meant", "unverified_context", "verifying_context",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -297,3 +297,26 @@ def _issuer(certificate: dict[str, Any]) -> str:
     fields = {key: value for part in certificate.get("issuer", ()) for key, value in part}
     known = [fields[key] for key in ("commonName", "organizationalUnitName", "organizationName") if key in fields]
     return ascii(one_line(known[0])) if known else "someone"
+
+
+def raise_tls_error(error: BaseException, limit: float | None, context: ResumingContext | None) -> NoReturn:
+    """Raise the error of a handshake that failed, in words that say what is wrong.
+
+    Args:
+        limit: seconds that the handshake was allowed.
+        context: is told of it.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError) and context is not None:
+        explain(error, context)
+    if isinstance(error, ssl.SSLError) and is_no_tls(error):
+        explain_no_tls(error)
+    told = error
+    if isinstance(error, ConnectionAbortedError) and "handshake" in str(error):
+        told = SMTPTimeoutError(f"timed out: no TLS handshake within {limit:g} seconds")
+    elif isinstance(error, ConnectionError):
+        told = SMTPServerDisconnected(f"Connection unexpectedly closed in the TLS handshake: {reason(error)}")
+    if context is not None and isinstance(error, OSError):
+        context.failed(told)
+    if told is error:
+        raise error
+    raise told from error

@@ -224,7 +224,7 @@ async def test_the_name_of_this_machine_is_not_waited_for_longer_than_a_connecti
 ) -> None:
     """A resolver that does not answer holds nothing up."""
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(commands, "call_in_thread", lambda function, abandon: asyncio.sleep(3600))
+    monkeypatch.setattr("asmtp.client.environment.call_in_thread", lambda function, abandon: asyncio.sleep(3600))
     async with relaying(Relay()) as relay, AsyncSMTP(relay.host, relay.port, timeout=7) as smtp:
         await smtp.ehlo()
         assert loop.time() == pytest.approx(7)

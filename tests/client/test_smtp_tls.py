@@ -13,7 +13,6 @@ import pytest
 
 import asmtp
 from asmtp import AsyncSMTP, AsyncSMTP_SSL
-from asmtp.client import commands as commands_module, smtp as client_module
 from tests.conftest import Certificates
 from tests.fakes.embedded import PASSWORD, USER, Embedded, embedded
 from tests.fakes.people import SENDER, WHO
@@ -50,8 +49,7 @@ async def plain() -> AsyncIterator[Embedded]:
 @pytest.fixture
 def distrust(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no context is given, the server's certificate is from an unknown CA."""
-    for module in (client_module, commands_module):
-        monkeypatch.setattr(module, "default_context", lambda: certificates.wary)
+    monkeypatch.setattr("asmtp.client.link.default_context", lambda: certificates.wary)
 
 
 # ---- it works ---------------------------------------------------------------------------------

@@ -413,9 +413,9 @@ def test_cut(facade: Facade) -> None:
 
 def test_blocking_work_is_done_here(facade: Facade, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread"))
-    assert facade(facade.client._offload(divmod, 7, 2)) == (3, 1)
-    assert facade(facade.client._call_out(divmod, 7, 2)) == (3, 1)
-    assert facade(facade.client._call_out(asyncio._get_running_loop)) is None
+    assert facade(facade.client._environment.offload(divmod, 7, 2)) == (3, 1)
+    assert facade(facade.client._environment.call_out(divmod, 7, 2)) == (3, 1)
+    assert facade(facade.client._environment.call_out(asyncio._get_running_loop)) is None
     asked = SimpleNamespace(arguments=())
 
     def getaddrinfo(*args: Any, **options: Any) -> Generator[Any, None, None]:
@@ -423,7 +423,7 @@ def test_blocking_work_is_done_here(facade: Facade, monkeypatch: pytest.MonkeyPa
         yield "address"
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    assert facade(facade.client._resolve("host.example", 25)) == ["address"]
+    assert facade(facade.client._environment.resolve("host.example", 25)) == ["address"]
     assert asked.arguments == ("host.example", 25, {"type": socket.SOCK_STREAM})
 
 
@@ -507,8 +507,8 @@ def test_responses_are_not_traced(facade: Facade) -> None:
     with script_at(script) as server:
         facade.connect("127.0.0.1", server.port)
         facade.client.trace = lambda direction, data: traced.append((direction, data))
-        assert facade(facade.client.respond(b"AUTH X")) == (334, b"")
-        assert facade(facade.client.respond(b"c2VjcmV0")) == (235, b"ok")
+        assert facade(facade.client.respond(b"AUTH X\r\n")) == (334, b"")
+        assert facade(facade.client.respond(b"c2VjcmV0\r\n")) == (235, b"ok")
         facade.close()
     assert traced == [(">", b"(not shown)"), ("<", b"334 "), (">", b"(not shown)"), ("<", b"235 ok")]
 
