@@ -19,7 +19,6 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from asmtp.auth.selection import Mechanisms, check_mechanisms
 from asmtp.client.address import SMTP_SSL_PORT
-from asmtp.client.settings import TLSMode
 from asmtp.protocol.command import gate
 from asmtp.protocol.envelope import ascii_domain
 from asmtp.protocol.proxy import ProxyHeader
@@ -29,6 +28,7 @@ from asmtp.transport.tls import verifying_context
 
 if TYPE_CHECKING:
     from asmtp.client.relay import Relay
+    from asmtp.client.settings import TLSMode
 
 __all__ = ["OPTIONS", "bracketed", "check_ehlo_name", "host_name", "read", "written"]
 

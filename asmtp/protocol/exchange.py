@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
-from asmtp.protocol.reply import Reply
 from asmtp.protocol.state import Trigger
+
+if TYPE_CHECKING:
+    from asmtp.protocol.reply import Reply
 
 __all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "ProbeFirst", "Pull", "Turn", "Watcher"]
 
