@@ -1,32 +1,20 @@
-"""The blocking facade: SMTP, SMTP_SSL, LMTP.  smtplib's classes, each driving an async client on a loop of its own.
-
-No thread is started: a call runs the private loop in the calling thread until it is done.  A loop that
-is not running belongs to no thread, so an object made in one thread works in another.  Only where the calling
-thread already runs a loop does a helper thread run the private one for the duration of the call.
-"""
+"""The blocking facade: SMTP, SMTP_SSL, LMTP.  smtplib's classes, each driving an async client on a loop of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import datetime
-import functools
 import socket
 import ssl
-import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import Future, wait
 from email.message import Message
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack
 
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import Attempt, Mechanisms, attempts, check_mechanisms
 from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
 from asmtp.client.content import Content
-from asmtp.client.events import handle_all, kept_for, unheard
 from asmtp.client.settings import Options
 from asmtp.errors import (
     SMTPAuthenticationError,
@@ -48,8 +36,8 @@ from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
 from asmtp.protocol.trampoline import trampoline
-from asmtp.sync.client import BlockingClient, BlockingClientSSL, BlockingLMTPClient
-from asmtp.sync.driver import drive, end, in_task, new_selector, running_loop, without_loop
+from asmtp.sync.calls import DEFAULT_TIMEOUT, Calls, Kept, one_call, timeouts_of
+from asmtp.sync.client import BlockingClientSSL, BlockingLMTPClient
 from asmtp.sync.steps import Steps, conduct, is_local, overridden, say, socket_from
 from asmtp.transport import connect
 from asmtp.transport.timeouts import Timeouts
@@ -58,52 +46,9 @@ from asmtp.transport.tls import check_context, context_from_files, verifying_con
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 
 T = TypeVar("T")
-P = ParamSpec("P")
-S = TypeVar("S", bound="SMTP")
-_DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
-def _timeouts(value: Any) -> float | None | Timeouts:
-    """smtplib's timeout: not given means socket's default; where that is not set, the RFC's limits."""
-    if value is not _DEFAULT_TIMEOUT:
-        return value  # type: ignore[no-any-return]
-    default = socket.getdefaulttimeout()
-    return Timeouts() if default is None else default
-
-
-_NESTED = "a call in the middle of another one: from a signal handler, or from a callback"
-
-
-def _one_call(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Keep other threads out of a method that consists of several calls."""
-
-    @functools.wraps(method)
-    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._entry():
-            self._check_entered()
-            return method(self, *args, **kwargs)
-
-    return call
-
-
-class _Kept(Generic[T]):
-    """An attribute of smtplib's that the driven client keeps."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: SMTP | None, owner: type) -> T:
-        # On the class it is what smtplib has there: None, so that mocks made from the class have it.
-        return cast("T", None if instance is None else getattr(instance._client, self._name))
-
-    def __set__(self, instance: SMTP, value: T) -> None:
-        setattr(instance._client, self._name, value)
-
-
-class SMTP(AuthObjects):
+class SMTP(AuthObjects, Calls):
     """A connection to an SMTP server, with blocking calls: `smtplib.SMTP`, except for what the README lists.
 
     Args:
@@ -121,24 +66,16 @@ class SMTP(AuthObjects):
         ValueError, TypeError: an argument is wrong.
     """
 
-    debuglevel = 0
     file = None
     ehlo_msg = "ehlo"
     default_port = SMTP_PORT
-    timeout: Any = _DEFAULT_TIMEOUT
-    _client_class: type[BlockingClient] = BlockingClient
-    _host = ""
-    _traced = False
-    _driver: int | None = None  # the thread in which a call is in mid-exchange
-    _loop: asyncio.AbstractEventLoop | None = None
-    _handed: socket.socket | None = None  # a connected socket that was set as `sock`, until something is said on it
 
     def __init__(
         self,
         host: str = "",
         port: int = 0,
         local_hostname: str | None = None,
-        timeout: Any = _DEFAULT_TIMEOUT,
+        timeout: Any = DEFAULT_TIMEOUT,
         source_address: tuple[str, int] | None = None,
         **options: Unpack[Options],
     ) -> None:
@@ -150,7 +87,7 @@ class SMTP(AuthObjects):
         self._lock = threading.RLock()
         self._host = host
         self.timeout = timeout
-        self._client = self._client_class("", 0, None, _timeouts(timeout), source_address, **options)
+        self._client = self._client_class("", 0, None, timeouts_of(timeout), source_address, **options)
         self._client.local_hostname = local_hostname
         self._client.facade = weakref.ref(self)
         if host:
@@ -161,146 +98,6 @@ class SMTP(AuthObjects):
         if local_hostname is None:
             # smtplib looks it up here, whether or not it is needed.
             self.local_hostname = connect.local_hostname()
-
-    @functools.cached_property
-    def _lock(self) -> threading.RLock:
-        """Held by who calls.  Made here for a subclass whose `__init__` calls none, as smtplib's works then, too."""
-        return threading.RLock()
-
-    @functools.cached_property
-    def _client(self) -> BlockingClient:
-        """The async client that this drives; made here where `_lock` is."""
-        client = self._client_class("", 0, None, _timeouts(self.timeout))
-        client.facade = weakref.ref(self)
-        return client
-
-    # ---- the loop ---------------------------------------------------------------------------
-
-    @staticmethod
-    def _new_loop() -> asyncio.AbstractEventLoop:
-        # Whatever the policy makes for others.  asyncio logs that, perhaps into a handler that makes another.
-        with unheard():
-            return asyncio.SelectorEventLoop(new_selector())
-
-    def _entry(self) -> contextlib.AbstractContextManager[Any]:
-        """What a call holds, so that others wait; `_check_entered` comes next."""
-        if self._driver == threading.get_ident():
-            raise SMTPStateError(_NESTED)
-        return self._lock
-
-    def _check_entered(self) -> None:
-        if self._driver is not None:  # by this thread, which waits for a helper
-            raise SMTPStateError(_NESTED)
-
-    def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
-        """Run the private loop until `coroutine` is done; `task`: it needs to be one.
-
-        Raises:
-            SMTPStateError: this is called in the middle of another call, by a signal handler or a callback.
-        """
-        try:
-            with self._entry():
-                self._check_entered()
-                if self._handed is not None:
-                    self._take_over(spoken=True)
-                return self._run_alone(coroutine, task)
-        finally:
-            coroutine.close()  # it may not even have begun
-
-    def _run_alone(self, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = self._new_loop()
-            loop.set_exception_handler(self._client.strike)
-        if running_loop() is None:
-            return self._run_here(loop, coroutine, task)
-        # Called from async code: it blocks, as smtplib would, but it works.
-        work = functools.partial(self._run_here, loop, coroutine, task)
-        return _in_thread(work, functools.partial(self._interrupt, loop))
-
-    def _run_here(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], task: bool) -> T:
-        driven = self._client
-        if self._traced or self.debuglevel > 0:
-            self._traced = self.debuglevel > 0
-            driven.trace = self._trace if self._traced else None
-        try:
-            self._driver = threading.get_ident()
-            if driven.readable():
-                # A 421 or EOF that came meanwhile must not be paired with the next command.
-                drive(loop, driven, asyncio.sleep(0))
-            result = drive(loop, driven, in_task(coroutine) if task else coroutine)
-            if driven.struck is not None:
-                raise driven.struck
-            return result
-        except BaseException as error:
-            # What has left an exchange in the middle, of any class: nobody goes on with it.
-            struck, driven.struck = driven.struck, None
-            if struck is not None or driven.unfinished:
-                driven.abort()
-            if tasks := asyncio.all_tasks(loop):
-                drive(loop, driven, _cancelled(tasks))
-            if struck is not None and struck is not error:
-                raise struck from error
-            raise
-        finally:
-            self._driver = driven.struck = None
-            if not driven.is_connected:
-                self._release()
-
-    def _command(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a command of the client's; through `putcmd` and the like where these are not asmtp's own."""
-        if not overridden(self, _BY_HAND):
-            return self._run(coroutine)
-        try:
-            with self._entry():
-                self._check_entered()
-                if self._handed is not None:
-                    self._take_over(spoken=True)
-                return conduct(self, self._client.hand_out, coroutine)
-        finally:
-            coroutine.close()
-
-    def _take_over(self, *, spoken: bool) -> Reply:
-        """Speak on a socket that was set as `sock`; the greeting.
-
-        Args:
-            spoken: the caller has read it: something else than `getreply` is called first.
-        """
-        handed, self._handed = self._handed, None
-        assert handed is not None
-        self._default_timeout = socket.getdefaulttimeout()
-        self._client.timeouts = Timeouts.of(_timeouts(self.timeout))
-        self._client.given(handed, local=is_local(self._host), spoken=spoken)
-        return self._run(self._client.connect(self._host or "localhost"), task=True)
-
-    def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a call that a helper thread runs end now."""
-
-        def end() -> None:
-            self._client.abort()
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
-
-        with contextlib.suppress(RuntimeError):  # it has ended
-            loop.call_soon_threadsafe(end)
-        self._client.cut()
-
-    def _release(self) -> None:
-        """Give back what the connection used: its socket, the loop."""
-        handed, self._handed = self._handed, None
-        if handed is not None:
-            handed.close()
-        loop, self._loop = self._loop, None
-        released = self._client.close()
-        if loop is not None:
-            # If this is called from async code (or by the garbage collector there), that has to wait.
-            without_loop(end, loop, self._client, released)
-
-    def __del__(self) -> None:
-        if getattr(self, "_loop", None) is not None:
-            # As a socket that is dropped does: it says so, and closes at once.
-            warnings.warn(f"unclosed {self._client!r}", ResourceWarning, stacklevel=1, source=self)
-            self._release()
 
     # ---- what is known ----------------------------------------------------------------------
 
@@ -316,7 +113,7 @@ class SMTP(AuthObjects):
         if not self._client.is_connected:
             return None
         timeout = self.timeout.command if isinstance(self.timeout, Timeouts) else self.timeout
-        return self._client.view(self._default_timeout if timeout is _DEFAULT_TIMEOUT else timeout, self.close)
+        return self._client.view(self._default_timeout if timeout is DEFAULT_TIMEOUT else timeout, self.close)
 
     @sock.setter
     def sock(self, sock: socket.socket | None) -> None:
@@ -325,45 +122,21 @@ class SMTP(AuthObjects):
         self.close()
         self._handed = sock
 
-    local_hostname: _Kept[str] = _Kept("What EHLO says this machine is called.")
-    source_address: _Kept[tuple[str, int] | None] = _Kept("(host, port) to bind to before connecting.")
-    esmtp_features: _Kept[dict[str, str]] = _Kept("What the server offers, by keyword; empty before EHLO.")
-    does_esmtp: _Kept[bool] = _Kept("Whether the server answered EHLO (LHLO) with 250.")
-    helo_resp: _Kept[bytes | None] = _Kept("The text of the last reply to HELO.")
-    ehlo_resp: _Kept[bytes | None] = _Kept("The text of the last reply to EHLO or LHLO.")
-    command_encoding: _Kept[str] = _Kept('How command lines are encoded: "utf-8" in a transaction with SMTPUTF8.')
+    local_hostname: Kept[str] = Kept("What EHLO says this machine is called.")
+    source_address: Kept[tuple[str, int] | None] = Kept("(host, port) to bind to before connecting.")
+    esmtp_features: Kept[dict[str, str]] = Kept("What the server offers, by keyword; empty before EHLO.")
+    does_esmtp: Kept[bool] = Kept("Whether the server answered EHLO (LHLO) with 250.")
+    helo_resp: Kept[bytes | None] = Kept("The text of the last reply to HELO.")
+    ehlo_resp: Kept[bytes | None] = Kept("The text of the last reply to EHLO or LHLO.")
+    command_encoding: Kept[str] = Kept('How command lines are encoded: "utf-8" in a transaction with SMTPUTF8.')
 
     def has_extn(self, opt: str) -> bool:
         """Whether the server offers a service extension; in any case of letters."""
         return opt.lower() in self.esmtp_features
 
-    # ---- debugging --------------------------------------------------------------------------
-
-    def set_debuglevel(self, debuglevel: int) -> None:
-        """1: write the dialogue to stderr, as smtplib does; 2: with the time.  Credentials are not shown."""
-        self.debuglevel = debuglevel
-
-    def _print_debug(self, *args: Any) -> None:
-        if self.debuglevel > 1:
-            args = (datetime.datetime.now().time(), *args)
-        print(*args, file=sys.stderr)
-
-    def _trace(self, direction: str, data: bytes) -> None:
-        if direction == ">":
-            # smtplib shows commands as str, content as bytes.
-            one_line = data.isascii() and data.endswith(b"\n") and data.count(b"\n") == 1
-            self._print_debug("send:", repr(data.decode("ascii") if one_line else data))
-        else:
-            code, _, text = data.partition(b" ")
-            *lines, last = text.split(b"\n")
-            for line in lines:
-                self._print_debug("reply:", repr(code + b"-" + line + b"\r\n"))
-            self._print_debug("reply:", repr(code + b" " + last + b"\r\n"))
-            self._print_debug(f"reply: retcode ({code.decode()}); Msg: {text!a}")
-
     # ---- connecting and leaving -------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def connect(self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
         """Connect to a server and return its greeting, whatever it is.
 
@@ -377,7 +150,7 @@ class SMTP(AuthObjects):
         if source_address:
             self.source_address = source_address
         self._default_timeout = socket.getdefaulttimeout()
-        self._client.timeouts = Timeouts.of(_timeouts(self.timeout))
+        self._client.timeouts = Timeouts.of(timeouts_of(self.timeout))
         self._client.default_port = self.default_port  # a subclass may have another
         if self.debuglevel > 0:
             where = host if host.startswith("/") else host_and_port(host, port, self.default_port)
@@ -414,7 +187,7 @@ class SMTP(AuthObjects):
     def __enter__(self) -> Self:
         return self
 
-    @_one_call
+    @one_call
     def __exit__(self, *args: object) -> None:
         try:
             code, message = self.docmd("QUIT")
@@ -425,7 +198,7 @@ class SMTP(AuthObjects):
         finally:
             self.close()
 
-    @_one_call
+    @one_call
     def close(self) -> None:
         """Close the connection, without QUIT."""
         self._release()
@@ -440,7 +213,7 @@ class SMTP(AuthObjects):
             return self._run(self._client.quit(), task=True)
         return self._quit_by_hand()
 
-    @_one_call
+    @one_call
     def _quit_by_hand(self) -> Reply:
         if self.sock is None:
             return Reply(*self.docmd("quit"))  # which raises, unless it is another's
@@ -450,6 +223,19 @@ class SMTP(AuthObjects):
         return reply
 
     # ---- commands ---------------------------------------------------------------------------
+
+    def _command(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a command of the client's; through `putcmd` and the like where these are not asmtp's own."""
+        if not overridden(self, _BY_HAND):
+            return self._run(coroutine)
+        try:
+            with self._entry():
+                self._check_entered()
+                if self._handed is not None:
+                    self._take_over(spoken=True)
+                return conduct(self, self._client.hand_out, coroutine)
+        finally:
+            coroutine.close()
 
     def send(self, s: str | bytes) -> None:
         """Write octets as they are: complete command lines, or content.  `getreply` gets the replies."""
@@ -502,7 +288,7 @@ class SMTP(AuthObjects):
         self._client.ehlo_msg = self.ehlo_msg  # a subclass may have another
         return self._command(self._client.ehlo(name))
 
-    @_one_call
+    @one_call
     def ehlo_or_helo_if_needed(self) -> None:
         """EHLO, or HELO if that is refused, unless either was said before.
 
@@ -577,7 +363,7 @@ class SMTP(AuthObjects):
         begun = self._run(self._client.starttls(context=context), task=True)
         return reply or begun
 
-    @_one_call
+    @one_call
     def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
     ) -> Reply:
@@ -652,7 +438,7 @@ class SMTP(AuthObjects):
 
     # ---- sending ----------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def sendmail(
         self,
         from_addr: str,
@@ -693,7 +479,7 @@ class SMTP(AuthObjects):
             error.state = error.state or "not_sent"
             raise
 
-    @_one_call
+    @one_call
     def send_message(
         self,
         msg: Message[Any, Any],
@@ -720,41 +506,6 @@ _BY_HAND = {name: getattr(SMTP, name) for name in ("putcmd", "getreply", "docmd"
 _STEPS = {name: getattr(SMTP, name) for name in ("mail", "rcpt", "data", "rset")} | _BY_HAND
 
 
-def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
-    """Call in a thread where no loop runs, and wait for it; `interrupt` makes it end where the wait does."""
-    future: Future[T] = Future()
-    records: list[Any] = []
-
-    def helper() -> None:
-        if future.set_running_or_notify_cancel():
-            try:
-                with kept_for(records.append):
-                    result = function()
-                future.set_result(result)
-            except BaseException as error:  # carried over to the caller
-                future.set_exception(error)
-
-    thread = threading.Thread(target=helper, name="asmtp")
-    try:
-        thread.start()
-        return future.result()
-    except BaseException:
-        if not future.done() and not future.cancel():  # Ctrl-C
-            interrupt()
-            wait([future])
-        raise
-    finally:
-        if thread.is_alive():
-            thread.join()
-        handle_all(records)
-
-
-async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
 class SMTP_SSL(SMTP):
     """SMTP with TLS from the first octet, on port 465 by default; certificate and host name are verified.
 
@@ -773,7 +524,7 @@ class SMTP_SSL(SMTP):
         local_hostname: str | None = None,
         keyfile: str | None = None,
         certfile: str | None = None,
-        timeout: Any = _DEFAULT_TIMEOUT,
+        timeout: Any = DEFAULT_TIMEOUT,
         source_address: tuple[str, int] | None = None,
         context: ssl.SSLContext | None = None,
         **options: Unpack[Options],
@@ -816,7 +567,7 @@ class LMTP(SMTP):
         port: int = LMTP_PORT,
         local_hostname: str | None = None,
         source_address: tuple[str, int] | None = None,
-        timeout: Any = _DEFAULT_TIMEOUT,
+        timeout: Any = DEFAULT_TIMEOUT,
         **options: Unpack[Options],
     ) -> None:
         hide(options)
