@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import smtplib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from asmtp.mailer.delivery import Receipt
@@ -178,6 +178,15 @@ class SMTPAuthenticationError(SMTPResponseException, smtplib.SMTPAuthenticationE
     def __str__(self) -> str:
         told = super().__str__()
         return f"{told}; {self.advice}" if self.advice else told
+
+
+E = TypeVar("E", bound=SMTPException)
+
+
+def known(error: E, state: DeliveryState) -> E:
+    """Return an error that says from now on what is known of the message."""
+    error.state = state
+    return error
 
 
 def _is_reply(reply: Any) -> bool:

@@ -20,7 +20,7 @@ from asmtp.protocol.reply import Reply
 from asmtp.protocol.state import Trigger
 
 if TYPE_CHECKING:
-    from asmtp.protocol.transaction import Outcome
+    from asmtp.protocol.verdict import Outcome
 
 __all__ = ["Event", "Hook", "EventLog", "clock", "handle_all", "is_handling", "kept_for", "show", "unheard"]
 

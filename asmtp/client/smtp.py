@@ -36,7 +36,8 @@ from asmtp.protocol.hidden import hide
 from asmtp.protocol.message import compose, weight
 from asmtp.protocol.parameters import Requests
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.transaction import Body, NotBegun, Outcome, Transaction
+from asmtp.protocol.transaction import Body, Transaction
+from asmtp.protocol.verdict import NotBegun, Outcome
 from asmtp.transport.connection import Connection
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import unverified_context

@@ -21,7 +21,8 @@ from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
-from asmtp.protocol.transaction import Body, Outcome, Transaction
+from asmtp.protocol.transaction import Body, Transaction
+from asmtp.protocol.verdict import Outcome
 from asmtp.transport.connection import Connection
 
 __all__ = ["PooledLMTPConnection", "PooledConnection", "DeliveryRequest"]

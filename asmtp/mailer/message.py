@@ -21,7 +21,7 @@ from asmtp.protocol.message import flatten, weight
 from asmtp.protocol.reply import Reply
 
 if TYPE_CHECKING:
-    from asmtp.protocol.transaction import Outcome
+    from asmtp.protocol.verdict import Outcome
 
 __all__ = ["QueuedMessage", "envelope_of", "is_heavy"]
 

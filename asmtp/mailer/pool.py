@@ -27,7 +27,7 @@ from asmtp.mailer.policy import Backoff
 from asmtp.mailer.rate import AdaptiveRateLimiter, RateLimiter, RateMeter
 from asmtp.mailer.relay_state import RelayState
 from asmtp.mailer.schedule import assign, choose_relay
-from asmtp.protocol.transaction import NotBegun
+from asmtp.protocol.verdict import NotBegun
 
 __all__ = ["Pool"]
 

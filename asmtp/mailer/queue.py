@@ -28,7 +28,7 @@ from asmtp.mailer.pool import Pool
 from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.transaction import Outcome
+from asmtp.protocol.verdict import Outcome
 
 __all__ = ["DeliveryQueue"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asmtp.errors import SMTPException, SMTPProtocolError, SMTPSenderRefused
-from asmtp.protocol.transaction import NotBegun, Outcome
+from asmtp.protocol.verdict import NotBegun, Outcome
 from tests.fuzz.contents import canonical
 from tests.fuzz.data import FuzzedData
 from tests.fuzz.server import Server

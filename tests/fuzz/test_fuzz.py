@@ -19,12 +19,12 @@ from hypothesis import given, settings, strategies as st
 from asmtp.cli.bulk.account import Account
 from asmtp.client import url
 from asmtp.mailer.pool import Pool
-from asmtp.protocol import command, envelope, extensions, message, reply, sasl
+from asmtp.protocol import command, envelope, extensions, message, reply, sasl, transaction
 from asmtp.protocol.content import ContentEncoder
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.inbound import Inbound
 from asmtp.protocol.session import Session
-from asmtp.protocol.transaction import Transaction
+from asmtp.protocol.verdict import Replies
 from tests.fuzz import __main__ as cli, engine
 from tests.fuzz.data import FuzzedData
 from tests.fuzz.targets import TARGETS
@@ -83,12 +83,12 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
     "a doubt forgotten": ("journal", Account, "_doubt", _nothing),
     "a field that is not folded": ("message", message._QuickPolicy, "fold_binary", _short),
     "no RSET where a transaction may be open": ("session", Session, "clean", property(lambda self: True)),
-    "a doubt denied": ("session", Transaction, "state", property(lambda self: "not_sent")),
+    "a doubt denied": ("session", transaction, "judge_ended", lambda *args, **options: "not_sent"),
     "somebody told twice": ("session", Session, "finish", _twice),
     "a cancellation not noticed": ("session", Session, "cancel", _nothing),
     "written to what is closed": ("session", Session, "drop_output", _nothing),
     "a reply too much taken for none": ("liar", Inbound, "_unasked", _nothing),
-    "sent in spite of a refused envelope": ("liar", Transaction, "_accepted", lambda self: True),
+    "sent in spite of a refused envelope": ("liar", Replies, "accepted", property(lambda self: True)),
     "a connection that nobody sees to": ("mailing", Pool, "_care", _nothing),
 }
 

@@ -17,7 +17,8 @@ from asmtp.protocol.parameters import Requests
 from asmtp.protocol.sasl import Credentials, SASLExchange
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import HELD, State, Trigger
-from asmtp.protocol.transaction import Body, NotBegun, Transaction
+from asmtp.protocol.transaction import Body, Transaction
+from asmtp.protocol.verdict import NotBegun
 from tests.fuzz import contents
 from tests.fuzz.data import FuzzedData
 from tests.fuzz.shadow import Shadow

@@ -19,7 +19,7 @@ from asmtp.mailer.message import QueuedMessage
 from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
-from asmtp.protocol.transaction import NotBegun
+from asmtp.protocol.verdict import NotBegun
 from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import COMMON, SHAPES, Relay, relaying
 from tests.fakes.script import expect, fin, scripted, send, silence, until

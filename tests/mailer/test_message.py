@@ -21,7 +21,7 @@ from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.delivery import state_of
 from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.protocol.message import flatten
-from asmtp.protocol.transaction import Outcome
+from asmtp.protocol.verdict import Outcome
 
 A, B, C, D = (f"{who}@y.example" for who in "abcd")
 OK = Reply(250, b"2.1.5 ok")

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from asmtp import Reply, Retry, errors
 from asmtp.mailer.policy import Backoff, is_transient
-from asmtp.protocol.transaction import NotBegun
+from asmtp.protocol.verdict import NotBegun
 
 # ---- Retry: how long to wait -------------------------------------------------------------------
 

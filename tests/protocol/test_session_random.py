@@ -13,7 +13,7 @@ from asmtp.errors import SMTPException, SMTPSenderRefused, SMTPServerDisconnecte
 from asmtp.protocol.dialogue import quit_, single
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.state import State
-from asmtp.protocol.transaction import NotBegun, Outcome
+from asmtp.protocol.verdict import NotBegun, Outcome
 from tests.protocol.echo import Delivered, Echo
 from tests.protocol.letters import SHAPES, letter, opened, streamed
 

@@ -38,7 +38,7 @@ from asmtp.protocol.exchange import Dialogue, Exchange
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
 from asmtp.protocol.state import State
-from asmtp.protocol.transaction import Outcome
+from asmtp.protocol.verdict import Outcome
 
 SURPLUS = b"250 surplus\r\n"
 
@@ -165,11 +165,7 @@ def describe(exchange: Exchange[Any]) -> str:
     if exchange.error is not None:
         return describe_error(exchange.error)
     if isinstance(exchange.result, Outcome):
-        return (
-            "sent "
-            + _pairs(exchange.result.accepted)
-            + (" but not " + _pairs(exchange.result.refused) if exchange.result.refused else "")
-        )
+        return describe_outcome(exchange.result)
     return _whole(exchange.result) if isinstance(exchange.result, Reply) else str(exchange.result)
 
 
@@ -177,6 +173,11 @@ def state_of(exchange: Exchange[Any]) -> str | None:
     """Return what the error of an exchange says of its message."""
     assert isinstance(exchange.error, SMTPException)
     return exchange.error.state
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """For whom a message was taken, and for whom not."""
+    return f"sent {_pairs(outcome.accepted)}" + (f" but not {_pairs(outcome.refused)}" if outcome.refused else "")
 
 
 def _whole(reply: Reply) -> str:
