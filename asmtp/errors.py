@@ -46,11 +46,11 @@ class SMTPException(smtplib.SMTPException):
     """Base class of every exception that asmtp raises on its own account.
 
     Attributes:
-        state: what is known of the message that was being sent, or None where none was.
+        state: what is known of the message that was being sent, or None if none was.
             ``"refused"``: the server said no.  ``"not_sent"``: the server cannot have it, it may be
             sent again.  ``"in_doubt"``: the end of the content was written and the final reply never
             came, so the server may or may not have it; sending again may deliver it twice.
-        receipt: where a mailer sent it to some of the recipients all the same: to whom.
+        receipt: of a mailer: who has the message all the same, if some of the recipients have it.
     """
 
     state: DeliveryState | None = None
@@ -58,9 +58,9 @@ class SMTPException(smtplib.SMTPException):
 
     @property
     def transient(self) -> bool:
-        """Whether the same message may fare better later, and cannot be delivered twice by that.
+        """Tell whether to send the same message again later can help, and cannot deliver it twice.
 
-        That is where the server said 4yz (RFC 5321 §4.2.1), or cannot have it as the connection failed.
+        That is so if the server said 4yz (RFC 5321 §4.2.1), or cannot have the message because the connection failed.
         """
         return False
 
@@ -79,14 +79,14 @@ class SMTPServerDisconnected(SMTPException, smtplib.SMTPServerDisconnected):
     """The connection is gone, or was never made.
 
     Attributes:
-        lasting: another try would meet the same, as the port is the wrong one.
+        lasting: another try would meet the same: the port is the wrong one, say.
     """
 
     lasting = False
 
     @property
     def transient(self) -> bool:
-        """Whether the server cannot have the message, and it may be sent again."""
+        """Tell whether the server cannot have the message, so that it may be sent again."""
         return self.state == "not_sent" and not self.lasting
 
 
@@ -109,7 +109,7 @@ class SMTPResponseException(SMTPException, smtplib.SMTPResponseException):
 
     @property
     def transient(self) -> bool:
-        """Whether the server said that a later try may succeed (RFC 5321 §4.2.1: 4yz)."""
+        """Tell whether the server said that a later try may succeed (RFC 5321 §4.2.1: 4yz)."""
         return 400 <= self.smtp_code <= 499
 
 
@@ -148,7 +148,7 @@ class SMTPRecipientsRefused(SMTPException, smtplib.SMTPRecipientsRefused):
 
     @property
     def transient(self) -> bool:
-        """Whether a later try may succeed for at least one recipient."""
+        """Tell whether a later try may succeed for at least one recipient."""
         recipients: Any = self.recipients  # a dict, unless it was made by hand
         replies = recipients.values() if isinstance(recipients, Mapping) else ()
         return any(isinstance(reply, tuple) and 400 <= reply[0] <= 499 for reply in replies)
@@ -170,7 +170,7 @@ class SMTPAuthenticationError(SMTPResponseException, smtplib.SMTPAuthenticationE
     """The server did not accept the credentials.
 
     Attributes:
-        advice: what else it may be; empty where there is nothing to say.
+        advice: what else the cause may be; empty if there is nothing to say.
     """
 
     advice = ""
@@ -194,7 +194,7 @@ def _is_reply(reply: Any) -> bool:
 
 
 def said(code: Any, text: Any) -> str:
-    """Return a reply as it stands in a sentence; without its code, where that is -1."""
+    """Return a reply as it stands in a sentence; without its code if that is -1."""
     line = one_line(text)
     return line if code == -1 else f"{code} {line}".rstrip()
 
@@ -210,8 +210,8 @@ def reason(error: object, limit: int | None = _TEXT) -> str:
 def one_line(text: Any, limit: int | None = _TEXT) -> str:
     """Return text from outside as one line, printable, and short: a server may send anything.
 
-    What such text may not have is escaped: control characters, line and paragraph separators, what turns the direction
-    of writing, lone surrogates.  All of it that goes into exceptions, logs and terminals passes through here.
+    Control characters, line and paragraph separators, characters that turn the direction of writing, and lone
+    surrogates are escaped.  All text of servers that goes into exceptions, logs and terminals passes through here.
 
     Args:
         text: bytes, a str, or what has a str: an exception.

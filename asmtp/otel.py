@@ -5,8 +5,9 @@
     mailer = asmtp.AsyncMailer(url, on_event=asmtp.otel.Telemetry())
 
 Spans are of kind CLIENT: ``smtp connect``, ``smtp tls``, ``smtp login`` and ``smtp send``, with ``server.address`` and
-``server.port``.  Those of a login or a message that failed have the status ERROR.  A span is a child of the one that is
-current where the event happens: in the task that awaits `sendmail`; what a mailer's pool sends, it sends for many.
+``server.port``.  The span of a login or message that failed has the status ERROR.  A span is a child of the one that is
+current when the event happens: in the task that awaits `sendmail`.  A mailer's pool works for many callers, so the
+spans of its messages are nobody's children.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Telemetry:
         self._open: set[int] = set()
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Record an event."""
         server = _server(event.server)
         if event.kind == "connect":
             self._open.add(event.connection)

@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _unheard(error: OSError) -> int:
-    """What was to be said could not be written, to a full disk perhaps."""
+    """Handle that the output could not be written, to a full disk perhaps."""
     if not isinstance(error, BrokenPipeError):  # else whoever read it has seen enough
         with contextlib.suppress(OSError):
             print(f"asmtp: {error}", file=sys.stderr, flush=True)

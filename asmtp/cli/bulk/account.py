@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
     @property
     def transient(self) -> bool:
-        """Whether a later try may succeed, and cannot deliver twice."""
+        """Tell whether a later try may succeed, and cannot deliver twice."""
         # With 53z it is us who were refused, for want of a login, and not the message (RFC 4954 §6).
         passing = self.code is None or self.code < 500 or self.code in (530, 534, 535, 538)
         return self.state == "not_sent" or (self.state == "refused" and passing)
@@ -86,7 +86,7 @@ class Account:
         self.doubtful: dict[str, list[str]] = {}
 
     def standing(self, key: str, recipients: Iterable[str]) -> Standing:
-        """What is known of each of the recipients of a message."""
+        """Return what is known of each of the recipients of a message."""
         found: dict[str, list[str]] = {name: [] for name in Standing._fields}
         begun = self._under_way.get(key, ())
         doubtful = self.doubtful.get(key, ())
@@ -104,14 +104,14 @@ class Account:
         return Standing(**{name: tuple(chosen) for name, chosen in found.items()})
 
     def begun(self, key: str, recipients: Sequence[str]) -> None:
-        """A message is about to be handed over."""
+        """Note that a message is about to be handed over."""
         begun = self._under_way.setdefault(key, set())
         # Those of a process that died; what becomes of this try says nothing about that one.
         self._doubt(key, begun.intersection(recipients))
         begun.update(recipients)
 
     def ended(self, key: str, outcomes: Mapping[str, Outcome]) -> None:
-        """This became of it."""
+        """Note what became of a message."""
         begun = self._under_way.get(key, set())
         for recipient, outcome in outcomes.items():
             begun.discard(recipient)
@@ -125,7 +125,7 @@ class Account:
             self._under_way.pop(key, None)
 
     def abandon(self) -> dict[str, list[str]]:
-        """What is begun and has not ended is in doubt from now on: the process gives up on it."""
+        """Take what is begun and has not ended for in doubt from now on: the process gives up on it."""
         for key, recipients in self._under_way.items():
             self._doubt(key, sorted(recipients))
         self._under_way.clear()
@@ -146,7 +146,7 @@ class Account:
 
 
 def outcomes_of(delivery: Delivery, recipients: Sequence[str]) -> dict[str, Outcome]:
-    """What became of a message for each recipient."""
+    """Return what became of a message for each recipient."""
     error = delivery.error
     receipt = delivery.receipt
     outcomes = dict.fromkeys(recipients, _failure(delivery.state, error))

@@ -95,7 +95,7 @@ def _relays(arguments: argparse.Namespace) -> list[Relay]:
 
 
 def _names(mailer: AsyncMailer) -> str:
-    """What the servers are called."""
+    """Return what the servers are called."""
     return repr(mailer).partition(" ")[2].removesuffix(">").replace(", ", " or ")
 
 
@@ -109,7 +109,7 @@ def _mailer(arguments: argparse.Namespace, rate: Rate | None, watching: Watching
 
 
 def _ahead(rate: Rate | None) -> int:
-    """How many messages may wait for their turn: two seconds' worth."""
+    """Return how many messages may wait for their turn: two seconds' worth."""
     if rate is None:
         return AHEAD
     return min(AHEAD, max(4, int(2 * (rate.messages or rate.recipients or 0) / rate.per)))

@@ -80,7 +80,7 @@ class Journal(Account):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a file."""
+        """Tell whether there is a file."""
         return self._file is not None
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Journal(Account):
             self._noted.append(json.dumps(record, separators=(",", ":")).encode() + b"\n")
 
     def take(self) -> bytes:
-        """What was noted since the last call, for `write`."""
+        """Return what was noted since the last call, for `write`."""
         noted, self._noted = self._noted, []
         return b"".join(noted)
 

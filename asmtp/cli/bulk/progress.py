@@ -22,13 +22,13 @@ class _Display(Protocol):
     """Seconds between two looks."""
 
     def show(self, tally: Tally) -> None:
-        """How far one has come."""
+        """Show how far the run has come."""
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
 
     def close(self, tally: Tally) -> None:
-        """It is over: what is seen last is how it ended."""
+        """End the display: what is seen last is how the run ended."""
 
 
 class _Lines:

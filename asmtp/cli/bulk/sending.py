@@ -142,7 +142,7 @@ class Sending:
     # ---- what goes out ----------------------------------------------------------------------
 
     async def _outgoing(self) -> AsyncGenerator[Envelope, None]:
-        """What the mailer is to send.  Whatever it is given is durably known to be begun, and little else is."""
+        """Yield what the mailer is to send.  All that it is given is durably known to be begun, and little else is."""
         read: deque[Item] = deque()
         while True:
             if not read:
@@ -162,7 +162,7 @@ class Sending:
                 yield envelope
 
     def _prepared(self, item: Item) -> Envelope | None:
-        """What is left of a message to be sent, noted as begun; None: nothing."""
+        """Return what is left of a message to be sent, noted as begun; None if nothing is left."""
         self._tally.octets += item.octets
         if item.envelope is None:
             self._tally.broken(item.name, item.error)
@@ -174,11 +174,11 @@ class Sending:
 
     @property
     def _few(self) -> bool:
-        """Whether no more is begun than the connections have under way: content goes by DATA, one after the other."""
+        """Tell whether only as much is begun as the connections have under way: content goes by DATA, one by one."""
         return self._journal.is_open and not self._watching.chunking
 
     def _free(self) -> int:
-        """How many messages may be begun now: what is begun and has no outcome is in doubt after a crash."""
+        """Return how many messages may be begun now: those without an outcome are in doubt after a crash."""
         stats = self._mailer.stats
         free = self._ahead - stats.waiting
         # One for each connection, and one whose envelope goes with the content before it.
@@ -197,7 +197,7 @@ class Sending:
         return free
 
     def _enough(self, free: int) -> bool:
-        """Whether it is worth while to go on: not for each message, where many may be under way."""
+        """Tell whether enough may be begun to go on: not for each message, if many may be under way."""
         return free >= (1 if self._few else self._ahead // 2)
 
     # ---- what comes back --------------------------------------------------------------------
@@ -219,7 +219,7 @@ class Sending:
             self.stop(f"{HOPELESS} messages one after the other came to nothing")
 
     def _withdraw(self) -> None:
-        """What was begun and not handed over was not sent."""
+        """Note that what was begun and not handed over was not sent."""
         for item, envelope in self._begun.values():
             self._ended(item, dict.fromkeys(envelope.recipients, Outcome("not_sent", None, "stopped before")))
         self._begun.clear()
@@ -264,7 +264,7 @@ class Sending:
 
 
 def left(journal: Journal, item: Item, envelope: Envelope, tally: Tally, *, again: bool) -> Envelope | None:
-    """The envelope for those who are left, noted as begun; None: for nobody.
+    """Return the envelope for the recipients that are left, noted as begun; None if nobody is left.
 
     Args:
         again: those in doubt are left, too.

@@ -95,7 +95,7 @@ class Sources:
                 yield Item(path, path, 0, error=error.strerror or str(error))
 
     def octets(self) -> int:
-        """How much there is, so that it can be told how far one has come."""
+        """Return how much there is, so that progress can be shown."""
         total = 0
         for path in self._paths:
             with contextlib.suppress(OSError):  # a directory that cannot be listed
@@ -105,7 +105,7 @@ class Sources:
         return total
 
     def _file(self, path: str, unique: str | None) -> Iterator[Item]:
-        """The messages of a file.
+        """Yield the messages of a file.
 
         Args:
             unique: the path without what changes in it, for a message in a Maildir.
@@ -191,7 +191,7 @@ def _split(octets: bytes) -> tuple[bytes, bytes]:
 
 
 def _fields(header: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The fields: name in lower case (empty where it is no field), and all octets of it."""
+    """Yield the fields: the name in lower case (empty if it is no field), and all octets of it."""
     name = field = b""
     for line in header.splitlines(keepends=True):
         if line[:1] in (b" ", b"\t") and field:
@@ -206,7 +206,7 @@ def _fields(header: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _entries(file: BufferedReader) -> Iterator[tuple[bytes | None, int]]:
-    """The messages of an mbox (RFC 4155) and their sizes in it; None for one that is too large.
+    """Yield the messages of an mbox (RFC 4155) and their sizes in it; None for one that is too large.
 
     The mailbox module of the standard library reads the whole file before it tells of the first message, takes "From "
     anywhere for a new one, and leaves ">From " as it is.
@@ -238,7 +238,7 @@ def _entry(lines: list[bytes], size: int) -> bytes | None:
 
 
 def _files(path: str) -> Iterator[tuple[str, str | None]]:
-    """The files at a path; for those of a Maildir, the path without folder and flags besides."""
+    """Yield the files at a path; for those of a Maildir, the path without folder and flags besides."""
     if not os.path.isdir(path):
         yield path, None
     elif all(os.path.isdir(os.path.join(path, name)) for name in ("cur", "new")):

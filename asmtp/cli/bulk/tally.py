@@ -69,39 +69,39 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken."""
+        """Return how long the run has taken."""
         return (self.clock() if self.ended is None else self.ended) - self.started
 
     @property
     def empty(self) -> bool:
-        """Whether there was no message at all, not even one that was seen to before."""
+        """Tell whether there was no message at all, not even one that an earlier run has dealt with."""
         return not (self.messages or self.unreadable or any(self.before.values()))
 
     @property
     def messages(self) -> int:
-        """Messages that something became of in this run."""
+        """Return how many messages have an outcome in this run."""
         return sum(self.counts.values())
 
     @property
     def rate(self) -> float:
-        """Messages a second."""
+        """Return the messages a second."""
         return self.messages / self.seconds if self.seconds > 0 else 0.0
 
     # ---- counting ---------------------------------------------------------------------------
 
     def fault(self, kind: str, name: str, text: str) -> None:
-        """Something went wrong with a message."""
+        """Note that something went wrong with a message."""
         self.complete = False
         number, example = self.kinds.get(kind, (0, f"{name}: {text[:_SHORT]}"))
         self.kinds[kind] = number + 1, example
 
     def broken(self, name: str, text: str) -> None:
-        """A message could not be read."""
+        """Note that a message could not be read."""
         self.unreadable += 1
         self.fault("unreadable", name, text)
 
     def skipped(self, standing: Standing) -> None:
-        """The journal says that there is nothing left of a message to be sent."""
+        """Note that, by the journal, nothing is left of a message to be sent."""
         for kind in ("in_doubt", "refused", "sent"):
             if getattr(standing, kind):
                 break
@@ -111,12 +111,12 @@ class Tally:
         self.standing(standing)
 
     def standing(self, standing: Standing) -> None:
-        """The journal says that this is known of a message."""
+        """Note what is known of a message by the journal."""
         if standing.refused or standing.in_doubt:
             self.complete = False
 
     def arrived(self, name: str, state: DeliveryState, outcomes: Mapping[str, Outcome]) -> None:
-        """This became of a message."""
+        """Note what became of a message."""
         self.counts[state] += 1
         faults = {recipient: outcome for recipient, outcome in outcomes.items() if outcome.state != "sent"}
         for recipient, outcome in faults.items():
@@ -137,7 +137,7 @@ class Tally:
     # ---- telling ----------------------------------------------------------------------------
 
     def line(self) -> str:
-        """In short, while it goes on."""
+        """Return the tally in short, while the run goes on."""
         counts = self.counts
         text = f"{counts['sent']:,} sent, {self.rate:,.0f}/s"
         text += f", {counts['refused']:,} refused, {counts['in_doubt']:,} in doubt, {counts['not_sent']:,} not sent"
@@ -148,7 +148,7 @@ class Tally:
         return text + (f"; {waiting}" if waiting else "")
 
     def text(self) -> str:
-        """For people, when it is over."""
+        """Return the tally for people, when the run is over."""
         counts = self.counts
         first = (
             f"{self.messages:,} message{'' if self.messages == 1 else 's'} in {self.seconds:.1f} s"
@@ -158,7 +158,7 @@ class Tally:
         return "\n".join([first, *self.lines()])
 
     def lines(self) -> list[str]:
-        """What there is to say besides, for people."""
+        """Return what there is to say besides, for people."""
         lines = []
         if self.unreadable:
             lines.append(f"{self.unreadable:,} unreadable")
@@ -178,7 +178,7 @@ class Tally:
         return lines
 
     def json(self, doubtful: Mapping[str, list[str]]) -> str:
-        """For programs, when it is over: one object.
+        """Return the tally for programs, when the run is over: one object.
 
         Args:
             doubtful: as the journal has them.
@@ -198,7 +198,7 @@ class Tally:
         )
 
     def troubles(self) -> dict[str, Any]:
-        """What there is to say besides, for programs."""
+        """Return what there is to say besides, for programs."""
         kinds = self.kinds.items()
         return {
             "unreadable": self.unreadable,
@@ -208,7 +208,7 @@ class Tally:
 
 
 def _kind(outcome: Outcome) -> str:
-    """The codes of a reply, "550 5.1.1", or what went wrong in general."""
+    """Return the codes of a reply, "550 5.1.1", or what went wrong in general."""
     first = outcome.text.partition(" ")[0].rstrip(":")
     if outcome.code is None:
         return outcome.text.partition(": ")[0]

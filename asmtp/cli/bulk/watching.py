@@ -35,7 +35,7 @@ class Watching:
 
     @property
     def chunking(self) -> bool:
-        """Whether content goes by BDAT, many messages at a time."""
+        """Tell whether content goes by BDAT, many messages at a time."""
         return self._latest in self._chunking
 
     def waiting(self, stats: Statistics, servers: str) -> str:

@@ -18,7 +18,7 @@ __all__ = ["demo"]
 
 
 def letter(number: int, recipient: str) -> EmailMessage:
-    """A short message."""
+    """Return a short message."""
     message = EmailMessage()
     message["From"] = "demo@example.com"
     message["To"] = recipient
@@ -51,7 +51,7 @@ class Dialogue:
 
 
 def _shown(data: bytes) -> list[str]:
-    """The lines of a group, with the content cut out."""
+    """Return the lines of a group, with the content cut out."""
     lines = data.decode("utf-8", "replace").splitlines()
     begun = [line for line in lines if line.split(":")[0].split(" ")[0].upper() in _COMMANDS or line[:1].isdigit()]
     skipped = len(lines) - len(begun)
@@ -86,14 +86,14 @@ async def several_at_once(inbox: Inbox) -> None:
 
 
 def facade(inbox: Inbox) -> None:
-    """What legacy code does: unchanged, but for `import asmtp as smtplib`."""
+    """Send as legacy code does: unchanged, but for `import asmtp as smtplib`."""
     with asmtp.SMTP("127.0.0.1", inbox.port, "client.example") as smtp:
         refused = smtp.sendmail("demo@example.com", ["carol@example.com", "nobody@example.com"], "Subject: old\n\nhi")
     print("  sendmail() returned", refused)
 
 
 async def thousand(inbox: Inbox) -> int:
-    """A thousand personal letters through a mailer; how many were sent."""
+    """Send a thousand personal letters through a mailer; return how many were sent."""
     letters = (letter(n, "nobody@example.com" if n == 500 else f"reader{n}@example.com") for n in range(1, 1001))
     url = f"smtp://127.0.0.1:{inbox.port}?local_hostname=client.example"
     sent = 0
@@ -114,7 +114,7 @@ async def thousand(inbox: Inbox) -> int:
 
 @contextlib.contextmanager
 def watched(total: int) -> Iterator[Callable[[], None]]:
-    """A bar, where rich is installed and somebody watches."""
+    """Show a bar if rich is installed and somebody watches."""
     try:
         from rich.progress import Progress
     except ModuleNotFoundError:

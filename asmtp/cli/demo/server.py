@@ -26,7 +26,7 @@ class Server(SMTP):
 
     @syntax("BDAT size [LAST]")
     async def smtp_BDAT(self, arg: str | None) -> None:
-        """RFC 3030 §2: so many octets follow, whatever becomes of them."""
+        """Read a chunk: its octets follow, whatever becomes of them (RFC 3030 §2)."""
         words = (arg or "").upper().split()
         if not words or not words[0].isdigit() or words[1:] not in ([], ["LAST"]):
             await self.push("501 5.5.4 Syntax: BDAT size [LAST]")
@@ -55,7 +55,7 @@ class Inbox:
     async def handle_EHLO(
         self, server: SMTP, session: Session, envelope: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
-        """aiosmtpd takes groups of commands, but does not say so."""
+        """Offer PIPELINING: aiosmtpd takes groups of commands, but does not say so."""
         session.host_name = hostname
         return [*responses[:-1], *(f"250-{keyword}" for keyword in self.offers), responses[-1]]
 
