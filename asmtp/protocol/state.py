@@ -4,35 +4,63 @@ Theory of operation
 ===================
 
 SMTP is a strict queue: replies come in the order of the commands.  A session
-(:class:`~asmtp.protocol.session.Session`) is that queue, a state, and a line of dialogues that wait for their
-turn to write.
+(:class:`~asmtp.protocol.session.Session`) is that queue, a state, and a line of dialogues that wait for their turn to
+write.
 
-A **dialogue** is one thing that a caller wants: a NOOP, a login, a whole mail transaction.  It is a
-generator: it yields :class:`Group` s of commands to be written in one go, is sent the list of their
-replies, and returns its result.  It may yield :data:`PULL` to be sent the next octets of streamed content
-(None at their end).  It never blocks and knows no I/O, so every dialogue can be played as a transcript.
+A **dialogue** is one thing that a caller wants: a NOOP, a login, a whole mail transaction.  It is a generator: it
+yields each :class:`~asmtp.protocol.exchange.Group` of commands that is written in one go, is sent the list of their
+replies, and returns its result.  It may yield PULL to be sent the next octets of streamed content (None at their end).
+It never blocks and knows no I/O, so every dialogue can be played as a transcript.
 
-**The write turn.**  One dialogue at a time may write.  It gives the turn up with the group that it marks
-as its `last`, *not* when the replies are in: the next dialogue's commands follow at once, often in the same
-packet.  A message sent with BDAT needs the turn for one group only; one sent with DATA keeps it from MAIL
-until its content is written, and the next one's MAIL rides behind its final dot (RFC 2920 §3.1).
+**The write turn.**  One dialogue at a time may write.  It gives the turn up with the group behind which it writes
+nothing more (`Turn.RELEASE`), *not* when the replies are in: the next dialogue's commands follow at once, often in the
+same packet.  A message sent with BDAT needs the turn for one group only.  One sent with DATA keeps it from MAIL until
+its content is written, and the next one's MAIL rides behind its final dot (RFC 2920 §3.1).
 
-**Owed replies** are a FIFO of :class:`Exchange` s, one for each dialogue that has written.  An exchange
-collects the replies it is owed and then resumes its dialogue; its owner is told once, when there is a result.
+**Owed replies** are a FIFO of :class:`~asmtp.protocol.exchange.Exchange` s, one for each dialogue that has written.  An
+exchange collects the replies that it is owed and then resumes its dialogue; its owner is told once, when there is a
+result.  How replies find their exchange is in :mod:`asmtp.protocol.inbound`.
 
-**The state** says what may be *written*.  It moves when commands are written, and when a reply comes that
-the next command depends on (the answer to EHLO, DATA, AUTH, STARTTLS, the greeting): in those states nothing
-may be written until it has come, so the reply that moves the state is always the last one owed.  The
-whole of it is :data:`TRANSITIONS`; whoever adds a command adds its rows there, and nowhere else.
+**The state** (`Session.state`) says what may be *written*: what has no row in :data:`TRANSITIONS` is not written.  It
+moves when commands are written, and when a reply comes that the next command depends on (the answer to EHLO, DATA,
+AUTH, STARTTLS, the greeting).  In those states nothing may be written until the reply has come, so it is always the
+last one owed.
 
-**Broken is sticky.**  After a time-out, a protocol error, an EOF or a cancellation in the wrong place the
-session is CLOSED or BROKEN for good: everyone who waits is told, and nothing is ever written again.
+Whoever adds a command adds its rows to the table, looks whether it belongs into one of the sets below it, and names its
+verb in :mod:`asmtp.protocol.dialogue`.
 
-**421** means that the server is closing (RFC 5321 §3.8): nothing more is written, and the session ends; with the
-421, unless something behind it was written whole, which a server that goes on all the same would answer.  That is
-read until the server closes.  Where it closes without a word, it did not look at what stands behind its 421.  Some
-say otherwise that they have had enough of a connection (Exim: "554 Too many nonmail commands"), which is the same:
-see :func:`asmtp.protocol.reply.is_leaving`.
+**Broken is sticky.**  After a time-out, a protocol error, an EOF or a cancellation in the wrong place the session is
+CLOSED or BROKEN for good: everyone who waits is told, and nothing is ever written again.
+
+**421** means that the server closes (RFC 5321 §3.8).  Nothing more is written: the state is CLOSING.  Then there are
+two cases:
+
+* Nothing that was written whole is unanswered.  The session ends at once, with the 421.
+* Something is.  A server that goes on all the same would answer it, so replies are read until the server closes.  If it
+  closes without another word, it did not look at what stands behind its 421: that was not sent.
+
+Some servers say with another reply that they have had enough of a connection (Exim: "554 Too many nonmail commands").
+That is the same: see :func:`asmtp.protocol.reply.is_leaving`.
+
+The machines beside it
+======================
+
+The table says what may be written, not when, nor what a reply means.  Seven small machines run beside it:
+
+* The turn: free, or held by one exchange (`Session._turn`), for which others wait in line (`Session._queue`).
+  :class:`~asmtp.protocol.exchange.Turn` says what a group does to it.
+* Each exchange: it waits in line, has the turn, is owed replies (`Inbound.owed`), is `done`.  On its way it may be
+  `pulling`, when its dialogue waits for content, or `abandoned`, when only its replies are still to come.
+* The window: how many dialogues may be unanswered (`Session.opened`, which grows with each answer up to `window`), and
+  how many octets (`Session._unanswered`).  Without `Session.overlap` or PIPELINING, and while `Session.paused`, it is
+  shut.
+* What may have been left open: the commands that may have opened a transaction are counted (`Session._serial`), and so
+  are those that are known to have left none (`Session._clean_up_to`).  If the two differ, RSET goes first.
+* BDAT on this connection (`Session.chunking`): see :class:`~asmtp.protocol.chunking.Chunking`.
+* The last chunk: whether the server has read it as content (`Session.last_chunk`), and whether its message was left
+  before BDAT LAST (`Session._chunks_left`).
+* Reading: between replies, within one (`Inbound.reader`), or within one that nobody is owed (`Inbound.intruding`);
+  behind a 421, whom it was said to (`Inbound.left_at`).
 """
 
 from __future__ import annotations
@@ -44,7 +72,7 @@ __all__ = ["ENDED", "GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "
 
 
 class State(enum.Enum):
-    """What may be written."""
+    """Where a connection is, and so what may be written."""
 
     __hash__ = object.__hash__  # Enum's own is Python code, and the table is looked up for every command
 
@@ -66,7 +94,7 @@ class State(enum.Enum):
 
 
 class Trigger(enum.Enum):
-    """What is written (lower case), and what moves the state besides."""
+    """What moves the state: what is written (in lower case), and what else happens."""
 
     __hash__ = object.__hash__
 
@@ -109,20 +137,20 @@ def _table() -> dict[tuple[State, Trigger], State]:
         (State.AUTH, Trigger.NO): State.READY,
         (State.CHALLENGE, Trigger.response): State.AUTH,
         (State.DATA, Trigger.GO): State.CONTENT,
-        # Whether a transaction is still open after DATA was refused, servers disagree.
+        # Servers disagree about whether the transaction is still open.
         (State.DATA, Trigger.NO): State.TRANSACTION,
         (State.CONTENT, Trigger.content): State.CONTENT,
         (State.CONTENT, Trigger.dot): State.READY,
         (State.CHUNKS, Trigger.bdat): State.CHUNKS,
         (State.CHUNKS, Trigger.bdat_last): State.READY,
-        # RFC 3030 §3: after a failed BDAT the state is indeterminate until RSET.
+        # RFC 3030 §2: RSET in front of BDAT LAST discards the chunks that were sent.
         (State.CHUNKS, Trigger.rset): State.READY,
         (State.CHUNKS, Trigger.quit): State.QUIT,
         (State.QUIT, Trigger.GO): State.CLOSED,
         (State.QUIT, Trigger.NO): State.CLOSED,
     }
     for open_state in (State.READY, State.TRANSACTION):
-        # Whether a command fits into the transaction is for the server to say (503), not for us.
+        # RFC 5321 §4.1.4: the server answers 503 to a command out of order, so that is not for us to say.
         table |= {
             (open_state, Trigger.hello): State.HELLO,
             (open_state, Trigger.starttls): State.STARTTLS,
@@ -148,7 +176,7 @@ def _table() -> dict[tuple[State, Trigger], State]:
 TRANSITIONS: Final = _table()
 """(state, trigger) to state.  What is not in it is not possible."""
 
-# Nothing may be written until the reply has come, and these codes are the ones that let it go on.
+# The states in which nothing may be written until the reply has come, and the codes that let it go on.
 GO_CODES: Final = {
     State.GREETING: range(220, 221),
     State.HELLO: range(200, 300),
@@ -158,13 +186,13 @@ GO_CODES: Final = {
     State.QUIT: range(200, 300),
 }
 
-# States that only the dialogue which made them can leave: if it ends there, the session is out of step.
+# The states that only the dialogue which made them can leave: if it ends there, the session is out of step.
 HELD: Final = frozenset({State.DATA, State.CONTENT, State.AUTH, State.CHALLENGE, State.STARTTLS, State.HANDSHAKE})
 
-# Events that leave or may leave a transaction behind which the next one has to reset.
+# The triggers that may leave a transaction open: the next one has to begin with RSET.
 OPENING: Final = frozenset({Trigger.mail, Trigger.rcpt, Trigger.data, Trigger.bdat, Trigger.bdat_last})
 
-# Behind them the server may be another one: what it does with a refused chunk has to be shown again.
+# The triggers behind which the server may be another one: it has to show again what it does with a refused chunk.
 UNPROVING: Final = frozenset({Trigger.hello, Trigger.starttls, Trigger.auth})
 
 

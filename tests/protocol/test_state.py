@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from asmtp.errors import SMTPServerDisconnected, SMTPStateError
-from asmtp.protocol import session as session_module
+from asmtp.protocol import session as session_module, state as state_module
 from asmtp.protocol.exchange import Dialogue, Group, Phase, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.session import Session
@@ -226,3 +227,17 @@ def test_diagram() -> None:
         for (before, trigger), after in TRANSITIONS.items()
         if trigger not in (Trigger.BYE, Trigger.END, Trigger.FAIL)
     }
+
+
+def test_the_theory_names_what_there_is() -> None:
+    session = Session()
+    owners = {
+        "Session": session,
+        "Inbound": session._inbound,
+        "Turn": Turn,
+        "State": State,
+    }
+    named = re.findall(r"`(Session|Inbound|Turn|State)\.(\w+)`", state_module.__doc__ or "")
+    assert len(set(named)) > 12
+    for owner, name in named:
+        assert hasattr(owners[owner], name), f"{owner}.{name}"
