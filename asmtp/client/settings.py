@@ -6,10 +6,12 @@ To add a setting: a field of `ConnectionSettings`, its lines in the documentatio
 
 from __future__ import annotations
 
+import inspect
+import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 from asmtp.auth.selection import Mechanisms, check_mechanisms, needs
 from asmtp.client.address import check_source
@@ -23,7 +25,10 @@ from asmtp.transport.tls import check_context
 
 __all__ = [
     "DEFAULT_WINDOW", "DEFAULT_WINDOW_OCTETS", "ConnectionSettings", "Options", "SharedOptions", "TLSMode", "Token",
+    "with_options",
 ]  # fmt: skip
+
+C = TypeVar("C", bound=type)
 
 TLSMode = Literal["none", "opportunistic", "required", "implicit"]
 
@@ -208,12 +213,36 @@ class SharedOptions(TypedDict, total=False):
 class Options(SharedOptions, total=False):
     """The keyword arguments of every client class: see :class:`~asmtp.client.settings.ConnectionSettings`.
 
-    sock: a connected socket to use instead of connecting.
+    Attributes:
+        sock: a connected socket to use instead of connecting.
     """
 
     window: int
     window_octets: int
     sock: Any
+
+
+def with_options(names: Collection[str], *sources: type) -> Callable[[C], C]:
+    """Return a class decorator that puts the documentation of options where a docstring says ``{options}``.
+
+    Args:
+        names: the options.
+        sources: the classes whose docstrings document them.
+    """
+    text = "".join([_documentation(inspect.getdoc(source) or "", names) for source in sources])
+
+    def put(kind: C) -> C:
+        kind.__doc__ = (inspect.getdoc(kind) or "").replace("    {options}\n", text)  # with -OO there is none
+        return kind
+
+    return put
+
+
+def _documentation(docstring: str, names: Collection[str]) -> str:
+    """Return the paragraphs of a docstring's list of arguments that are about these names."""
+    paragraphs = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*\n?(?: {8}.*\n?)*)", docstring, re.MULTILINE)
+    found = [f"    {about}: {text}" for about, text in paragraphs if set(about.split(", ")) <= set(names)]
+    return "".join([paragraph.rstrip("\n") + "\n" for paragraph in found])
 
 
 def check_flag(name: str, value: object) -> None:

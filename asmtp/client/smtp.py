@@ -19,6 +19,7 @@ from asmtp.client.events import clock
 from asmtp.client.settings import (
     ConnectionSettings,
     Options,
+    with_options,
 )
 from asmtp.errors import (
     SMTPConnectError,
@@ -48,6 +49,7 @@ T = TypeVar("T")
 logger = logging.getLogger("asmtp")
 
 
+@with_options(Options.__annotations__, ConnectionSettings, Options)
 class AsyncSMTP(Commands):
     """A connection to an SMTP server.
 
@@ -62,7 +64,7 @@ class AsyncSMTP(Commands):
         local_hostname: for EHLO; by default this machine's fully qualified name.
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
         source_address: (host, port) to bind to before connecting.
-        options: see :class:`~asmtp.client.settings.ConnectionSettings`.
+        {options}
 
     Raises:
         ValueError, TypeError: an argument is wrong.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, Unpack
 
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
-from asmtp.client.settings import SharedOptions
+from asmtp.client.settings import ConnectionSettings, SharedOptions, with_options
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
 from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
@@ -88,6 +88,7 @@ class Statistics(NamedTuple):
     retried: int
 
 
+@with_options(RelayOptions.__annotations__, ConnectionSettings)
 class AsyncMailer:
     """Sends messages over a pool of connections; safe to share by any number of tasks of one event loop.
 
@@ -109,8 +110,8 @@ class AsyncMailer:
             they are not all replaced at once); None: without limit.
         close_timeout: seconds after which leaving, and `aclose`, do not wait any more for what is in flight; None:
             without limit.
-        options: what is to hold for all relays, over what their URLs say: see :class:`~asmtp.Relay`.  None says
-            nothing.
+        options: what is to hold for all relays, over what their URLs say; None says nothing.  They are:
+        {options}
 
     Raises:
         ValueError, TypeError: an argument is wrong.

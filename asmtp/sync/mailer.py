@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
+from asmtp.client.settings import with_options
 from asmtp.errors import SMTPStateError
 from asmtp.mailer.bulk import BulkSend
 from asmtp.mailer.delivery import Delivery, Receipt
@@ -39,6 +40,7 @@ PATIENCE = 0.005
 """Seconds after which a batch is handed over, however small it is."""
 
 
+@with_options(MailerOptions.__annotations__, AsyncMailer)
 class Mailer:
     """Sends messages over a pool of connections, blocking; safe to share by any number of threads.
 
@@ -47,7 +49,8 @@ class Mailer:
     so by itself.  Either takes `close_timeout` at most.
 
     Args:
-        relay, options: as for :class:`~asmtp.AsyncMailer`.
+        relay: as for :class:`~asmtp.AsyncMailer`.
+        {options}
 
     Raises:
         ValueError, TypeError: an argument is wrong.

@@ -15,7 +15,7 @@ from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import Attempt, Mechanisms, attempts, check_mechanisms
 from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
 from asmtp.client.content import Content
-from asmtp.client.settings import Options
+from asmtp.client.settings import ConnectionSettings, Options, with_options
 from asmtp.errors import (
     SMTPAuthenticationError,
     SMTPConnectError,
@@ -48,6 +48,7 @@ __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 T = TypeVar("T")
 
 
+@with_options(Options.__annotations__, ConnectionSettings, Options)
 class SMTP(AuthObjects, Calls):
     """A connection to an SMTP server, with blocking calls: `smtplib.SMTP`, except for what the README lists.
 
@@ -58,7 +59,7 @@ class SMTP(AuthObjects, Calls):
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default
             `socket.getdefaulttimeout()`, and where that is None the limits of RFC 5321 §4.5.3.2.
         source_address: (host, port) to bind to before connecting.
-        options: see :class:`~asmtp.client.settings.ConnectionSettings`.
+        {options}
 
     Raises:
         SMTPConnectError: the greeting was not 220.

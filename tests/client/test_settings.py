@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ssl
 from collections.abc import Callable
 from dataclasses import fields
@@ -60,9 +61,25 @@ def test_an_option_of_a_url_is_documented() -> None:
 
 
 def test_a_setting_is_documented() -> None:
-    lines = str(ConnectionSettings.__doc__).partition("Raises:")[0].splitlines()
-    heads = [line.partition(":")[0].strip() for line in lines if line.startswith(" " * 8) and line[8] != " "]
-    assert {name for head in heads for name in head.split(", ")} == set(SETTINGS)
+    assert documented(ConnectionSettings) == set(SETTINGS)
+
+
+def documented(kind: type) -> set[str]:
+    """Return the arguments, or attributes, that a class documents."""
+    lines = str(inspect.getdoc(kind)).partition("Raises:")[0].splitlines()
+    heads = [line.partition(":")[0].strip() for line in lines if line.startswith(" " * 4) and line[4:5].strip()]
+    return {name for head in heads for name in head.split(", ")}
+
+
+@pytest.mark.parametrize("kind", [AsyncSMTP, asmtp.SMTP])
+def test_help_shows_the_options_of_a_client(kind: type) -> None:
+    positional = {"host", "port", "local_hostname", "timeout", "source_address"}
+    assert documented(kind) == positional | set(get_type_hints(Options))
+
+
+@pytest.mark.parametrize("kind", [asmtp.AsyncMailer, asmtp.Mailer])
+def test_help_shows_the_options_of_a_mailer(kind: type) -> None:
+    assert documented(kind) >= {"relay"} | set(get_type_hints(MailerOptions))
 
 
 OTHER: dict[str, Any] = {
