@@ -1,9 +1,9 @@
 """Whether content may be written by BDAT on a connection: the probe, and what its replies show.
 
-RFC 3030 §2: a server that refuses a BDAT has to read the chunk all the same, and drop it.  Some do not: they answer
-502, 503 or 530, and take the octets of the content for commands.  A message whose recipients were refused would then
-be carried out.  So content is written by DATA, behind its 354, until the connection has shown that it reads and drops a
-refused chunk.
+A server that refuses a BDAT has to read the chunk all the same, and to drop it (RFC 3030 §2).  Some servers do not:
+they answer 502, 503 or 530, and take the octets of the content for commands.  A message whose recipients were refused
+would then be carried out.  So content is written by DATA, behind its 354, until the connection has shown that it reads
+and drops a refused chunk.
 
 The probe tries both states that a refusal leaves, without a recipient, so that nothing can be delivered::
 
@@ -18,21 +18,24 @@ The probe tries both states that a refusal leaves, without a recipient, so that 
 If a transaction may be open, as behind a refused DATA, RSET goes in front, and its reply is awaited: the recipients of
 that transaction must not get the chunk.
 
-A server that reads the chunk gives one reply to each command.  One that does not gives one more, to XASMTP, in the
-place of RSET's.  Whatever comes, the first 2yz behind BDAT's own reply is RSET's: the session stays in step.
+A server that reads the chunk gives one reply to each command.  A server that does not read it gives one more, to
+XASMTP, in the place of RSET's.  Whatever comes, the first 2yz behind BDAT's own reply is RSET's: the session stays in
+step.
 
-But where RSET itself is refused, its 2yz never comes.  Two questions tell such a server from one that does not read,
-and no reply is waited for that is not owed.  One that refuses every RSET has MAIL's 250 taken for RSET's, so that MAIL
-seems to be refused; then there is a NOOP, and the next reply tells::
+But if RSET itself is refused, its 2yz never comes.  Two questions tell such a server from one that does not read, and
+no reply is waited for that is not owed.
+
+If a server refuses every RSET, MAIL's 250 is taken for RSET's, so that MAIL seems to be refused.  Then NOOP is written,
+and the next reply tells::
 
     refuses RSET      BDAT 503, RSET 502, MAIL 250, BDAT 503, RSET 502                  NOOP 250
     does not read     BDAT 503, XASMTP 502, RSET 250, MAIL 550, BDAT 503, and on its way: XASMTP 502, RSET 250
 
-Else, behind a refusal in the place of the last RSET's reply, there is HELP, whose reply is never 250, as RSET's is.
+If the last RSET's reply is a refusal, HELP is written: its reply is never 250, and RSET's is.
 
-What comes behind a probe that was passed begins with one more RSET, for Dovecot's submission service (2.3 and 2.4): it
-does not pass on one that came in one piece with its MAIL, and refuses the next MAIL ("nested MAIL command") or ends on
-an assertion.
+Behind a probe that was passed, the next transaction begins with one more RSET, for Dovecot's submission service (2.3
+and 2.4).  That does not pass on a RSET that came in one piece with its MAIL, and refuses the next MAIL ("nested MAIL
+command") or ends on an assertion.
 """
 
 from __future__ import annotations
@@ -56,18 +59,18 @@ REFUSED: Final = b"BDAT 8 LAST\r\nXASMTP\r\n"
 """A chunk that has to be refused, as there is no recipient."""
 
 HELP = (211, 214)
-"""Replies to HELP where there is any."""
+"""Replies of a server that has HELP (RFC 5321 §4.2.3)."""
 
 ANSWERS = 6
-"""Replies of 250 that a server may give to the probe and HELP: more of them, and the server is out of step."""
+"""Replies of 250 that the probe and HELP may be given.  With more of them the server is out of step."""
 
 
 class Chunking(enum.Enum):
     """What a connection has shown of refused chunks.
 
-    A probe leads from UNKNOWN to PROBING, and from there to the three states below it; from INCONCLUSIVE, another one
-    leads to SHOWN or NOT_SHOWN.  STARTTLS, AUTH, XCLIENT and EHLO lead back to UNKNOWN, but not from NOT_SHOWN, which
-    is known of the relay.
+    * A probe leads from UNKNOWN to PROBING, and from there to INCONCLUSIVE, SHOWN or NOT_SHOWN.
+    * From INCONCLUSIVE a second probe leads to SHOWN or NOT_SHOWN.
+    * STARTTLS, AUTH, XCLIENT and EHLO lead back to UNKNOWN; but not from NOT_SHOWN, which is known of the relay.
     """
 
     UNKNOWN = "not probed yet"
@@ -85,12 +88,12 @@ class LastChunk(enum.Enum):
     MISREAD = "the server took it for commands, and the session has ended"
 
 
-DOUBTED = 3600.0
-"""Seconds in which a relay is not probed, and is sent everything by DATA, after it has not shown what it has to."""
+DOUBT_LASTS = 3600.0
+"""Seconds in which a relay that did not pass a probe is not probed again, and is sent everything by DATA."""
 
 
 class RelayChunking:
-    """What a relay has shown, over its connections.
+    """What the connections to a relay have shown.
 
     Attributes:
         doubted_until: the loop's time, in seconds, up to which content has to go by DATA.
@@ -100,13 +103,13 @@ class RelayChunking:
         self.doubted_until = -math.inf
 
     def heed(self, chunking: Chunking, now: float) -> None:
-        """Take over what one of its connections has shown.
+        """Take note of what one of its connections has shown.
 
         Args:
             now: the loop's time, in seconds.
         """
         if chunking in (Chunking.PROBING, Chunking.NOT_SHOWN):
-            self.doubted_until = now + DOUBTED
+            self.doubted_until = now + DOUBT_LASTS
 
 
 def probe(session: Session, mail: bytes) -> Dialogue[None]:
@@ -120,7 +123,7 @@ def probe(session: Session, mail: bytes) -> Dialogue[None]:
     commands = [(REFUSED, Trigger.bdat_last), (b"rset\r\n", Trigger.rset)]
     stages = [commands, [(mail, Trigger.mail), *commands]]
     if before is Chunking.INCONCLUSIVE:
-        del stages[0]  # what is shown need not be shown twice: some servers count their refusals
+        del stages[0]  # it was passed, and some servers count their refusals
     try:
         if not (session.clean or (yield from session.reset()).ok):
             verdict = Chunking.NOT_SHOWN  # a transaction may be open, with recipients who would get the chunk
@@ -169,7 +172,7 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
 
 
 def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunking]:
-    """Write a command at a time.  A reply that the server gives to a chunk itself breaks the connection, as it must."""
+    """Write one command at a time.  A reply to the chunk itself breaks the connection, as any reply too much does."""
     verdict = Chunking.SHOWN
     for stage in stages:
         for line, trigger in stage:
@@ -187,10 +190,10 @@ def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunk
 
 
 def _is_misread(session: Session, *, doubtful: bool, last: bool) -> Generator[Group, Any, bool]:
-    """Read the replies behind BDAT's up to RSET's, and tell whether there is one to the chunk itself.
+    """Read the replies behind BDAT's up to RSET's, and return whether there is one to the chunk itself.
 
     Args:
-        doubtful: it may be that all replies are in, as RSET is refused.
+        doubtful: all replies may be in, as RSET may have been refused.
         last: no other command was written behind.
     """
     reply = yield from _next(session, b"noop\r\n" if doubtful else b"")
@@ -211,7 +214,7 @@ def _next(session: Session, line: bytes = b"") -> Generator[Group, Any, Reply]:
     """Wait for one more reply.
 
     Args:
-        line: a command to write before, whose own reply need not be the next.
+        line: a command to write before.  The next reply may still be to what was written in front of it.
     """
     replies: list[Reply] = yield Group(line, (Trigger.other,) if line else (), more=True)
     reply: Reply = replies[0]
@@ -220,7 +223,7 @@ def _next(session: Session, line: bytes = b"") -> Generator[Group, Any, Reply]:
 
 
 def _check_in_step(session: Session, reply: Reply) -> None:
-    """Fail the session if the server asks for content, which is not what comes next."""
+    """Fail the session if the server asks for content, as none comes next."""
     if 300 <= reply.code <= 399:
         raise _out_of_step(session, reply, asks_for_more(reply))
 
@@ -232,8 +235,8 @@ def _worse(verdict: Chunking, other: Chunking) -> Chunking:
 def _until_help(session: Session) -> Generator[Group, Any, None]:
     """Get back in step with a server that said 2yz in the place of BDAT's reply.
 
-    That was BDAT's own, or RSET's, from an LMTP server that owes no reply if there is no recipient: it is not known how
-    many more replies there will be.  HELP is answered by 211, 214 or 5yz, never by 250, so that its reply is known.
+    That reply was BDAT's own, or RSET's: an LMTP server owes BDAT none if there is no recipient.  So it is not known
+    how many more replies there will be.  HELP is answered by 211, 214 or 5yz, never by 250, so that its reply is known.
     """
     group = Group(b"help\r\n", (Trigger.other,), more=True)
     replies: list[Reply] = yield group

@@ -15,7 +15,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 def spelt_out(value: Any) -> Any:
     """Return the str that a proxy (werkzeug's LocalProxy) or a lazy string (Django's) stands for; or the value.
 
-    The former only say that they are str, the latter only have its methods; regular expressions take neither.
+    A proxy only says that it is a str, and a lazy string only has the methods of one; regular expressions take neither.
     """
     if type(value) is str or issubclass(type(value), str):
         return value
@@ -28,11 +28,12 @@ def gate(text: str, argument: str, *, secret: bool = False) -> str:
     """Return `text` if it may stand in a command line.
 
     Args:
-        secret: the error does not show it.
+        argument: the caller's name of it, for the error.
+        secret: do not show the text in the error.
 
     Raises:
-        TypeError: it is not a str.
-        ValueError: it holds a control character.  Names `argument`.
+        TypeError: `text` is not a str.
+        ValueError: it holds a control character.
     """
     if not isinstance(text, str):
         raise TypeError(f"{argument} must be str, not {type(text).__name__}")
@@ -47,11 +48,11 @@ def gate(text: str, argument: str, *, secret: bool = False) -> str:
 
 
 def options_text(options: Sequence[str], argument: str) -> str:
-    """ESMTP parameters as they stand behind an address: each with a space before it.
+    """Return ESMTP parameters as they stand behind an address: each with a space before it.
 
     Raises:
-        TypeError: `options` is a str, or holds something else than str.
-        ValueError: one holds a control character.
+        TypeError: `options` is a str, or holds something that is not a str.
+        ValueError: one of them holds a control character.
     """
     if isinstance(options, str) or not hasattr(options, "__iter__"):
         one = "one str" if isinstance(options, str) else type(options).__name__
@@ -67,13 +68,13 @@ def options_text(options: Sequence[str], argument: str) -> str:
 def command(
     verb: str, args: str = "", *, argument: str = "args", encoding: str = "ascii", secret: bool = False
 ) -> bytes:
-    """A command line with its CRLF.
+    """Return a command line with its CRLF.
 
     Args:
         verb: the command, with its arguments or without.
-        args: what follows it behind a space; nothing if empty.
-        argument: what the error calls the part that the caller gave.
-        secret: the error does not show the line; nor does it show any AUTH.
+        args: what follows the command behind a space; empty: nothing.
+        argument: the caller's name of what may be wrong, for the error.
+        secret: do not show the line in the error.  A line with AUTH is never shown.
 
     Raises:
         ValueError: a control character, or a character that `encoding` lacks (a UnicodeEncodeError).

@@ -1,4 +1,4 @@
-"""Content to wire: line ends and dot-stuffing."""
+"""From content to octets on the wire: line ends and dot-stuffing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ __all__ = ["AsItIs", "ContentEncoder", "encode_content", "line_end", "to_octets"
 
 
 class ContentEncoder:
-    """Turns content into what goes over the wire, chunk by chunk, however the chunks fall.
+    """Encodes content for the wire, chunk by chunk, wherever the borders of the chunks fall.
 
-    Every line end becomes CRLF (RFC 5321 §2.3.8: lone CR and LF are not to be sent), and the content
-    ends with one.  So nothing in the content can be taken for the end of it by a server that takes
-    a lone LF for a line end.
+    Every line end becomes CRLF, and the content ends with one.  RFC 5321 §2.3.8: clients "MUST NOT" send a CR or LF on
+    its own.  So a server that takes a lone LF for a line end cannot find the end of the content in the middle of it.
 
     Args:
-        stuff: double every leading dot (RFC 5321 §4.5.2), as DATA needs and BDAT must not have.
+        stuff: double every leading dot (RFC 5321 §4.5.2), as DATA needs it, and BDAT must not have it.
     """
 
     __slots__ = ("_line_start", "_pending_cr", "stuff")
@@ -24,7 +23,7 @@ class ContentEncoder:
         self._line_start = True
 
     def encode(self, chunk: bytes) -> bytes:
-        """The wire form of the next octets of the content."""
+        """Return the next octets of the content as they are written."""
         if self._pending_cr:
             chunk = b"\r" + chunk
         self._pending_cr = chunk.endswith(b"\r")
@@ -44,7 +43,7 @@ class ContentEncoder:
         return chunk
 
     def finish(self) -> bytes:
-        """What is missing at the end of the content: nothing, or a CRLF."""
+        """Return what is missing at the end of the content: nothing, or a CRLF."""
         if self._pending_cr or not self._line_start:
             self._pending_cr = False
             self._line_start = True
@@ -53,22 +52,23 @@ class ContentEncoder:
 
 
 class AsItIs:
-    """What ContentEncoder is to text, to content that is not: it stays as it is (BINARYMIME, RFC 3030 §3)."""
+    """Stands in for a ContentEncoder where the content is not text, and goes as it is (BINARYMIME, RFC 3030 §3)."""
 
     def encode(self, chunk: bytes) -> bytes:
-        """The same."""
+        """Return the chunk as it is."""
         return chunk
 
     def finish(self) -> bytes:
-        """Nothing is missing."""
+        """Return nothing, as nothing is missing at the end."""
         return b""
 
 
 def encode_content(content: bytes, *, stuff: bool, size: int | None = None) -> bytes:
-    """The wire form of a whole content that is small enough to be held twice.
+    """Return a whole content as it is written.
 
     Args:
-        size: its :func:`wire_size`, if that is known.
+        stuff: double every leading dot.
+        size: the :func:`wire_size` of the content, if that is known.
     """
     if size == len(content) and not (stuff and (content.startswith(b".") or b"\n." in content)):
         return content if content.endswith(b"\n") or not content else content + b"\r\n"
@@ -79,22 +79,22 @@ def encode_content(content: bytes, *, stuff: bool, size: int | None = None) -> b
 
 
 def wire_size(chunk: bytes) -> int:
-    """Octets of `chunk` with CRLF line ends, for SIZE (RFC 1870 §5: without stuffed dots)."""
+    """Return the octets that a chunk has with CRLF line ends, for SIZE (RFC 1870 §5: without stuffed dots)."""
     pairs = chunk.count(b"\r\n")
     return len(chunk) + chunk.count(b"\n") + chunk.count(b"\r") - 2 * pairs
 
 
 def line_end(content: bytes | bytearray | memoryview) -> int:
-    """Octets of the line end that content gets which has none at its end."""
+    """Return how many octets content gets at its end, if it does not end with a line end."""
     return 0 if content[-1:] in (b"", b"\r", b"\n") else 2
 
 
 def to_octets(content: str | bytes | bytearray | memoryview) -> bytes:
-    """A str or a buffer as bytes.
+    """Return a str or a buffer as bytes.
 
     Raises:
-        UnicodeEncodeError: a str with characters outside ASCII: which charset its headers declare is
-            known to the caller alone.
+        UnicodeEncodeError: a str has characters outside ASCII.  Only its author knows the charset that its header
+            fields declare.
     """
     if isinstance(content, str):
         return content.encode("ascii")

@@ -32,7 +32,7 @@ _VERBS = {
 
 
 def verb_trigger(line: bytes, state: State) -> Trigger:
-    """What a command line that a caller wrote by hand means to the state."""
+    """Return what a command line that a caller wrote by hand means to the state."""
     if state is State.CHALLENGE:
         return Trigger.response
     words = line.upper().split()
@@ -43,13 +43,13 @@ def verb_trigger(line: bytes, state: State) -> Trigger:
 
 
 def greeting() -> Dialogue[Reply]:
-    """What the server says first; returns the reply."""
+    """Wait for the greeting, and return it."""
     replies: list[Reply] = yield Group(b"", (), phase=Phase.GREETING)
     return replies[0]
 
 
 def single(line: bytes, trigger: Trigger = Trigger.other, phase: Phase = Phase.COMMAND) -> Dialogue[Reply]:
-    """One command, and its reply."""
+    """Write one command, and return its reply."""
     replies: list[Reply] = yield Group(line, (trigger,), phase=phase)
     return replies[0]
 
@@ -58,7 +58,11 @@ _NOT_IN_NAMES = frozenset('<>"\\\ufffd')
 
 
 def hello(session: Session, verb: str, name: str) -> Dialogue[Reply]:
-    """EHLO, HELO or LHLO; what the server offers is kept in the session."""
+    """Say EHLO, HELO or LHLO, and keep in the session what the server offers.
+
+    Raises:
+        TypeError, ValueError: `name` cannot be a host's name.
+    """
     if not isinstance(name, str):
         raise TypeError(f"local_hostname must be str, not {type(name).__name__}")
     gate(f"{verb} {name}", "local_hostname")
@@ -71,7 +75,7 @@ def hello(session: Session, verb: str, name: str) -> Dialogue[Reply]:
     replies: list[Reply] = yield group
     reply: Reply = replies[0]
     if reply.ok:
-        # RFC 5321 §4.1.4: EHLO also does what RSET does.
+        # RFC 5321 §4.1.4: a server clears its buffers at EHLO "exactly as if a RSET command had been issued".
         session.mark_clean(group)
         if verb.lower() != "helo":
             session.extensions = Extensions.parse(reply.message)
@@ -85,7 +89,7 @@ LEAVING = frozenset({421, 521})
 
 @contextlib.contextmanager
 def because_of(refusal: Reply) -> Iterator[None]:
-    """HELO is said as EHLO was refused: where the server closes instead of answering, the error has that refusal."""
+    """Add the refusal of EHLO to the error, if the server closes instead of answering the HELO behind it."""
     try:
         yield
     except SMTPServerDisconnected as error:
@@ -110,7 +114,10 @@ def introduction(lmtp: bool) -> Generator[str, Reply, None]:
 
 
 def xclient(session: Session, line: bytes) -> Dialogue[Reply]:
-    """XCLIENT: after 220 everything begins anew, and what the server offered is forgotten."""
+    """Write XCLIENT, and return its reply.
+
+    Behind a 220 everything begins anew: what the server offered is forgotten.
+    """
     group = Group(line, (Trigger.hello,))
     replies: list[Reply] = yield group
     if replies[0].ok:
@@ -121,12 +128,12 @@ def xclient(session: Session, line: bytes) -> Dialogue[Reply]:
 
 
 def starttls(session: Session, verb: str, name: str | None) -> Dialogue[tuple[Reply, Reply | None]]:
-    """STARTTLS; yields PULL for the handshake, and keeps the turn meanwhile.
+    """Say STARTTLS, yield PULL for the handshake, and keep the turn meanwhile.
 
-    Where others have queued something by then, EHLO comes before it, in the same turn.
+    If other dialogues await the turn by then, EHLO is said before them, in the same turn.
 
     Args:
-        verb, name: for EHLO; not said where `name` is None.
+        verb, name: for EHLO; None: do not say it.
 
     Returns:
         The reply to STARTTLS, and the reply to EHLO or None.
@@ -143,10 +150,10 @@ def starttls(session: Session, verb: str, name: str | None) -> Dialogue[tuple[Re
 
 
 def quit_() -> Dialogue[Reply]:
-    """QUIT, and its reply.
+    """Say QUIT, and return its reply.
 
-    A connection that is closed instead is a reply too: (-1, why).  What was sent before is sent, and a
-    caller to whom QUIT raised an error might send it again.
+    If the connection is closed instead, the reply is (-1, why).  No error is raised: the caller might send again what
+    was sent before.
     """
     try:
         replies: list[Reply] = yield Group(b"quit\r\n", (Trigger.quit,), phase=Phase.QUIT)
@@ -175,15 +182,18 @@ def authentication(session: Session, sasl: SASLExchange) -> Dialogue[Reply]:
 
 
 def raw_write(session: Session, data: bytes, *, secret: bool = False, command: bool = False) -> Dialogue[list[Reply]]:
-    """Octets that a caller wrote by hand (smtplib's `send` and `putcmd`): any number of lines, or content.
-
-    Returns the replies; none where none is due because the content has not ended.
+    """Write octets of a caller's own (smtplib's `send` and `putcmd`): any number of lines, or content.
 
     Args:
-        command: a reply has to be due.
+        secret: do not show them in a trace.
+        command: they have to be a command.
+
+    Returns:
+        The replies; none, if they are content that has not ended.
 
     Raises:
-        ValueError: a command line that has no end.
+        ValueError: a command line has no end.
+        SMTPStateError: they have to be a command, and content comes next.
     """
     if session.state is State.CONTENT:
         ended = data.endswith(b"\r\n.\r\n") or data == b".\r\n"
@@ -202,6 +212,6 @@ def raw_write(session: Session, data: bytes, *, secret: bool = False, command: b
 
 
 def raw_reply() -> Dialogue[Reply]:
-    """Wait for a reply that no command of ours is owed (smtplib's `getreply` called on its own)."""
+    """Wait for a reply to no command of ours, and return it (smtplib's `getreply`, called on its own)."""
     replies: list[Reply] = yield Group(b"", ())
     return replies[0]

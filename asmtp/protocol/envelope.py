@@ -1,4 +1,4 @@
-"""Who sends to whom: the envelope and its command lines."""
+"""The envelope: sender, recipients, and their command lines."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ if TYPE_CHECKING:
 
 __all__ = ["Envelope", "addresses_from_headers", "ascii_domain", "path"]
 
-# What nearly every address is made of: nothing here needs quoting, parsing or a look at controls.
+# The characters of nearly every address: none of them needs quoting or parsing, or is a control.
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]*")
 
 
 def path(address: str, argument: str) -> str:
-    """An address as it stands in MAIL and RCPT: ``<local@domain>``, still with its non-ASCII characters.
+    """Return an address as it stands in MAIL and RCPT: ``<local@domain>``, still with its non-ASCII characters.
 
-    Takes what smtplib's `quoteaddr` takes: ``a@b``, ``<a@b>``, ``"Name" <a@b>``, ``<>``, ``''``.
+    Args:
+        address: as smtplib's `quoteaddr` takes it: ``a@b``, ``<a@b>``, ``"Name" <a@b>``, ``<>``, ``''``.
+        argument: the caller's name of it, for the error.
 
     Raises:
-        TypeError: not a str.
-        ValueError: a control character, U+FFFD, or angle brackets that would end the path early.
+        TypeError: it is not a str.
+        ValueError: it has a control character, U+FFFD, or angle brackets that would end the path early.
     """
     if not isinstance(address, str):
         raise TypeError(f"{argument} must be str, not {type(address).__name__}")
     if _PLAIN.fullmatch(address):
         return f"<{address}>"
     if "\ufffd" in address:
-        # What the email package makes of octets that it cannot decode: it would be somebody else's address.
+        # The email package puts U+FFFD for octets that it cannot decode: it would be somebody else's address.
         raise ValueError(f"{argument}: an address that could not be decoded: {address!a}")
     if len(email.utils.getaddresses([gate(address, argument)])) > 1:
         raise ValueError(f"{argument}: more than one address in one str: {address!a}")
     quoted = quoteaddr(address).strip()
-    # quoteaddr passes on what it cannot parse; "a> SIZE=1" must not become a parameter.  A backslash outside of
-    # quotes is legal nowhere, and would have servers disagree where quotes begin.
+    # quoteaddr passes on what it cannot parse, and "a> SIZE=1" must not become a parameter.  A backslash outside of
+    # quotes is legal nowhere (RFC 5321 §4.1.2), and servers would disagree about where quotes begin.
     inner = re.sub(r'"(?:[^"\\]|\\.)*"', "", quoted[1:-1])
     if quoted[-1] != ">" or not set(inner).isdisjoint('<>"\\'):
         raise ValueError(f"{argument}: not an address: {address!a}")
@@ -51,7 +53,7 @@ def path(address: str, argument: str) -> str:
 
 
 def ascii_domain(domain: str, argument: str) -> str:
-    """A domain as A-labels (RFC 5891).
+    """Return a domain as A-labels (RFC 5891).
 
     Raises:
         ValueError: it cannot be a domain.
@@ -67,7 +69,7 @@ def ascii_domain(domain: str, argument: str) -> str:
 
 
 def _ascii_path(quoted: str, argument: str) -> str:
-    """The path with its domain as A-labels, where the local part is ASCII; parameters behind it stay."""
+    """Return a path with its domain as A-labels, if the local part is ASCII; parameters behind it stay."""
     address, end, parameters = quoted[1:].rpartition(">")
     local, at, domain = address.rpartition("@")
     if not at or not local.isascii():
@@ -78,13 +80,16 @@ def _ascii_path(quoted: str, argument: str) -> str:
 def addresses_from_headers(
     message: Message[Any, Any], sender: str | None = None, recipients: str | Iterable[str] | None = None
 ) -> tuple[str, list[str]]:
-    """Sender and recipients as smtplib's `send_message` finds them (RFC 5322 §3.6).
+    """Return the sender and the recipients that smtplib's `send_message` finds (RFC 5322 §3.6).
 
-    Where the message has one Resent-Date, the Resent- fields count.  The sender is that of Sender, else
-    of From; the recipients are those of To, Bcc and Cc.  What is given is not looked for.
+    The sender is the one of Sender, else of From; the recipients are those of To, Bcc and Cc.  If the message has one
+    Resent-Date, the Resent- fields count instead.
+
+    Args:
+        sender, recipients: those that the caller gives; they are not looked for.
 
     Raises:
-        ValueError: more than one block of Resent- fields; or no sender.
+        ValueError: there is more than one block of Resent- fields, or no sender.
     """
     resent = message.get_all("Resent-Date")
     if resent is not None and len(resent) > 1:
@@ -101,7 +106,7 @@ def addresses_from_headers(
             raise ValueError(f"from_addr: not given, and there is no address in {prefix}From or {prefix}Sender")
         sender = found[0]
     if recipients is None:
-        # Repeated fields are not legal, but a recipient of a second To is one that the author wants.
+        # Repeated fields are not legal (RFC 5322 §3.6), but the author wants the recipients of a second To, too.
         fields = [str(f) for name in ("To", "Bcc", "Cc") for f in message.get_all(prefix + name, [])]
         recipients = [address for _, address in email.utils.getaddresses(fields) if address]
     return sender, [recipients] if isinstance(recipients, str) else list(recipients)
@@ -121,13 +126,13 @@ class Envelope:
         recipients: one address, or several.
         mail_options: ESMTP parameters for MAIL, such as ``"BODY=8BITMIME"``.
         rcpt_options: ESMTP parameters for every RCPT, such as ``"NOTIFY=NEVER"``.
-        content: the message itself, for who takes an envelope with its letter in it.
+        content: the message itself, for a mailer that is given both in one.
         requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
 
     Raises:
-        TypeError: an address or option is not a str, or a request of another type.
-        ValueError: no recipients; a request that is out of its range; or a control character, or an address that is
-            none, in an argument that the error names.
+        TypeError: an address or option is not a str, or a request is of another type.
+        ValueError: there are no recipients; a request is out of its range; or the argument that the error names has a
+            control character, or is no address.
     """
 
     __slots__ = (
@@ -180,16 +185,16 @@ class Envelope:
         rcpt_options: Sequence[str] = (),
         **requests: Unpack[Requests],
     ) -> Envelope:
-        """A message in an envelope; what is not given is taken from its headers (RFC 5322 §3.6).
+        """Put a message into an envelope; what is not given is taken from its header fields (RFC 5322 §3.6).
 
         Raises:
-            ValueError: no sender, no recipients, or more than one block of Resent- fields.
+            ValueError: there is no sender, no recipient, or more than one block of Resent- fields.
         """
         sender, recipients = addresses_from_headers(message, sender, recipients)
         return cls(sender, recipients, mail_options, rcpt_options, content=message, **requests)
 
     def __repr__(self) -> str:
-        """Show all but the content, of which only the type is told: it does not belong into logs."""
+        """Show all but the content, which does not belong into logs: only its type."""
         if not hasattr(self, "_paths"):  # the constructor has raised
             return f"Envelope({getattr(self, 'sender', None)!r}, {list(getattr(self, 'recipients', ()))!r})"
         shown = {name: list(given) for name in ("mail_options", "rcpt_options") if (given := getattr(self, name))}
@@ -200,7 +205,7 @@ class Envelope:
         return f"Envelope({self.sender!r}, [{recipients}]{text})"
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether the other one has the same sender, recipients, parameters, and equal content."""
+        """Return whether the other one has the same sender, recipients and parameters, and equal content."""
         return isinstance(other, Envelope) and self._key() == other._key() and bool(self.content == other.content)
 
     def __hash__(self) -> int:
@@ -215,7 +220,7 @@ class Envelope:
         return {} if self._parameters is None else self._parameters.requests
 
     def only(self, places: Iterable[int]) -> Envelope:
-        """The same for some of the recipients: those at `places`."""
+        """Return the same envelope for some of its recipients: those at `places`."""
         chosen = tuple(places)
         part = copy.copy(self)
         part.recipients = tuple(self.recipients[place] for place in chosen)
@@ -245,16 +250,16 @@ class Envelope:
         return self._parameters is not None and self._parameters.prdr and len(self.recipients) > 1
 
     def commands(self, extensions: Extensions, parameters: str, *, esmtp: bool, secure: bool = False) -> list[bytes]:
-        """MAIL and every RCPT as command lines.
+        """Return MAIL and every RCPT as command lines.
 
         Args:
             extensions: what the server offers.
-            parameters: ESMTP parameters that the message itself asks for, each with a space before it.
-            esmtp: whether the server took EHLO; without it no parameter is sent.
-            secure: whether the connection has TLS, and the certificate was verified.
+            parameters: ESMTP parameters that the content needs, each with a space before it.
+            esmtp: the server took EHLO; without it no parameter is sent.
+            secure: the connection has TLS, and the certificate was verified.
 
         Raises:
-            SMTPNotSupportedError: what is asked for is not offered: SMTPUTF8, which an address may need, or another.
+            SMTPNotSupportedError: the server does not offer what is asked for, or SMTPUTF8, which an address needs.
         """
         mail_options = rcpt_options = ""
         if esmtp:
@@ -270,14 +275,14 @@ class Envelope:
         return self._international(paths, mail_options, rcpt_options, extensions)
 
     def _with_parameters(self, parameters: Parameters, extensions: Extensions) -> list[str]:
-        """The paths, those of the recipients with their own parameters behind them."""
+        """Return the paths, those of the recipients with their own parameters behind them."""
         own = [parameters.rcpt(recipient, extensions) for recipient in self.recipients]
         return [self._paths[0], *map("".join, zip(self._paths[1:], own, strict=True))]
 
     def _international(
         self, paths: list[str], mail_options: str, rcpt_options: str, extensions: Extensions
     ) -> list[bytes]:
-        """RFC 6531: SMTPUTF8 only where a local part needs it or the caller asks for it."""
+        """Return the command lines, with SMTPUTF8 if a local part needs it or the caller asks for it (RFC 6531)."""
         asked = "smtputf8" in mail_options.lower().split()
         if not asked:
             paths = [
@@ -308,7 +313,7 @@ class Envelope:
 
 
 def _lines(paths: list[str], mail_options: str, rcpt_options: str) -> list[bytes]:
-    # Lower case, as smtplib has it since 3.13: RFC 5321 §2.4 makes both the same, some servers do not.
+    # In lower case, as smtplib has it since 3.13.  To RFC 5321 §2.4 both are the same, to some servers they are not.
     lines = [f"mail from:{paths[0]}{mail_options}\r\n".encode()]
     lines += [f"rcpt to:{quoted}{rcpt_options}\r\n".encode() for quoted in paths[1:]]
     return lines

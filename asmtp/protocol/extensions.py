@@ -16,14 +16,14 @@ _OLD_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
 
 
 class Extensions(dict[str, str]):
-    """smtplib's `esmtp_features`: lower-case keyword to parameters; a dict that may be changed.
+    """smtplib's `esmtp_features`: a dict of lower-case keywords and their parameters, which callers may change.
 
-    The properties read the dict as it is, so that code which edits it is obeyed.
+    The properties read the dict as it is at that moment.
     """
 
     @classmethod
     def parse(cls, message: bytes) -> Extensions:
-        """From the text of a 250 reply to EHLO; its first line, the greeting, is skipped."""
+        """Read the text of a 250 reply to EHLO, behind its first line, which is the server's name."""
         found = cls()
         for line in message.decode("latin-1").split("\n")[1:]:
             old = _OLD_AUTH.match(line)
@@ -31,7 +31,7 @@ class Extensions(dict[str, str]):
                 found["auth"] = found.get("auth", "") + " " + old[1]
                 continue
             keyword = _KEYWORD.match(line)
-            if keyword is None:  # an empty line has been seen
+            if keyword is None:  # some servers send an empty line
                 continue
             name = keyword[0].lower()
             parameters = line[keyword.end() :].strip()
@@ -40,13 +40,13 @@ class Extensions(dict[str, str]):
 
     @property
     def size(self) -> int | None:
-        """The largest message accepted, in octets; None where no limit is declared (RFC 1870 §3)."""
+        """The largest message that the server takes, in octets; None: it declares no limit (RFC 1870 §3)."""
         value = self.get("size", "")
         return (int(value) or None) if value.isascii() and value.isdigit() and len(value) <= 20 else None
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits declared, such as RCPTMAX and MAILMAX (RFC 9422 §2); what is not a number above 0 is left out."""
+        """The limits declared, such as RCPTMAX and MAILMAX (RFC 9422 §2), without those that are no number above 0."""
         found = {}
         for word in self.get("limits", "").upper().split():
             name, _, value = word.partition("=")
@@ -56,13 +56,13 @@ class Extensions(dict[str, str]):
 
     @property
     def deliver_by(self) -> int | None:
-        """The least time for DELIVERBY, in seconds; None where none is declared (RFC 2852 §4)."""
+        """The least time for DELIVERBY, in seconds; None: the server declares none (RFC 2852 §4)."""
         value = self.get("deliverby", "")
         return int(value) if _SECONDS.fullmatch(value) else None
 
     @property
     def future_release(self) -> tuple[int | None, datetime.datetime | None]:
-        """The most that FUTURERELEASE allows, as seconds and as a time; None where it is not declared (RFC 4865 §4)."""
+        """The most that FUTURERELEASE allows, in seconds and as a time; None: it is not declared (RFC 4865 §4)."""
         words = self.get("futurerelease", "").split()
         longest = int(words[0]) if words and _SECONDS.fullmatch(words[0]) else None
         latest = None
@@ -72,5 +72,5 @@ class Extensions(dict[str, str]):
 
     @property
     def auth(self) -> list[str]:
-        """The names of the SASL mechanisms offered, upper case, without repetitions (RFC 4954 §3)."""
+        """The SASL mechanisms offered, in upper case, each once (RFC 4954 §3)."""
         return list(dict.fromkeys(self.get("auth", "").upper().split()))

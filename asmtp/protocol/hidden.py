@@ -1,6 +1,7 @@
-"""Text and octets that do not show themselves: error reporters send the repr of what the frames of a traceback hold.
+"""Text and octets whose repr does not show them.
 
-They know the names `password` and `token`, and leave those out; what is made of these has other names.
+Error reporters send the repr of each variable in the frames of a traceback.  They leave out those that are named
+`password` or `token`, but not what is made of these, which has other names.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def hidden(value: bytes) -> HiddenOctets: ...
 @overload
 def hidden(value: Any) -> Any: ...
 def hidden(value: Any) -> Any:
-    """Return the same str or bytes as one that does not show itself, so those str in a list; anything else as it is."""
+    """Return a str or bytes, or a list with str, as one that does not show itself; anything else as it is."""
     if isinstance(value, str):
         return HiddenText(value)
     if type(value) in (list, tuple):
@@ -47,7 +48,7 @@ def hidden(value: Any) -> Any:
 
 
 def hide(options: Any, names: Iterable[str] = ("password", "proxy")) -> None:
-    """Have a dict of options not show those that are secret, or may hold one."""
+    """Hide those options in a dict that are a secret, or may hold one."""
     for name in names:
         if name in options:
             options[name] = hidden(options[name])

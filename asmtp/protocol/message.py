@@ -32,14 +32,14 @@ def compose(
     *,
     downgrade: bool,
 ) -> tuple[str, list[str], bytes, Sequence[str]]:
-    """What `sendmail` needs to send a message: sender, recipients, octets, options for MAIL.
+    """Return what `sendmail` needs to send a message: sender, recipients, octets, options for MAIL.
 
-    SMTPUTF8 is used where a local part needs it (RFC 6531), 8-bit content as the server allows it.
+    SMTPUTF8 is used if a local part needs it (RFC 6531), 8-bit content if the server allows it.
 
     Args:
-        has_extn: whether the server offers an extension.
-        requests: what is asked for besides `mail_options`.
-        downgrade: re-encode 8-bit parts where the server lacks 8BITMIME (RFC 6152 §3).
+        has_extn: tells whether the server offers an extension.
+        requests: what the caller asks for besides `mail_options`.
+        downgrade: re-encode 8-bit parts if the server lacks 8BITMIME (RFC 6152 §3).
 
     Raises:
         ValueError: no sender, or more than one block of Resent- fields.
@@ -62,7 +62,7 @@ def compose(
 
 
 def weight(message: Message[Any, Any]) -> int:
-    """About how many octets a message has, found without flattening it."""
+    """Return about how many octets a message has, without flattening it."""
     total = 0
     for part in message.walk():
         payload = part.get_payload()
@@ -72,14 +72,14 @@ def weight(message: Message[Any, Any]) -> int:
 
 
 def flatten(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool = False) -> bytes:
-    """A message as octets with CRLF line ends, its Bcc and Resent-Bcc fields left out.
+    """Return a message as octets with CRLF line ends, without its Bcc and Resent-Bcc fields.
 
     Non-ASCII domains in its address fields become A-labels, unless they are written in UTF-8.
 
     Args:
         utf8: write UTF-8 in header fields (RFC 6532), for a message sent with SMTPUTF8.
-        seven_bit: re-encode 8-bit parts as quoted-printable or base64 (RFC 6152 §3: what a client
-            must do where the server lacks 8BITMIME).
+        seven_bit: re-encode 8-bit parts as quoted-printable or base64, as a client has to if the server lacks 8BITMIME
+            (RFC 6152 §3).
     """
     message = copy.copy(message)
     del message["Bcc"]
@@ -100,10 +100,10 @@ def flatten(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool =
 
 
 class _Generator(BytesGenerator):
-    """BytesGenerator that leaves line ends alone in what is declared binary, and no text (RFC 2045 §2.9, RFC 3030)."""
+    """A BytesGenerator that does not touch line ends in binary parts that are no text (RFC 2045 §2.9, RFC 3030)."""
 
     def _handle_text(self, msg: Message[Any, Any]) -> None:
-        payload = msg._payload  # type: ignore[attr-defined]  # as it is: get_payload() decodes what is no ASCII
+        payload = msg._payload  # type: ignore[attr-defined]  # get_payload() would decode what is not ASCII
         if isinstance(payload, str) and _is_binary(msg) and self.policy.cte_type != "7bit":  # type: ignore[union-attr]
             self.write(payload)
         else:
@@ -120,9 +120,9 @@ def _is_binary(part: Message[Any, Any]) -> bool:
 
 
 class _QuickPolicy(EmailPolicy):
-    """EmailPolicy that does not take a field apart and put it together again where that changes nothing.
+    """An EmailPolicy that does not take a field apart and put it together again, if that changes nothing.
 
-    To fold takes more than half of the time that a small message takes, and most fields are short and ASCII.
+    Folding takes more than half of the time that a small message takes, and most fields are short and ASCII.
     """
 
     def fold_binary(self, name: str, value: str) -> bytes:
@@ -141,19 +141,19 @@ class _QuickPolicy(EmailPolicy):
         ):
             return f"{name}: {value}{self.linesep}".encode()
         folded = super().fold_binary(name, value)
-        # Where the value ends in a line end, so does the header, in Pythons that have CVE-2024-6923.
+        # If the value ends with a line end, so does the field, in Pythons that have CVE-2024-6923.
         return folded.rstrip(b"\r\n") + self.linesep.encode()
 
 
 def _quick(policy: EmailPolicy[Any]) -> _QuickPolicy:
-    """The same policy."""
+    """Return the same policy as one that is quick."""
     quick = _QuickPolicy.__new__(_QuickPolicy)
     quick.__dict__.update(policy.__dict__)
     return quick
 
 
 def _ascii_domains(message: Message[Any, Any]) -> None:
-    """RFC 6532 aside, an address in a header field is ASCII; a domain has a form that is (RFC 5890 §2.3.2.1)."""
+    """Write non-ASCII domains in address fields as A-labels (RFC 5890 §2.3.2.1): without RFC 6532, fields are ASCII."""
     for name, value in message.items():
         if name.lower() in _ADDRESS_FIELDS and hasattr(value, "groups") and not str(value).isascii():
             groups = [

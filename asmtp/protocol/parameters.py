@@ -1,4 +1,4 @@
-"""ESMTP parameters with types: what a caller can ask of a server beyond sender and recipients."""
+"""ESMTP parameters with types: the requests that a caller can make beyond sender and recipients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DeliverBy:
 
     Attributes:
         seconds: from now; below 1 only with mode "notify".
-        mode: what happens then to a message that was not: "return" it, or "notify" the sender and go on.
+        mode: if it was not delivered by then, "return" it, or "notify" the sender and go on.
         trace: have each relay that passes it on tell the sender.
 
     Raises:
@@ -52,9 +52,9 @@ class DeliverBy:
 
 
 class Requests(TypedDict, total=False):
-    """What can be asked for with a message; keyword arguments of `sendmail`, `send_message`, `send` and `Envelope`.
+    """The requests that can be made: keyword arguments of `sendmail`, `send_message`, `send` and `Envelope`.
 
-    Where the server does not offer what is asked for, SMTPNotSupportedError is raised, and nothing of the message is
+    If the server does not offer what is asked for, SMTPNotSupportedError is raised, and nothing of the message is
     written, unless something else is said here.
 
     notify: when the sender is told of each recipient (DSN, RFC 3461 §4.1): ``"never"``, or one or several of
@@ -62,13 +62,13 @@ class Requests(TypedDict, total=False):
     ret: how much of the message comes back with it: ``"full"`` or ``"hdrs"`` (§4.3).
     envid: an identifier that comes back with it (§4.4).
     deliver_by: see :class:`asmtp.DeliverBy`.
-    hold_for, hold_until: seconds for which, or an aware datetime until which, it is kept back (FUTURERELEASE,
-        RFC 4865).
+    hold_for, hold_until: how many seconds the server keeps it back, or until when, as an aware datetime
+        (FUTURERELEASE, RFC 4865).
     priority: from -9 to 9, 0 being the normal one (MT-PRIORITY, RFC 6710).
-    require_tls: it is to be passed on only over verified TLS (REQUIRETLS, RFC 8689), which this connection has to have.
-    smtputf8: declare that it needs internationalized email (RFC 6531); where an address does, that is done anyhow.
+    require_tls: have it passed on over verified TLS only (REQUIRETLS, RFC 8689); this connection has to have that, too.
+    smtputf8: declare that it needs internationalized email (RFC 6531); if an address does, that is done anyhow.
     binary: send it as it is, not as lines of text (BINARYMIME and CHUNKING, RFC 3030).
-    prdr: have a reply for each recipient after the content (PRDR); without it where it is not offered.
+    prdr: have a reply for each recipient after the content (PRDR); if that is not offered, go on without.
     """
 
     notify: Notify
@@ -85,7 +85,7 @@ class Requests(TypedDict, total=False):
 
 
 class Recipient(str):
-    """An address, and what is asked for with it alone (DSN, RFC 3461): to be used wherever a recipient is.
+    """An address with requests of its own (DSN, RFC 3461); it can be given wherever a recipient can.
 
     Args:
         address: as any recipient is written.
@@ -114,7 +114,7 @@ class Recipient(str):
 
     @property
     def parameters(self) -> str:
-        """As they stand in RCPT, each with a space before it."""
+        """The requests as they stand in RCPT, each with a space before it."""
         return (f" NOTIFY={self.notify}" if self.notify else "") + (f" ORCPT={self.orcpt}" if self.orcpt else "")
 
 
@@ -125,11 +125,11 @@ def _recipient(address: str, notify: str, orcpt: str) -> Recipient:
 
 
 _NOT_XTEXT = re.compile(r"[^!-*,-<>-~]")  # RFC 3461 §4: neither "+" nor "="
-_NOT_UTF8_XTEXT = re.compile(r"[^!-*,-<>-\[\]-~]")  # RFC 6533 §3: nor "\", and what is not ASCII by its number
+_NOT_UTF8_XTEXT = re.compile(r"[^!-*,-<>-\[\]-~]")  # RFC 6533 §3: nor "\"; other characters than ASCII by their number
 
 
 def xtext(text: str) -> str:
-    """ASCII text as it may stand in a parameter (RFC 3461 §4)."""
+    """Return ASCII text as it may stand in a parameter (RFC 3461 §4)."""
     return _NOT_XTEXT.sub(lambda found: f"+{ord(found[0]):02X}", text)
 
 
@@ -170,7 +170,7 @@ class Parameters:
         return self._requests.get("envid")
 
     def _written(self) -> dict[str, list[str]]:
-        """The parameters of MAIL, by the extension that they are of."""
+        """Return the parameters of MAIL, by the extension that defines them."""
         get = self._requests.get
         asked: dict[str, list[str]] = {}
         if "ret" in self._requests:
@@ -197,7 +197,7 @@ class Parameters:
 
     @property
     def binary(self) -> bool:
-        """Whether the content goes as it is."""
+        """Whether the content is to be sent as it is."""
         return bool(self._requests.get("binary"))
 
     @property
@@ -207,18 +207,18 @@ class Parameters:
 
     @property
     def names(self) -> set[str]:
-        """The parameters of MAIL that are among them."""
+        """The names of the parameters of MAIL among the requests."""
         return {text.partition("=")[0] for texts in self._asked.values() for text in texts}
 
     def mail(self, extensions: Extensions, *, secure: bool) -> str:
-        """The parameters for MAIL, each with a space before it.
+        """Return the parameters for MAIL, each with a space before it.
 
         Args:
             extensions: what the server offers.
             secure: the connection has TLS, and the certificate was verified.
 
         Raises:
-            SMTPNotSupportedError: the server does not offer one, or not so much of it.
+            SMTPNotSupportedError: the server does not offer one of them, or not to that extent.
         """
         for extension, texts in self._asked.items():
             _offered(extensions, extension, texts[0])
@@ -242,7 +242,7 @@ class Parameters:
             raise SMTPNotSupportedError(f"FUTURERELEASE: the server keeps it until {latest} at most, not until {until}")
 
     def rcpt(self, recipient: str, extensions: Extensions) -> str:
-        """The parameters for RCPT, each with a space before it.
+        """Return the parameters for RCPT, each with a space before it.
 
         Raises:
             SMTPNotSupportedError: the server does not offer DSN.
@@ -253,20 +253,20 @@ class Parameters:
         return text
 
     def own(self, recipient: str) -> str:
-        """The parameters that are asked for with a recipient, each with a space before it."""
+        """Return the parameters that a recipient has, each with a space before it."""
         own = recipient.parameters if isinstance(recipient, Recipient) else ""
         return own if own.startswith(" NOTIFY=") else self._notify + own
 
 
 def xclient(extensions: Extensions, attributes: Mapping[str, str | None]) -> bytes:
-    """Postfix's XCLIENT as a command line.
+    """Return Postfix's XCLIENT as a command line.
 
     Args:
-        attributes: by name; None where it is not known.
+        attributes: their values by name; None: not known.
 
     Raises:
-        SMTPNotSupportedError: the server does not offer it, or not that attribute.
-        ValueError, TypeError: no attribute, or one that is no text.
+        SMTPNotSupportedError: the server does not offer XCLIENT, or one of the attributes.
+        ValueError, TypeError: there is no attribute, or one is no ASCII text.
     """
     _offered(extensions, "XCLIENT", "xclient()")
     known = extensions["xclient"].upper().split()

@@ -1,4 +1,4 @@
-"""The PROXY protocol (HAProxy's proxy-protocol.txt, versions 1 and 2): who connects, before anything else is said."""
+"""The PROXY protocol (HAProxy's proxy-protocol.txt, versions 1 and 2): tell a server first from where we connect."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _VERSION_2, _LOCAL, _PROXY, _STREAM_4, _STREAM_6 = 0x20, 0x00, 0x01, 0x11, 0x21
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """What a server that is behind a proxy is told of the client.
+    """The header by which a proxy tells the server behind it who the client is.
 
     Attributes:
         version: 1 (a line of text) or 2 (binary).
-        source, destination: (IP address, port) of the client and of the server, both of one family; None: those of the
-            connection itself.
+        source, destination: (IP address, port) of the client and of the server, both of one family; None: the
+            addresses of the connection itself.
 
     Raises:
         ValueError, TypeError: an attribute is wrong.
@@ -42,10 +42,10 @@ class ProxyHeader:
 
     @classmethod
     def of(cls, value: Any) -> ProxyHeader:
-        """From a version, or what is one already.
+        """Make a header of a version; a header stays as it is.
 
         Raises:
-            ValueError, TypeError: it is neither.
+            ValueError, TypeError: `value` is neither.
         """
         if isinstance(value, cls):
             return value
@@ -54,11 +54,11 @@ class ProxyHeader:
         return cls(value)
 
     def encode(self, source: Any, destination: Any) -> bytes:
-        """The header.
+        """Return the header's octets.
 
         Args:
-            source, destination: the connection's own addresses as sockets have them; of a Unix socket nothing can be
-                told.
+            source, destination: the connection's own addresses, as sockets have them.  Those of a Unix socket cannot be
+                told: the header says so.
         """
         source, destination = self.source or source, self.destination or destination
         addresses = [address for address in (source, destination) if isinstance(address, tuple)]

@@ -1,4 +1,4 @@
-"""Keeps secrets out of what a server says: it may echo the line that held one, and replies end up in logs."""
+"""Keep secrets out of a server's replies: it may repeat the line that held one, and replies end up in logs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ __all__ = ["Redaction"]
 _BEARER = re.compile(rb"auth=Bearer ([^\1]+)")
 
 SHORTEST = 4
-"""Octets that a password has at least to be looked for: shorter ones are in any text."""
+"""The least length of a password that is looked for, in octets: shorter ones are in any text."""
 
 CUT = 8
-"""Octets of the beginning of a line or token that a server gives back, cut off: as many are in no other text."""
+"""The length of the prefix by which a repeated secret is recognised, in octets: a server may cut off the rest."""
 
 HIDDEN = b"(not shown)"
 
 
 class Redaction:
-    """What was written that nobody shall read, in the forms in which a server could give it back."""
+    """The secrets that were written, in the forms in which a server may repeat them.
+
+    Attributes:
+        secrets: the beginning of each, and the rest; the longest first.
+    """
 
     __slots__ = ("_name_is_said", "secrets")
 
     def __init__(self) -> None:
-        self.secrets: list[tuple[bytes, bytes]] = []  # how each begins, and the rest; the long ones first
-        self._name_is_said = False  # of LOGIN: what comes next is the password
+        self.secrets: list[tuple[bytes, bytes]] = []
+        self._name_is_said = False  # LOGIN: the next response is the password
 
     def learn(self, written: bytes) -> None:
-        """A line that holds a SASL response, or may hold one: AUTH with its arguments, or the response alone."""
+        """Take the secrets from a line that may hold a SASL response: AUTH with arguments, or the response alone."""
         words = written.split()
         if words and words[0].upper() == b"AUTH":
             self._name_is_said = False
@@ -54,7 +58,7 @@ class Redaction:
         self.secrets = sorted([*self.secrets, *new], key=lambda secret: len(b"".join(secret)), reverse=True)
 
     def text(self, text: bytes) -> bytes:
-        """The same without the secrets in it."""
+        """Return a text without the secrets in it."""
         for beginning, rest in self.secrets:
             if beginning in text:
                 before, *parts = text.split(beginning)
@@ -62,7 +66,7 @@ class Redaction:
         return text
 
     def reply(self, reply: Reply) -> Reply:
-        """The same, but for a challenge, which is a mechanism's to read."""
+        """Return a reply without the secrets in it; a challenge as it is, as the mechanism has to read it."""
         if reply.code == 334:
             return reply
         text = self.text(reply.message)
@@ -70,12 +74,17 @@ class Redaction:
 
 
 def _cut(secret: bytes) -> tuple[bytes, bytes]:
-    """A secret of which a beginning gives much away."""
+    """Return a secret in two parts, as its beginning alone gives much away."""
     return secret[:CUT], secret[CUT:]
 
 
 def _without(text: bytes, rest: bytes) -> bytes:
-    """A text behind the beginning of a secret, without as much of the rest of it as is there, on however many lines."""
+    """Return what stands behind a secret in a text, which may be cut off, or broken into lines.
+
+    Args:
+        text: what stands behind the secret's beginning.
+        rest: the rest of the secret.
+    """
     end = 0
     for octet in rest:
         at = end

@@ -17,27 +17,27 @@ MAX_REPLY = 65536
 """Octets of one reply with all its lines."""
 
 MAX_KEPT = 1 << 20
-"""Octets that all replies of one transaction may have, not counting short lines; see `ReplyReader.kept`."""
+"""Octets that all replies of one transaction may have, not counting short lines: see `ReplyReader.kept`."""
 
 SHORT = 512
-"""Octets that are kept of a reply beyond that: a line as RFC 5321 §4.5.3.1.5 allows it."""
+"""Octets that are kept of each reply beyond that: as many as RFC 5321 §4.5.3.1.5 allows a line."""
 
-# RFC 5321 §4.2: three digits.  Which class a reply has is judged by who awaits it, not here.
+# RFC 5321 §4.2: a reply is "a three digit number".  What its class means is for the dialogue to say that awaits it.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 
-# RFC 3463 §2.  Where a reply has several lines, some servers put it on the last one only.
+# RFC 3463 §2.  If a reply has several lines, some servers put the enhanced code on the last one only.
 _ENHANCED = re.compile(rb"^([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![^ \t\n])", re.MULTILINE)
 
-# Behind which a server closes as behind 421.  Exim: "554 Too many nonmail commands", which are its RSETs behind refused
-# messages, and "503-... / 503 Too many syntax or protocol errors"; go-smtp: "500 5.5.1 Too many errors. Quiting now";
-# aiosmtpd: "502 5.5.1 Too many unrecognized commands, goodbye.".
+# Texts of a server that closes as behind a 421.  Exim: "554 Too many nonmail commands" (our RSETs behind refused
+# messages are counted), and "503-... / 503 Too many syntax or protocol errors"; go-smtp: "500 5.5.1 Too many errors.
+# Quiting now"; aiosmtpd: "502 5.5.1 Too many unrecognized commands, goodbye.".
 # Not: "554 too many MIME errors", which is about a message.
 _ENOUGH = re.compile(
     rb"too many (?:(?:bad|invalid|junk|non-?mail|or|protocol|smtp|syntax|unknown|unrecognized) )*(?:commands|errors)",
     re.IGNORECASE,
 )
 
-_SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; bounded by who fills it
+_SEEN: dict[bytes, Reply] = {}  # lines that are a whole reply; `_line` keeps it small
 
 
 class Reply(NamedTuple):
@@ -54,55 +54,69 @@ class Reply(NamedTuple):
 
     @property
     def enhanced(self) -> str:
-        """The enhanced status code (RFC 3463), ``"5.1.1"``; empty where there is none, or one of another class."""
+        """The enhanced status code (RFC 3463), such as ``"5.1.1"``; empty: there is none, or it is of another class."""
         found = _ENHANCED.search(self.message)
         code = found[1].decode() if found else ""
         return code if code[:1] == str(self.code)[:1] else ""
 
     @property
     def text(self) -> str:
-        """The message for people: UTF-8 where it is (RFC 6531 §3.7.4.2), other octets as ``\\xNN``."""
+        """The message for people: as UTF-8 (RFC 6531 §3.7.4.2), other octets as ``\\xNN``."""
         return self.message.decode("utf-8", "backslashreplace")
 
     def __str__(self) -> str:
-        """The reply as one printable line of limited length."""
+        """Return the reply as one printable line of limited length."""
         return said(*self)
 
 
 def printable(data: bytes, limit: int = 120) -> str:
-    """What a server sent, fit to stand in an error: ASCII, escaped, cut after `limit` octets."""
+    """Return what a server sent, fit to stand in an error: ASCII, escaped, cut after `limit` octets."""
     cut = data[:limit]
     return ascii(bytes(cut))[1:] + (f"... ({len(data)} octets)" if len(data) > limit else "")
 
 
 def asks_for_more(reply: Reply) -> bytes:
-    """What is wrong with 3yz (RFC 5321 §4.2.1) to a command that has nothing more to say.
+    """Return what is wrong with a 3yz to a command that has nothing more to say.
 
-    What is written next would be taken for it, and replies that seem to be to that may be to something else.
+    RFC 5321 §4.2.1: a 3yz means that the server waits for more.  It would take what is written next for that, so each
+    reply behind it may be to another command than it seems.
     """
     return b"out of step: asks for more where there is none: " + reply.message
 
 
 def is_leaving(reply: Reply) -> bool:
-    """Whether the server says that it closes: by 421 (RFC 5321 §3.8), or that it has had too many commands or errors.
+    """Return whether the server says that it closes: by 421 (RFC 5321 §3.8), or by too many commands or errors.
 
-    That is about the connection, whatever command it stands behind.
+    Such a reply is about the connection, whatever command it answers.
     """
     return reply.code == 421 or (reply.code >= 500 and _ENOUGH.search(reply.message) is not None)
 
 
 class ReplyReader:
-    """Finds replies in bytes that come split anywhere.
+    """Finds replies in octets that come split anywhere.
 
-    Legal, because servers do it: lone LF as a line end, a bare ``250``, ``250 `` without text, any
-    8-bit text; a code that changes within its class: the last line's counts.  Not legal: a code of another
-    class within a reply, anything but space, hyphen or the line end behind the code, a line or a reply over its
-    limit.  After the first error nothing more is read.
+    Legal, because servers do it:
+
+    * a lone LF as a line end, a bare ``250``, ``250 `` without text, any 8-bit text;
+    * a code that changes within its class: that of the last line counts.
+
+    Not legal:
+
+    * a code of another class within a reply;
+    * behind the code, anything but a space, a hyphen or the line end;
+    * a line or a reply over its limit.
+
+    After the first error nothing more is read.
 
     Args:
-        max_line: octets a line may have, its line end included.
-        max_reply: octets a reply may have, all its lines and their ends included.
-        redact: what an error shows of a line goes through it.
+        max_line: octets that a line may have, its line end included.
+        max_reply: octets that a reply may have, all its lines and their ends included.
+        redact: takes the secrets out of what an error shows of a line.
+
+    Attributes:
+        error: why nothing more is read.
+        closing: a 421 has come, or a reply that says the same.
+        kept: octets of the replies to what is under way; the owner of the reader sets it to 0 at the end of that.
     """
 
     __slots__ = (
@@ -120,9 +134,9 @@ class ReplyReader:
         self.max_line = max_line
         self.max_reply = max_reply
         self.error: SMTPProtocolError | None = None
-        self.closing = False  # a 421 has come, or what says the same
-        self.kept = 0  # octets of the replies to what is under way, which whoever owns the reader sets to 0 at its end
-        self._seen = _SEEN if max_line >= 80 else {}  # none is in it that is over the limit
+        self.closing = False
+        self.kept = 0
+        self._seen = _SEEN if max_line >= 80 else {}  # no line in it is over the limit
         self._partial = bytearray()  # the line whose end has not come yet
         self._lines: list[bytes] = []  # the texts of the reply whose last line has not come yet
         self._code = 0
@@ -175,7 +189,7 @@ class ReplyReader:
         return replies
 
     def _line(self, line: bytes) -> Reply | None:
-        """One line without its LF: the reply that it ends, or None where more lines follow."""
+        """Take one line without its LF, and return the reply that it ends; None: more lines follow."""
         if len(line) >= self.max_line:
             raise self._error(500, "reply line too long", line[: self.max_line])
         code = _CODES.get(line[:3])
@@ -195,7 +209,7 @@ class ReplyReader:
             self._code = code
             self._size = 0
         elif code // 100 != self._code // 100:
-            # RFC 5321 §4.2.1: "the reply code on each of the lines MUST be the same".
+            # RFC 5321 §4.2.1: in a reply of several lines, "the reply code on each of the lines MUST be the same".
             raise self._error(-1, f"reply code changed from {self._code} within a reply", line)
         self._size += len(line) + 1
         if self._size > self.max_reply:
@@ -209,7 +223,7 @@ class ReplyReader:
         return reply
 
     def _reply(self, code: int, text: bytes) -> Reply:
-        """A reply, cut short where those before it have taken what there is room for."""
+        """Return a reply, cut short if those before it have taken all the room there is."""
         self.kept += len(text)
         return Reply(code, text if self.kept <= MAX_KEPT else text[:SHORT])
 

@@ -1,4 +1,4 @@
-"""SASL (RFC 4422, RFC 4954): one AUTH exchange, without I/O.  The mechanisms are in mechanisms.py."""
+"""SASL (RFC 4422, RFC 4954): one AUTH exchange, without I/O.  The mechanisms are in :mod:`asmtp.auth`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["UNPROVEN", "SASLExchange", "Credentials", "Mechanism", "encoded", "f
 Mechanism: TypeAlias = Generator[bytes | None, bytes | None, None]
 """A generator from challenge to response.
 
-What it yields first is its initial response, or None if the server speaks first; then it is sent each challenge (bytes)
-and yields the response.  When the server has said that the login succeeded, it is sent None: it returns then, or
-raises what is wrong with that; a mechanism that has to look at the server's last message does it here.
+It yields its initial response first, or None if the server speaks first.  Then it is sent each challenge (bytes), and
+yields the response.  When the server has said that the login succeeded, it is sent None: then it looks at the server's
+last message, if it has to, and returns, or raises what is wrong with that.
 """
 
 MAX_CHALLENGES = 5
-"""Challenges before a server that goes on asking is given up; smtplib's number."""
+"""Challenges that are answered before a server that goes on asking is given up; smtplib's number."""
 
 _ONE_RESPONSE = ("PLAIN", "EXTERNAL")
-"""Mechanisms with one response: a server that asks for more has overlooked it, where it came with AUTH."""
+"""Mechanisms with one response.  A server that asks for it, though it came with AUTH, has overlooked it."""
 
 MAX_COMMAND = 512
 """Octets of a command line with its CRLF (RFC 5321 §4.5.3.1.4), AUTH with an initial response included."""
@@ -35,20 +35,20 @@ MAX_RESPONSE = 12288
 """Octets of a response's line with its CRLF that servers are asked to take (RFC 4954 §4)."""
 
 UNPROVEN = -1
-"""The code of an error that is not the server's refusal, but ours: it is not who it should be."""
+"""The code of an error that is our refusal, not the server's: the server is not proven to be the right one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a mechanism is given: who logs in, and where.
+    """What a mechanism may use: who logs in, and where.
 
     Attributes:
-        username, password, token: what is known; empty where it is not.
-        host, port: where the client has connected to; empty and 0 where there is none to name.
+        username, password, token: empty: not known.
+        host, port: those that the client has connected to; empty and 0: there are none to name.
         service: the service's name for GSSAPI (RFC 4954 §4, RFC 2033): "smtp" or "lmtp".
         offered: the mechanisms that the server offers.
         tls: the connection's :class:`ssl.SSLObject`, for channel binding; None without TLS.
-        limit: seconds that a response may take to compute; None: as long as it takes.
+        limit: seconds that it may take to compute a response; None: as long as it takes.
     """
 
     username: str = ""
@@ -63,12 +63,12 @@ class Credentials:
 
 
 def unproven(why: str) -> SMTPAuthenticationError:
-    """The server's part of a login was wrong: it may be someone who does not know the password."""
+    """Return the error for a server whose part of a login was wrong: it may not know the password."""
     return SMTPAuthenticationError(UNPROVEN, why.encode("ascii", "backslashreplace"))
 
 
 def from_authobject(authobject: Callable[..., Any], *, initial_response_ok: bool = True) -> Mechanism:
-    """A mechanism from smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
+    """Make a mechanism of smtplib's authobject: a function of the challenge, or of nothing for the initial response."""
     response = hidden(authobject() if initial_response_ok else None)
     while True:
         octets = response if response is None or isinstance(response, bytes) else encoded(response)
@@ -79,39 +79,45 @@ def from_authobject(authobject: Callable[..., Any], *, initial_response_ok: bool
 
 
 def encoded(response: Any) -> bytes:
-    """A response of an authobject's, or what it is made of, as UTF-8: a str, or what has its `encode`.
+    """Return a response of an authobject, or a part of one, as UTF-8.
+
+    Args:
+        response: a str, or an object that has its `encode`.
 
     Raises:
-        TypeError: it has none, or that makes no bytes.
+        TypeError: it has no `encode`, or that returns no bytes.
+        ValueError: it has a lone surrogate.
     """
     wrong: Exception = TypeError(f"authobject: user, password or response must be str, not {type(response).__name__}")
     try:
         if hasattr(response, "encode") and isinstance(octets := hidden(response.encode()), bytes):
             return octets
-    except UnicodeEncodeError:  # which holds all of it
+    except UnicodeEncodeError:  # it is not raised itself, as it holds all of the response
         wrong = ValueError("authobject: user, password or response is not characters (a lone surrogate)")
     raise wrong
 
 
 class SASLExchange:
-    """One AUTH exchange (RFC 4954 §4).  Whoever has it writes `line`, puts the reply into `reply`, and calls `go_on`.
+    """One AUTH exchange (RFC 4954 §4).  Its owner writes `line`, puts the answer into `reply`, and calls `go_on`.
 
-    235 is success; 503 (already authenticated) is taken for it, as smtplib does, unless the mechanism objects.  What
-    the mechanism's error challenge says stands behind the text of the refusal.
+    235 is success.  So is 503 (already authenticated), as in smtplib, unless the mechanism objects.  If the server sent
+    an error challenge, what that says stands behind the text of the refusal.
 
     Args:
         name: the mechanism's name.
-        slow: the mechanism computes for long, or asks others: `go_on` is to be called off the event loop.
+        mechanism: its generator.
+        initial_response_ok: send the initial response with AUTH, if there is one.
+        slow: the mechanism computes for long, or asks others: `go_on` has to be called off the event loop.
         again: there was a login on this connection already, so 503 is no surprise.
 
     Attributes:
-        line: what is to be written next, without CRLF; None: it is over, and `reply` is the last.
-        name: of the mechanism, in upper case.
+        line: what is to be written next, without CRLF; None: the exchange has ended, and `reply` is the last.
+        name: the mechanism's name, in upper case.
         answered: how many challenges were answered.
-        redact: what an error shows of challenges goes through it.
+        redact: takes the secrets out of what an error shows of challenges.
 
     Raises:
-        ValueError: `name` is not a word; or the generator ends before it has begun.
+        ValueError: `name` is not a SASL mechanism's name; or the generator yields nothing.
     """
 
     def __init__(
@@ -141,15 +147,15 @@ class SASLExchange:
         """Look at `reply`.
 
         Raises:
-            SMTPAuthenticationError: the server said no, its challenge was not base64, or it has not proved to be the
-                one that knows the password: `smtp_code` is `UNPROVEN` then, and it must not be trusted.
-            SMTPException: it asks and asks.
+            SMTPAuthenticationError: the server said no, or its challenge was not base64.  Or it has not proved that it
+                knows the password: then `smtp_code` is `UNPROVEN`, and the server must not be trusted.
+            SMTPException: the server does not stop asking.
             Exception: what the mechanism raised, when the exchange was cancelled.
         """
         self.line = next(self._steps, None)
 
     def _run(self) -> Generator[bytes, None, None]:
-        """Each line; `reply` is looked at in between."""
+        """Yield each line, and look at `reply` in between."""
         verb = b"AUTH " + self.name.encode()
         try:
             response = hidden(next(self._mechanism))
@@ -171,7 +177,7 @@ class SASLExchange:
                 last = (self.reply.code, self.redact(self.reply.message))
                 yield from self._cancel()
                 raise SMTPException(f"Server AUTH mechanism infinite loop. Last response: {last!r}")
-            if not held:  # else the server's empty challenge asks for it
+            if not held:  # else the server's empty challenge asks for the initial response
                 try:
                     response = self._respond()
                 except (binascii.Error, StopIteration):
@@ -195,12 +201,12 @@ class SASLExchange:
 
     def _respond(self) -> bytes | None:
         text = self.reply.message
-        # A prompt does not matter: some servers do not even encode it.
+        # What PLAIN and LOGIN are asked does not matter: some servers do not even encode it.
         self._challenge = text if self.name in ("LOGIN", "PLAIN") else base64.b64decode(text, validate=True)
         return hidden(self._mechanism.send(self._challenge))
 
     def _cancel(self) -> Generator[bytes, None, None]:
-        """RFC 4954 §4: "*" cancels."""
+        """Cancel the exchange (RFC 4954 §4: by a line with a single "*")."""
         self._mechanism.close()
         yield b"*"
 
@@ -220,7 +226,7 @@ class SASLExchange:
         raise SMTPAuthenticationError(self.reply.code, self.reply.message + self.redact(self._why()))
 
     def _why(self) -> bytes:
-        """What the last challenge told of the refusal that came behind it."""
+        """Return what the last challenge said of the refusal behind it."""
         if not self._challenge:
             return b""
         if self.name in ("OAUTHBEARER", "XOAUTH2"):
@@ -236,7 +242,7 @@ def _base64(response: bytes) -> bytes:
 
 
 def _token_error(challenge: bytes) -> bytes:
-    """What there is to tell of a token mechanism's error challenge (RFC 7628 §3.2.2): status and scope."""
+    """Return what a token mechanism's error challenge says (RFC 7628 §3.2.2): status and scope."""
     import json  # few logins need it
 
     try:

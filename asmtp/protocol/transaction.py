@@ -1,4 +1,4 @@
-"""A mail transaction: MAIL, RCPT and content as groups of commands, and the verdict on their replies.
+"""A mail transaction: MAIL, RCPT and content as groups of commands.  What the replies mean is in verdict.py.
 
 It takes the best shape that the server's extensions allow:
 
@@ -13,8 +13,11 @@ PIPELINING + CHUNKING    ``MAIL RCPT... BDAT n LAST content`` in one write      
 BDAT is used once the connection has shown that it reads and drops a refused chunk: see :mod:`asmtp.protocol.chunking`.
 Until then, and without PIPELINING, content goes by DATA.
 
-Content that is streamed (large, or not yet there) is not sent before its envelope is accepted.  Neither is content by
-BDAT whose first line is no header field: only such a line is answered by 5yz if the server takes a chunk for commands.
+Some content is not sent before its envelope is accepted:
+
+* content that is streamed: it is large, or not yet there;
+* content by BDAT whose first line is no header field.  If the server took the chunk for commands, a header field would
+  be answered by 5yz, but another line may be a command.
 
 LMTP (RFC 2033) is the same, with one reply after the content for each recipient accepted.
 """
@@ -66,7 +69,7 @@ _RSET = b"rset\r\n"
 _DATA = b"data\r\n"
 _DOT = b".\r\n"
 
-# What every message needs, looked up once: a member of an enum takes CPython 3.11 70 ns.
+# Looked up once: a member of an enum takes CPython 3.11 70 ns.
 _SHOWN = Chunking.SHOWN
 _COMMAND = Phase.COMMAND
 _FINAL = Phase.FINAL
@@ -90,10 +93,10 @@ class Body:
     """The content of a message, as a transaction needs to know it.
 
     Args:
-        data: all of it, or None: it is streamed, and pulled in pieces.
-        size: its octets with CRLF line ends (at least; a file's are not counted), or None if that is not known.
+        data: all of it; None: it is streamed, and pulled in pieces.
+        size: its octets with CRLF line ends (of a file: at least so many); None: not known.
         eight_bit: whether it has octets over 127.
-        head: its first octets, where they are at hand: for who tells of it.
+        head: its first octets, if they are at hand: events tell its Message-ID.
     """
 
     __slots__ = ("data", "eight_bit", "head", "size")
@@ -156,7 +159,7 @@ class Transaction:
     # ---- writing ----------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Make what will be written.  While others have the turn there is time for it; when it comes there is none."""
+        """Make what will be written, while others have the turn: when it comes, the server is waiting."""
         session = self.session
         self._extensions = extensions = session.extensions
         self._offered = self._chunking and "chunking" in extensions
@@ -173,6 +176,11 @@ class Transaction:
         self._apart = self._asked_apart or (self._bdat and _FIELD.match(self._content) is None)
 
     def _encoded(self) -> bytes:
+        """Return the content as it is written; empty: it is streamed.
+
+        Raises:
+            SMTPNotSupportedError: it is to go as it is, which needs BDAT.
+        """
         body = self.body
         if self._binary:
             if not self._chunking:
@@ -439,7 +447,7 @@ class Transaction:
 
 
 def manual_content(session: Session, content: bytes, owed: int = 1) -> Dialogue[Reply]:
-    """DATA and content for a transaction that a caller opened by hand.
+    """Write DATA and content for a transaction that a caller has opened by hand.
 
     Args:
         owed: how many replies there will be after the content.

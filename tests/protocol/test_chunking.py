@@ -524,5 +524,5 @@ def test_what_is_known_of_a_relay(seen: Chunking) -> None:
     assert relay.doubted_until <= 0.0
     relay.heed(seen, 10.0)
     doubted = seen in (Chunking.PROBING, Chunking.NOT_SHOWN)
-    assert (relay.doubted_until == 10.0 + chunking.DOUBTED) is doubted
+    assert (relay.doubted_until == 10.0 + chunking.DOUBT_LASTS) is doubted
     assert (relay.doubted_until <= 0.0) is not doubted
