@@ -20,17 +20,17 @@ class AuthObjects:
     _auth_challenge_count = 0
 
     def auth_cram_md5(self, challenge: bytes | None = None) -> str | None:
-        """Authobject for CRAM-MD5 (RFC 2195); needs self.user and self.password."""
+        """Respond to a challenge of CRAM-MD5 (RFC 2195); needs self.user and self.password."""
         if challenge is None:
             return None
         return cram_md5_response(self.user, encoded(self.password), challenge)
 
     def auth_plain(self, challenge: bytes | None = None) -> str:
-        """Authobject for PLAIN (RFC 4616); needs self.user and self.password."""
+        """Respond to a challenge of PLAIN (RFC 4616); needs self.user and self.password."""
         return plain_response(self.user, self.password)
 
     def auth_login(self, challenge: bytes | None = None) -> str:
-        """Authobject for LOGIN; needs self.user and self.password."""
+        """Respond to a challenge of LOGIN; needs self.user and self.password."""
         if challenge is None or self._auth_challenge_count < 2:
             return self.user
         return self.password
@@ -38,7 +38,7 @@ class AuthObjects:
     def _sasl_exchange(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, initial_response_ok: bool, *, again: bool
     ) -> SASLExchange:
-        """An AUTH exchange with a generator, or with an authobject, which may look at how many it has answered."""
+        """Return an AUTH exchange with a generator, or with an authobject, and count the challenges for that."""
         if isinstance(authobject, Generator):
             return SASLExchange(mechanism, authobject, initial_response_ok=initial_response_ok, slow=True, again=again)
         self._auth_challenge_count = 0

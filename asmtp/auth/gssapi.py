@@ -1,4 +1,4 @@
-"""GSSAPI (RFC 4752) and NTLM, by pyspnego: mechanisms whose context is established by a library that asks others."""
+"""GSSAPI (RFC 4752) and NTLM, by pyspnego, which asks other servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asmtp.protocol.sasl import Credentials, Mechanism, unproven
 __all__ = ["gssapi", "ntlm"]
 
 NO_LAYER = 1
-"""RFC 4752 §3.3: the bit, and the whole answer, for a connection without a security layer, as TLS is one."""
+"""The bit for "no security layer" (RFC 4752 §3.3): TLS is one."""
 
 
 def gssapi(credentials: Credentials) -> Mechanism:
@@ -36,7 +36,7 @@ def _gssapi(context: Any, token: bytes | None, username: str) -> Mechanism:
     layers = _step("GSSAPI", context.unwrap, challenge).data
     if len(layers) != 4 or not layers[0] & NO_LAYER:
         raise unproven("GSSAPI: the server wants a security layer besides TLS")
-    # Who we want to be, which is who we are; no layer, and so no size of its messages.
+    # No layer, and so no size of its messages (three octets); and the user to act as, which is our own.
     yield context.wrap(bytes([NO_LAYER, 0, 0, 0]) + username.encode(), encrypt=False).data
 
 
@@ -81,7 +81,7 @@ def _context(spnego: Any, name: str, credentials: Credentials, **options: Any) -
 def _begin(spnego: Any, name: str, context: Any) -> bytes | None:
     try:
         token: bytes | None = context.step()
-    except ImportError as error:  # pyspnego without gssapi
+    except ImportError as error:  # pyspnego is there, the gssapi package is not
         raise ImportError(f"{name} needs the gssapi package: pip install 'asmtp[kerberos]'") from error
     except spnego.exceptions.SpnegoError as error:
         raise ValueError(f"{name}: {one_line(error)}") from None
@@ -93,5 +93,5 @@ def _step(name: str, function: Callable[[bytes], Any], challenge: bytes | None) 
         raise unproven(f"{name}: the server said yes without its part of the login")
     try:
         return function(challenge)
-    except Exception as error:  # whatever a parser makes of what a server may send
+    except Exception as error:  # a parser may raise anything at what a server sends
         raise unproven(f"{name}: the server's part of the login is wrong: {one_line(error)}") from None

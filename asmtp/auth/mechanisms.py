@@ -1,7 +1,7 @@
 """SASL mechanisms: functions of :class:`~asmtp.protocol.sasl.Credentials` that return a generator.
 
-A function that cannot be used with these credentials, or on this machine, says so with a ValueError before anything is
-written, and another mechanism may do.
+A function that cannot be used with these credentials, or on this machine, raises ValueError before anything is
+written; another mechanism may do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 
 MAX_ITERATIONS = 600_000
-"""Of a hash, in SCRAM: under a second.  RFC 7677 §4 asks for 4096 at least; it is the server that says how many."""
+"""Iterations of the hash in SCRAM, chosen by the server: less than a second.  RFC 7677 §4 asks for 4096 at least."""
 
 _ITERATIONS = re.compile(r"(?:^|,)i=0*([0-9]+)")
 
@@ -67,7 +67,7 @@ def cram_md5_response(username: str, secret: bytes, challenge: bytes | None) -> 
 
 
 def external(credentials: Credentials) -> Mechanism:
-    """EXTERNAL (RFC 4422 appendix A): who we are, the client certificate says; a user name asks to act as someone."""
+    """EXTERNAL (RFC 4422 appendix A): the client certificate says who we are; a user name asks to act as another."""
     yield credentials.username.encode()
 
 
@@ -79,13 +79,13 @@ def oauthbearer(credentials: Credentials) -> Mechanism:
         fields.append(b"host=%b" % ascii_domain(credentials.host, "host").encode())
     if credentials.port:
         fields.append(b"port=%d" % credentials.port)
-    # A challenge that comes behind the token is the error; the server says no when it is answered (§3.2.3).
+    # RFC 7628 §3.2.3: a challenge behind the token is the error; the server refuses when the client has responded.
     yield b"\1".join([*fields, b"auth=Bearer %b\1\1" % credentials.token.encode()])
     yield b"\1"
 
 
 def xoauth2(credentials: Credentials) -> Mechanism:
-    """XOAUTH2, what Google and Microsoft had before there was an RFC."""
+    """XOAUTH2, which Google and Microsoft had before there was an RFC."""
     yield b"user=%b\1auth=Bearer %b\1\1" % (credentials.username.encode(), credentials.token.encode())
     yield b""
 
@@ -94,10 +94,10 @@ def xoauth2(credentials: Credentials) -> Mechanism:
 
 
 def channel_bindings(tls: Any) -> list[str]:
-    """The types of channel binding that a connection can have, the best first.
+    """Return the types of channel binding that a connection can have, the best first.
 
-    tls-unique (RFC 5929 §3) is not for TLS 1.3 (RFC 8446 appendix C.5), and tls-exporter (RFC 9266), which would be,
-    is not to be had from Python's ssl.
+    tls-unique (RFC 5929 §3) is not for TLS 1.3 (RFC 8446 appendix C.5).  tls-exporter (RFC 9266) would be, but Python's
+    ssl does not have it.
 
     Args:
         tls: the :class:`ssl.SSLObject`, or None.
@@ -116,13 +116,13 @@ def scram(
     proved: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Mechanism:
-    """SCRAM (RFC 5802, RFC 7677), by the library scramp.  It computes for a good part of a second.
+    """SCRAM (RFC 5802, RFC 7677), by the library scramp.  To compute the response takes a good part of a second.
 
     Args:
         name: ``"SCRAM-SHA-256"``, or with ``-PLUS``.
         binding: the type of channel binding, for the -PLUS forms.
-        proved: is called before the first octets that depend on the password.
-        clock: gives the time, in seconds.
+        proved: is called before the first octets are written that depend on the password.
+        clock: returns the time, in seconds.
 
     Raises:
         ValueError: this machine's OpenSSL forbids the hash (FIPS); or user name or password cannot be prepared
@@ -138,7 +138,7 @@ def scram(
     elif not any(other.endswith("-PLUS") for other in credentials.offered) and (
         types := channel_bindings(credentials.tls)
     ):
-        # RFC 5802 §6: "y" tells a server which did offer -PLUS that somebody took that out.
+        # RFC 5802 §6: with "y", a server that did offer -PLUS learns that somebody took that out.
         bound = (types[0], credentials.tls)
     try:
         client = ScramClient([name], credentials.username, credentials.password, channel_binding=bound)
@@ -160,7 +160,7 @@ def _scram(
     challenge = yield client.get_client_first().encode()
     try:
         first = _text(challenge)
-        if first.startswith("e="):  # the refusal follows
+        if first.startswith("e="):  # the refusal follows our empty response
             yield b""
         if _is_too_many(first):
             raise unproven(f"the server's part of the login is wrong: more than {MAX_ITERATIONS} iterations")
@@ -182,7 +182,7 @@ def _scram(
 
 
 def _is_too_many(first: str) -> bool:
-    """Whether a server's first message has an iteration count that would keep us busy."""
+    """Return whether a server's first message asks for more than `MAX_ITERATIONS`."""
     found = _ITERATIONS.search(first)
     return found is not None and (len(found[1]) > len(str(MAX_ITERATIONS)) or int(found[1]) > MAX_ITERATIONS)
 

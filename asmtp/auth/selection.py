@@ -1,4 +1,4 @@
-"""Logging in: which mechanisms there are, and which are tried."""
+"""Logging in: the mechanisms that there are, and those that are tried, in order."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Factory: TypeAlias = Callable[[Credentials], Mechanism]
-"""Makes a mechanism: a function of credentials that returns a generator."""
+"""A function of credentials that returns a mechanism, which is a generator."""
 
 Mechanisms: TypeAlias = Sequence[str | tuple[str, Factory]]
-"""The mechanisms to use: names, and for those that asmtp does not have (name, factory)."""
+"""Mechanisms to use: names, and (name, factory) for those that asmtp does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class _Known:
     """A mechanism that asmtp has.
 
     Attributes:
-        make: makes it.
-        needs: what it cannot do without: "password", "token", or neither.
-        clear: who reads along has the password or the token.
-        slow: it computes for long, or asks others.
+        make: the function that makes it.
+        needs: the secret that it needs: "password", "token", or "" for none.
+        clear: it sends the secret in clear text.
+        slow: it computes for long, or asks other servers.
     """
 
     make: Factory
@@ -63,23 +63,23 @@ _KNOWN: dict[str, _Known] = {
     "GSSAPI": _Known(gssapi.gssapi, "", slow=True),
     "NTLM": _Known(gssapi.ntlm, slow=True),
 }
-"""By name, those that protect the password best first."""
+"""The mechanisms by name, those that protect the password best first."""
 
 _BY_NAME_ONLY = frozenset({"EXTERNAL", "GSSAPI", "NTLM"})
-"""Used only where they are named: a password says nothing of a certificate, a ticket or a Windows domain."""
+"""Mechanisms that are used only if the caller names them: a password does not mean a certificate or a ticket."""
 
 
 class Candidate:
     """A mechanism to be tried.
 
     Args:
-        factory: makes it.
-        slow: it is to be made and used off the event loop.
-        scram: it is SCRAM, as asmtp has it.
-        binding: the type of channel binding of a -PLUS form; the server may not know it.
+        factory: the function that makes it.
+        slow: make and use it off the event loop.
+        scram: it is asmtp's own SCRAM.
+        binding: the type of channel binding, of a -PLUS form; the server may not know that type.
 
     Attributes:
-        proved: something that depends on the password was written.
+        proved: True once something was written that depends on the password.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Candidate:
         self._credentials = credentials
 
     def make(self) -> Mechanism:
-        """The mechanism.
+        """Make the mechanism.
 
         Raises:
             ValueError: it cannot be used with these credentials, or on this machine.
@@ -118,19 +118,19 @@ class Candidate:
 
     @property
     def may_lack_secret(self) -> bool:
-        """Whether 535 may mean that the server has no secret of the kind that it needs, though the password is right.
+        """True if 535 may mean that the server lacks the secret for this mechanism, though the password is right.
 
-        Servers that keep passwords hashed, or keys of another SCRAM, offer it all the same.
+        Servers that keep passwords hashed, or the keys of another SCRAM, offer the mechanism all the same.
         """
         return self.name == "CRAM-MD5" or (not self.proved and self.binding is None)
 
 
 _ABOUT_COMMANDS = frozenset({500, 501, 502, 503, 504})
-"""Refusals that say nothing of a password."""
+"""Refusals of the command, which say nothing of the password."""
 
 
 Attempt: TypeAlias = tuple["Candidate", Mechanism | None]
-"""A candidate whose mechanism is to be made (None), or used."""
+"""A candidate, and None if its mechanism is to be made, or the mechanism that is to be used."""
 
 
 def attempts(
@@ -185,7 +185,7 @@ def attempts(
 
 
 class _Turns:
-    """Who says a password now, and who waits, in one event loop."""
+    """Log-ins of one event loop: how many are under way, and those that wait."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -194,10 +194,10 @@ class _Turns:
 
 
 class Logins:
-    """What a relay said to logins, for all connections to it, in one event loop after the other.
+    """Keep what a relay said to log-ins, for all connections to it, in one event loop after the other.
 
-    A wrong password is said to it twice at most, and then not for an hour: accounts are locked over more.  One that it
-    takes is not wrong.
+    A password that the relay refuses is sent twice at most, and then not for an hour: more refusals lock accounts.
+    One that it takes clears that.
 
     Attributes:
         worked: name and binding of the mechanism that worked last.
@@ -210,17 +210,17 @@ class Logins:
         self.worked: tuple[str, str | None] | None = None
         self._error = SMTPAuthenticationError(535, b"")
         self._refused = 0
-        self._until = 0.0  # the loop's time at which what was refused is forgotten
+        self._until = 0.0  # the loop's time at which refusals are forgotten
         self._turns: _Turns | None = None
 
     def check(self, now: float) -> None:
-        """Raise where a password is not to be said any more.
+        """Raise the last refusal, if the password may not be sent any more.
 
         Args:
             now: the loop's time.
 
         Raises:
-            SMTPAuthenticationError: it was refused too often; it is the server's last refusal.
+            SMTPAuthenticationError: the password was refused too often.
         """
         if now >= self._until:
             self._refused = 0
@@ -229,7 +229,7 @@ class Logins:
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Say the password once; as often as it may still be said, several can at the same time.
+        """Send the password once.  At the same time there are as many log-ins as may still be refused; others wait.
 
         Raises:
             SMTPAuthenticationError: see `check`; nothing is written.
@@ -237,7 +237,7 @@ class Logins:
         loop = asyncio.get_running_loop()
         self.check(loop.time())
         turns = self._turns
-        if turns is None or turns.loop is not loop:  # the other one is closed: of those nobody's turn ends any more
+        if turns is None or turns.loop is not loop:  # the other loop is closed, and its log-ins never end
             self._turns = turns = _Turns(loop)
         while self._refused + turns.under_way >= self.MOST:
             await _change(turns)
@@ -250,7 +250,7 @@ class Logins:
             if 500 <= error.smtp_code <= 599 and error.smtp_code not in _ABOUT_COMMANDS:
                 self._refused += 1
                 self._until = loop.time() + self.HOUR
-                self._error = SMTPAuthenticationError(*error.args)  # without what the other one holds on to
+                self._error = SMTPAuthenticationError(*error.args)  # a new one: the other holds frames
             raise
         finally:
             turns.under_way -= 1
@@ -260,7 +260,7 @@ class Logins:
 
 
 async def _change(turns: _Turns) -> None:
-    """Until somebody's turn is over."""
+    """Wait until a log-in has ended."""
     waiting = turns.loop.create_future()
     turns.waiting.add(waiting)
     try:
@@ -270,10 +270,10 @@ async def _change(turns: _Turns) -> None:
 
 
 def check_mechanisms(wanted: Mechanisms) -> None:
-    """Raise what is wrong with a caller's choice of mechanisms.
+    """Raise what is wrong with the mechanisms that a caller chose.
 
     Raises:
-        TypeError, ValueError: it is no such sequence, or empty; or there is no mechanism of a name.
+        TypeError, ValueError: they are no such sequence, or none; or there is no mechanism of a name.
     """
     if isinstance(wanted, str) or not isinstance(wanted, Sequence):
         raise TypeError(f"mechanisms must be a sequence of names, not {type(wanted).__name__}")
@@ -294,7 +294,7 @@ def needs(wanted: Mechanisms) -> set[str]:
 
 
 def require_auth(extensions: Extensions) -> None:
-    """Raise that the server has no logins.
+    """Raise SMTPNotSupportedError if the server has no log-ins.
 
     Raises:
         SMTPNotSupportedError: it does not offer AUTH.
@@ -306,17 +306,17 @@ def require_auth(extensions: Extensions) -> None:
 def choose(
     extensions: Extensions, credentials: Credentials, wanted: Mechanisms | None = None, *, protected: bool
 ) -> list[Candidate]:
-    """The mechanisms to try, in order.
+    """Return the mechanisms to try, in order.
 
     Args:
         extensions: what the server offers.
-        wanted: those to use, in this order; by default all that fit the credentials, what protects them best first.
-        protected: nobody reads along, or that is the caller's will.
+        wanted: those to use, in this order; by default all that fit the credentials, the best protection first.
+        protected: the channel is encrypted, or local, or the caller passed tls="none".
 
     Raises:
         TypeError: user name, password or token is not a str.
-        ValueError: one holds a control character, or the token what no token has; they are not shown.
-        SMTPNotSupportedError: the server offers none that will do.
+        ValueError: one of them holds a control character, or characters that no token has.  The error does not show it.
+        SMTPNotSupportedError: the server offers no mechanism that can be used.
     """
     _check_credentials(credentials)
     require_auth(extensions)
@@ -340,7 +340,7 @@ def choose(
         elif name.endswith("-PLUS"):
             bindings = mechanisms.channel_bindings(credentials.tls)
             if not asked and name.removesuffix("-PLUS") in offered:
-                # RFC 5802 §6.1: this one every server has to know.  At one that it does not know, Dovecot 2.4 hangs up.
+                # RFC 5802 §6.1: every server has to know this one.  Dovecot 2.4 hangs up at one that it does not know.
                 bindings = [binding for binding in bindings if binding == "tls-unique"]
             make = _KNOWN[name].make
             found += [Candidate(name, make, credentials, scram=True, binding=binding) for binding in bindings]
@@ -353,7 +353,7 @@ def choose(
 
 
 def _nothing(offered: Sequence[str], unprotected: Sequence[str]) -> str:
-    """Why there is no mechanism, in smtplib's words first."""
+    """Return why there is no mechanism, in smtplib's words first."""
     what = "No suitable authentication method found."
     if unprotected:
         return (
@@ -377,6 +377,6 @@ def _check_credentials(credentials: Credentials) -> None:
     if _SURROGATE.search(password):
         raise ValueError("password: not characters (a lone surrogate)")  # encode() would show it
     gate(token, "token", secret=True)
-    # RFC 6750 §2.1 has fewer, but not every issuer keeps to it.
+    # RFC 6750 §2.1 allows fewer characters, but not every issuer keeps to it.
     if not all("!" <= character <= "~" for character in token):
         raise ValueError("token: contains a space or characters that are not ASCII")

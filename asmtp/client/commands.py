@@ -1,4 +1,4 @@
-"""What can be said on a connection: commands, STARTTLS, logins.  How it is made, and messages, are client.py's."""
+"""Commands on a connection, awaited, with smtplib's names; STARTTLS and logging in."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ T = TypeVar("T")
 
 
 class Commands(AuthObjects, Link):
-    """smtplib's commands, awaited; a part of :class:`~asmtp.AsyncSMTP`, which knows the connection."""
+    """smtplib's commands, awaited."""
 
     @property
     def esmtp_features(self) -> Extensions:
-        """What the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
+        """The extensions that the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
         return self._session.extensions
 
     @esmtp_features.setter
@@ -61,7 +61,7 @@ class Commands(AuthObjects, Link):
 
     @property
     def does_esmtp(self) -> bool:
-        """Whether the server answered EHLO (LHLO) with 250."""
+        """True if the server answered EHLO (LHLO) with 250."""
         return self._session.esmtp
 
     @does_esmtp.setter
@@ -69,14 +69,14 @@ class Commands(AuthObjects, Link):
         self._session.esmtp = bool(value)
 
     def has_extn(self, opt: str) -> bool:
-        """Whether the server offers a service extension; in any case of letters."""
+        """Return whether the server offers a service extension; in any case of letters."""
         return opt.lower() in self._session.extensions
 
     # ---- commands ---------------------------------------------------------------------------
 
     @property
     def in_challenge(self) -> bool:
-        """Whether a SASL response is due next: what is written then is a secret."""
+        """True if a SASL response is due next: the next line is a secret."""
         return self._session.state is State.CHALLENGE
 
     async def docmd(self, cmd: str, args: str = "") -> Reply:
@@ -91,13 +91,13 @@ class Commands(AuthObjects, Link):
         return reply
 
     async def helo(self, name: str = "") -> Reply:
-        """HELO (RFC 5321 §4.1.1.1), with this machine's name unless another is given."""
+        """Say HELO (RFC 5321 §4.1.1.1), with the name of this machine unless another is given."""
         reply = await self._run(dialogue.hello(self._session, "helo", await self._hello_name(name)), alone=True)
         self.helo_resp = reply.message
         return reply
 
     async def ehlo(self, name: str = "") -> Reply:
-        """EHLO, or LHLO for LMTP; what the server offers is in `esmtp_features` then."""
+        """Say EHLO, or LHLO for LMTP, and read into `esmtp_features` what the server offers."""
         verb = self.ehlo_msg
         reply = await self._run(dialogue.hello(self._session, verb, await self._hello_name(name)), alone=True)
         self.ehlo_resp = reply.message
@@ -106,7 +106,7 @@ class Commands(AuthObjects, Link):
     async def _hello_name(self, name: str) -> str:
         if not name:
             if self.local_hostname is None:
-                found = connect.THIS_MACHINE  # unless a resolver knows better in time
+                found = connect.THIS_MACHINE  # unless a resolver answers in time
                 with anyio.move_on_after(self.timeouts.connect):
                     found = await self._environment.call_out(connect.local_hostname)
                 self.local_hostname = found
@@ -114,7 +114,7 @@ class Commands(AuthObjects, Link):
         return name
 
     async def ehlo_or_helo_if_needed(self) -> None:
-        """EHLO, or HELO if that is refused, unless either was said before.
+        """Say EHLO, or HELO if that is refused, unless either was said before.
 
         Raises:
             SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
@@ -124,37 +124,37 @@ class Commands(AuthObjects, Link):
                 await async_trampoline(dialogue.introduction(self.lmtp), lambda verb: getattr(self, verb)())
 
     async def noop(self) -> Reply:
-        """NOOP."""
+        """Say NOOP."""
         return await self._run(dialogue.single(b"noop\r\n"))
 
     async def rset(self) -> Reply:
-        """RSET: whatever transaction is open is given up."""
+        """Say RSET: give up the transaction that is open."""
         self.command_encoding = "ascii"
         return await self._run(self._session.reset())
 
     async def help(self, args: str = "") -> bytes:
-        """HELP: its text."""
+        """Say HELP, and return its text."""
         reply = await self._run(dialogue.single(command("help", args)))
         return reply.message
 
     async def verify(self, address: str) -> Reply:
-        """VRFY: ask whether an address is valid."""
+        """Say VRFY: ask whether an address is valid."""
         return await self._ask("vrfy", address)
 
     vrfy = verify
 
     async def expn(self, address: str) -> Reply:
-        """EXPN: ask for the members of a mailing list."""
+        """Say EXPN: ask for the members of a mailing list."""
         return await self._ask("expn", address)
 
     async def _ask(self, verb: str, address: str) -> Reply:
-        path(address, "address")  # what MAIL and RCPT refuse
+        path(address, "address")  # raises what it raises for MAIL and RCPT
         bare = email.utils.parseaddr(address)[1] or address
         line = command(verb, bare, argument="address", encoding=self.command_encoding)
         return await self._run(dialogue.single(line))
 
     async def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
-        """MAIL: begin a transaction by hand.  :meth:`sendmail` does all of one.
+        """Say MAIL: begin a transaction by hand.  :meth:`sendmail` does the whole of one.
 
         Raises:
             SMTPNotSupportedError: SMTPUTF8 is among the options, and the server does not offer it.
@@ -171,7 +171,7 @@ class Commands(AuthObjects, Link):
         return await self._run(dialogue.single(line, Trigger.mail))
 
     async def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
-        """RCPT: add a recipient by hand."""
+        """Say RCPT: add a recipient by hand."""
         text = options_text(options, "options") if options and self.does_esmtp else ""
         line = command(f"rcpt to:{path(recip, 'recip')}{text}", encoding=self.command_encoding)
         reply = await self._run(dialogue.single(line, Trigger.rcpt))
@@ -179,9 +179,9 @@ class Commands(AuthObjects, Link):
         return reply
 
     async def data(self, msg: str | bytes) -> Reply:
-        """DATA and the content, by hand; the final reply.
+        """Say DATA and write the content, by hand; return the final reply.
 
-        For LMTP, which has a final reply for each recipient: the first that is a refusal, else the last.
+        LMTP has a final reply for each recipient: return the first refusal, or else the last reply.
 
         Raises:
             SMTPDataError: DATA was not answered 354.
@@ -190,11 +190,11 @@ class Commands(AuthObjects, Link):
         return await self._run(manual_content(self._session, to_octets(msg), owed))
 
     async def xclient(self, **attributes: str | None) -> Reply:
-        """XCLIENT (Postfix): say for whom this connection is; EHLO is said again when needed.
+        """Say XCLIENT (Postfix): for whom this connection is.  EHLO is said again when it is needed.
 
         Args:
-            attributes: name, addr, port, proto, helo, login, destaddr, destport: whichever the server offers; None
-                where it is not known.
+            attributes: name, addr, port, proto, helo, login, destaddr, destport, if the server offers them; None
+                for one that is not known.
 
         Raises:
             SMTPNotSupportedError: the server does not offer it, or not that attribute.
@@ -217,7 +217,7 @@ class Commands(AuthObjects, Link):
         *,
         server_hostname: str | None = None,
     ) -> Reply:
-        """STARTTLS (RFC 3207).  What the server said before TLS is forgotten, and EHLO is said again when needed.
+        """Begin TLS by STARTTLS (RFC 3207).  The extensions are forgotten, and EHLO is said again when it is needed.
 
         Args:
             keyfile, certfile: deprecated: use a context.
@@ -245,7 +245,7 @@ class Commands(AuthObjects, Link):
         hello: Reply | None
         hostname = server_hostname or self._settings.server_hostname or self._host
         begun = clock()
-        # By hand, no session is offered: where it is refused, the connection is gone, and whatever was said on it.
+        # Within connect() alone: a server that refuses the offer ends the connection, and connect() makes another.
         handshake = self._tls_context = ResumingContext(chosen, None if self._preparing is None else self._sessions)
         reply, hello = await connection.start_tls(asking, handshake, hostname)
         if reply.code != 220:
@@ -256,7 +256,7 @@ class Commands(AuthObjects, Link):
         return reply
 
     async def _name_under_tls(self) -> str | None:
-        """The name for the EHLO that follows STARTTLS; None: it is not said before it is needed."""
+        """Return the name for the EHLO that follows STARTTLS; None: EHLO is not said before it is needed."""
         return await self._hello_name("")
 
     async def login(
@@ -267,10 +267,10 @@ class Commands(AuthObjects, Link):
         initial_response_ok: bool = True,
         mechanisms: Mechanisms | None = None,
     ) -> Reply:
-        """Log in, with the mechanism that protects the password best among those that both sides know.
+        """Log in, with the mechanism that protects the password best among those that client and server have.
 
-        PLAIN and LOGIN, which do not protect it, are not used where others may read along: without TLS, unless the
-        server is on this machine, or the constructor was told tls="none".
+        PLAIN and LOGIN send the password in clear text.  They are not used without TLS, unless the server is on this
+        machine, or the constructor was given tls="none".
 
         Args:
             initial_response_ok: send a mechanism's initial response with AUTH (RFC 4954 §4).
@@ -291,7 +291,7 @@ class Commands(AuthObjects, Link):
         return await self._log_in(self._credentials(user, password), mechanisms, initial_response_ok)
 
     async def _log_in_as_told(self) -> None:
-        """Log in with what the constructor was given."""
+        """Log in with the credentials that the constructor was given."""
         await self.ehlo_or_helo_if_needed()
         user = self._settings.username or ""
         if self._settings.token is None:
@@ -312,7 +312,7 @@ class Commands(AuthObjects, Link):
         return await get_token(self._settings.token, self._environment, self.timeouts.command, force=force)
 
     def _credentials(self, user: str, password: str = "", token: str = "") -> Credentials:
-        # Of a socket that was given, and of a Unix socket, there is no host to name.
+        # A socket that was given, and a Unix socket, have no host to name.
         named = not self._sock_taken and not self._host.startswith("/")
         return Credentials(
             user,
@@ -349,15 +349,15 @@ class Commands(AuthObjects, Link):
     async def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
     ) -> Reply:
-        """AUTH with a mechanism of the caller's (RFC 4954).
+        """Log in by AUTH with a mechanism of the caller's (RFC 4954).
 
         Args:
             mechanism: its name.
             authobject: a generator: it yields its initial response (bytes; None if the server speaks first), is
                 sent each challenge (bytes) and yields the response, and is sent None after success, when it returns or
-                raises.  Or smtplib's: called with each challenge (bytes), returns the response (str or bytes); called
-                with nothing for the initial response, where it returns None if there is none.  Either is called in
-                a thread, as it may block; how long it takes is not limited.
+                raises.  Or a function as smtplib has it: called with each challenge (bytes), it returns the response
+                (str or bytes); called without arguments, it returns the initial response, or None if there is none.
+                Either is called in a thread, as it may block; how long it takes is not limited.
 
         Raises:
             SMTPAuthenticationError: the server said no.

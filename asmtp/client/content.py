@@ -1,4 +1,4 @@
-"""The content that callers give, whatever it is, as a transaction needs it: whole if small, else in pieces."""
+"""The content that callers give, of any kind, as a transaction needs it: whole if small, else in pieces."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["PIECE", "WHOLE", "Content", "Pieces", "body_of", "check_content", "w
 Content: TypeAlias = (
     "str | bytes | bytearray | memoryview | Message[Any, Any] | os.PathLike[str] | IO[bytes] | AsyncIterable[bytes]"
 )
-"""What `sendmail` takes as a message."""
+"""The kinds of message that `sendmail` takes."""
 
 Pieces: TypeAlias = "AsyncGenerator[bytes, None] | _Reading | None"
 
 Offload: TypeAlias = Callable[..., Awaitable[Any]]
-"""Calls a function with arguments where it may block."""
+"""A function that calls another one, which may block, with arguments."""
 
 PIECE = 1 << 18
-"""Octets of content that are worked on at a time: few enough not to stall a loop, enough not to waste its time."""
+"""Octets of content that are handled at a time: few enough not to stall a loop, enough not to waste its time."""
 
 WHOLE = 1 << 16
 """Octets up to which content goes with its envelope in one write; more waits until the envelope is accepted."""
 
 
 async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tuple[Body, Pieces]:
-    """A transaction's body, and the pieces to stream where it does not hold the content itself.
+    """Return the body for a transaction, and the pieces to stream if the body does not hold the content itself.
 
     Args:
-        eight_bit: whether the server takes 8-bit content; a message object is re-encoded if not.
+        eight_bit: the server takes 8-bit content; if not, a message object is re-encoded.
 
     Raises:
-        TypeError: it is nothing that can be sent.
+        TypeError: the content is of no kind that can be sent.
         UnicodeEncodeError: a str that is not ASCII.
         OSError: a file cannot be opened.
     """
@@ -73,7 +73,7 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
 
 
 def check_content(content: object) -> None:
-    """Raise what `body_of` would say to a thing that cannot be sent.
+    """Raise what `body_of` would raise for content that cannot be sent.
 
     Raises:
         TypeError: it is one.
@@ -96,14 +96,14 @@ async def _opened(path: os.PathLike[str], offload: Offload) -> IO[bytes]:
     given_up = False
 
     def work() -> None:
-        files.append(open(path, "rb"))  # noqa: SIM115  # closed by who reads it
+        files.append(open(path, "rb"))  # noqa: SIM115  # closed by _Reading
         if given_up:
             files[0].close()
 
     try:
         await offload(work)
     except BaseException:
-        # Cancelled; the thread that opens it goes on.
+        # Cancelled; the thread goes on, and opens the file all the same.
         given_up = True
         for file in files:
             file.close()
@@ -112,7 +112,7 @@ async def _opened(path: os.PathLike[str], offload: Offload) -> IO[bytes]:
 
 
 def whole(octets: bytes) -> Body:
-    """The body of a message small enough to be held."""
+    """Return the body of a message that is small enough to be held."""
     return Body(octets, wire_size(octets), eight_bit=not octets.isascii())
 
 
@@ -124,27 +124,27 @@ async def _flattened(message: Message[Any, Any], offload: Offload, *, eight_bit:
 
 
 def _octets(view: memoryview) -> memoryview | bytes:
-    """A view whose items are octets; a copy where it has gaps."""
+    """Return a view whose items are octets; if the view has gaps, a copy."""
     return view.cast("B") if view.c_contiguous else view.tobytes()
 
 
 def _size(file: IO[bytes]) -> int | None:
-    """Octets that a file has from where it stands, with the line end that it gets if it has none at its end."""
+    """Return how many octets a file has from its position on, with the line end that is added if it has none."""
     raw = getattr(file, "raw", file)
-    if isinstance(raw, io.FileIO):  # a GzipFile has a descriptor too: that of something else
+    if isinstance(raw, io.FileIO):  # a GzipFile has a descriptor too, of the compressed file
         with contextlib.suppress(OSError):  # a pipe, say
             whole = os.fstat(raw.fileno()).st_size
             left = whole - file.tell()
             if left > 0:
-                last = os.pread(raw.fileno(), 1, whole - 1) if hasattr(os, "pread") else b""  # Windows has none
+                last = os.pread(raw.fileno(), 1, whole - 1) if hasattr(os, "pread") else b""  # not on Windows
                 return left + line_end(last)
     return None
 
 
 async def _wire_size(octets: bytes | bytearray | memoryview) -> int:
-    """Octets with CRLF line ends, found without holding the loop up.
+    """Return how many octets there are with CRLF line ends, without blocking the loop.
 
-    Content whose beginning has no other line ends is taken to have none: to count takes as long as to send.
+    If the first piece has no other line ends, the rest is not looked at: to count takes as long as to send.
     """
     size = 0
     last = b""
@@ -172,12 +172,12 @@ async def _checked(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
             for start in range(0, len(view), PIECE):
                 yield bytes(view[start : start + PIECE])
     finally:
-        if isinstance(pieces, AsyncGenerator):  # else what it holds is held until it is collected
+        if isinstance(pieces, AsyncGenerator):  # or it would hold its resources until it is collected
             await pieces.aclose()
 
 
 class _Reading:
-    """The pieces of a file.  A generator would not do: to close one that was not begun does nothing."""
+    """The pieces of a file.  A generator will not do: aclose() of one that has not begun does nothing."""
 
     def __init__(self, file: IO[bytes], offload: Offload, *, close: bool) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What a client needs of the program around it: threads for what blocks, and a resolver."""
+"""The program around a client: threads for functions that block, and a resolver."""
 
 from __future__ import annotations
 

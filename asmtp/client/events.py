@@ -1,4 +1,4 @@
-"""What happens on a connection, told as it happens, to a function of the caller's and to the log: without secrets."""
+"""Events of a connection, for a function of the caller's and for the log, as they happen and without secrets."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Hook", "EventLog", "clock", "handle_all", "is_handling", "kept_for", "show", "unheard"]
 
 clock = time.perf_counter
-"""Seconds, for how long something took: an event loop's own time may be of whole milliseconds (uvloop)."""
+"""Return seconds, to measure how long something took: uvloop's own time has whole milliseconds."""
 
 logger = logging.getLogger("asmtp")
 
 
 class _Logging(threading.local):
-    """What this thread is logging just now."""
+    """The state of this thread's logging."""
 
-    busy: object = None  # the record; or True, where nothing is to be heard
+    busy: object = None  # the record that is being handled; or True within `unheard`
     keep: Callable[[logging.LogRecord], object] | None = None
 
 
@@ -41,7 +41,7 @@ _logging = _Logging()
 
 
 def _handle(record: logging.LogRecord) -> None:
-    """Have a record handled, unless this thread is having one handled: a handler that mails would call itself."""
+    """Handle a record, unless this thread is handling one: a handler that mails would call itself."""
     if _logging.keep is not None:
         _logging.keep(record)
     elif not _logging.busy:
@@ -50,14 +50,14 @@ def _handle(record: logging.LogRecord) -> None:
             type(logger).handle(logging.getLogger(record.name), record)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # a handler that lets it out, in the middle of what came from a server, perhaps
+        except BaseException:  # raised by a handler, perhaps in the middle of what came from a server
             logging.Handler().handleError(record)
         finally:
             _logging.busy = None
 
 
 def _is_heard(record: logging.LogRecord) -> bool:
-    """Whether asyncio's record is to be handled now; as a filter."""
+    """Return whether a record of asyncio's is to be handled now; this is a filter."""
     if _logging.keep is not None:
         _logging.keep(record)
         return False
@@ -70,7 +70,7 @@ logging.getLogger("asyncio").addFilter(_is_heard)
 
 @contextlib.contextmanager
 def kept_for(keep: Callable[[logging.LogRecord], object]) -> Iterator[None]:
-    """Where `keep` gets what this thread logs: who waits for the thread may hold a handler's lock, and handles it."""
+    """Give this thread's records to `keep`, not to handlers: a thread that waits for this one may hold their locks."""
     before, _logging.keep = _logging.keep, keep
     try:
         yield
@@ -79,18 +79,18 @@ def kept_for(keep: Callable[[logging.LogRecord], object]) -> Iterator[None]:
 
 
 def is_handling() -> bool:
-    """Whether this thread is having a record of asmtp's handled: what it does now, a log handler does."""
+    """Return whether this thread is within a log handler that handles a record of asmtp's."""
     return bool(_logging.busy)
 
 
 def handle_all(records: Iterable[logging.LogRecord]) -> None:
-    """Have what was kept handled."""
+    """Handle records that were kept."""
     for record in records:
         _handle(record)
 
 
 def show(name: str, function: Callable[..., object], *args: Any) -> None:
-    """Call a function of the caller's that only watches: what it raises is logged, and does not stop the mail."""
+    """Call a function of the caller's that only watches; an exception is logged, and does not stop the mail."""
     try:
         function(*args)
     except (KeyboardInterrupt, SystemExit):
@@ -101,7 +101,7 @@ def show(name: str, function: Callable[..., object], *args: Any) -> None:
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-    """Where neither asmtp nor asyncio logs anything in this thread."""
+    """Have neither asmtp nor asyncio log anything in this thread."""
     before, _logging.busy = _logging.busy, True
     try:
         yield
@@ -111,8 +111,8 @@ def unheard() -> Iterator[None]:
 
 _numbers = itertools.count(1)
 _BDAT = re.compile(rb"(?:\A|(?<=\r\n))BDAT [0-9]+(?: LAST)?\r\n")
-_LOGGED = 4096  # octets of a reply
-_HEADER = 1 << 16  # octets in which a Message-ID is looked for
+_LOGGED = 4096  # octets of a reply that are logged
+_HEADER = 1 << 16  # octets in which a Message-ID is searched for
 _MESSAGE_ID = re.compile(
     rb"(?:\A|(?<=[\r\n]))message-id[ \t]*:(?:[ \t]|\r\n[ \t]|\n[ \t])*([^\s\0-\x1f\x7f]+)", re.IGNORECASE
 )
@@ -133,13 +133,13 @@ class Event:
             * ``"write"``: commands or content left in one write (`commands`: their names, `octets`).
             * ``"replies"``: came in one read (`codes`).
             * ``"delivery"``: a transaction has ended, after `seconds` (`state`; `accepted`, `refused`: how many
-              recipients, all of them where the whole message was refused; `error`: the exception, or None;
-              `message_id`: of its header, None where it has none, or is read from a file or an iterator; `envid`: as
+              recipients, all of them if the whole message was refused; `error`: the exception, or None;
+              `message_id`: of its header, None if it has none, or is read from a file or an iterator; `envid`: as
               the caller gave it, or None).
             * ``"close"``: the connection is gone (`reason`).
         connection: its number, counted in this process.
         server: "host:port", or the path of a Unix socket.
-        seconds: how long it took; 0.0 where nothing did.
+        seconds: how long it took; 0.0 if nothing was waited for.
     """
 
     kind: Literal["connect", "tls", "login", "write", "replies", "delivery", "close"]
@@ -150,7 +150,7 @@ class Event:
 
 
 Hook: TypeAlias = Callable[[Event], None]
-"""Is called with each event, in the event loop: it must not block.  What it raises is logged."""
+"""A function that is called with each event, in the event loop: it must not block.  An exception is logged."""
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
@@ -173,11 +173,11 @@ class EventLog:
 
     @classmethod
     def of(cls, server: str, hook: Hook | None) -> EventLog | None:
-        """One, if anybody wants to know."""
+        """Return an event log, if there is a hook, or the level of the log is DEBUG; or else None."""
         return cls(server, hook) if hook is not None or logger.isEnabledFor(logging.DEBUG) else None
 
     def tell(self, kind: Any, seconds: float = 0.0, **fields: Any) -> None:
-        """Something has happened."""
+        """Call the hook with an event."""
         if self._hook is None:
             return
         show("on_event", self._hook, Event(kind, self.number, self.server, seconds, fields))
@@ -185,14 +185,14 @@ class EventLog:
     # ---- for a session ----------------------------------------------------------------------
 
     def wrote(self, group: Group) -> None:
-        """Commands or content are written."""
+        """Log that commands or content are written."""
         self.tell("write", commands=_names(group), octets=len(group.data))
         if self._log.isEnabledFor(logging.DEBUG):
             for line in _lines(group):
                 self._log.debug("> %s", line)
 
     def replied(self, replies: Sequence[Reply]) -> None:
-        """Replies have come; what repeats a secret was taken out."""
+        """Log replies; text that repeats a secret was taken out of them."""
         self.tell("replies", codes=tuple(reply.code for reply in replies))
         if self._log.isEnabledFor(logging.DEBUG):
             for code, text in replies:
@@ -201,12 +201,12 @@ class EventLog:
     # ---- for a client -----------------------------------------------------------------------
 
     def connected(self, greeting: Reply, seconds: float) -> None:
-        """The greeting is in."""
+        """Log that the greeting is in."""
         self.tell("connect", seconds, code=greeting.code)
         self._log.debug("connected in %.3f s", seconds)
 
     def secured(self, tls: ssl.SSLObject | None, seconds: float) -> None:
-        """TLS is up."""
+        """Log that TLS is up."""
         if tls is None:
             return
         cipher = tls.cipher()
@@ -216,7 +216,7 @@ class EventLog:
         self._log.debug("%s, %s%s, in %.3f s", tls.version(), name, resumed, seconds)
 
     def logged_in(self, mechanism: str, code: int, seconds: float) -> None:
-        """A mechanism was tried."""
+        """Log that a mechanism was tried."""
         self.tell("login", seconds, mechanism=mechanism, code=code)
         self._log.debug("login with %s: %d, in %.3f s", mechanism, code, seconds)
 
@@ -228,10 +228,10 @@ class EventLog:
         error: BaseException | None,
         seconds: float,
     ) -> None:
-        """A transaction has ended; with neither outcome nor error where it was withdrawn before it was written.
+        """Log that a transaction has ended; with neither outcome nor error, it was withdrawn before it was written.
 
         Args:
-            content: the message, or its beginning; what is not bytes is not looked into.
+            content: the message, or its beginning; anything but bytes is not looked into.
         """
         state = "sent" if outcome is not None else getattr(error, "state", None) or "not_sent"
         accepted = refused = 0
@@ -251,7 +251,7 @@ class EventLog:
             self._log.debug("%s, in %.3f s: %s", state, seconds, "withdrawn" if error is None else one_line(error))
 
     def closed(self, reason: str) -> None:
-        """The connection is gone."""
+        """Log that the connection is gone."""
         self.tell("close", reason=reason)
         self._log.debug("closed: %s", one_line(reason))
 
@@ -288,7 +288,7 @@ def _lines(group: Group) -> list[str]:
 
 
 def _commands(data: bytes) -> tuple[list[bytes], int]:
-    """Command lines without their ends, and how many octets of content stand behind BDAT."""
+    """Return command lines without their ends, and how many octets of content stand behind BDAT."""
     found = _BDAT.search(data)
     end = len(data) if found is None else found.end()
     return data[:end].removesuffix(b"\r\n").split(b"\r\n") if end else [], len(data) - end

@@ -35,13 +35,13 @@ T = TypeVar("T")
 
 
 class Link:
-    """What every client is made of: one connection after the other, with the same settings."""
+    """The base of every client: one connection after the other, with the same settings."""
 
     default_port = SMTP_PORT
     default_tls: TLSMode | None = None
     ehlo_msg = "ehlo"
     lmtp = False
-    _called = ""  # what errors call the class, if not by its name
+    _called = ""  # the name of the class in errors, if it is not the class's own
     _session_class: type[Session] = Session
     _connection_class: type[Connection] = Connection
     _environment = Environment()
@@ -51,7 +51,7 @@ class Link:
     _connection: Connection | None = None
 
     def _set_up(self, host: str, port: int, settings: ConnectionSettings, sock: Any = None) -> None:
-        """Take settings that were checked, and be not connected."""
+        """Take settings that were checked already."""
         self._host, self._port = host, port
         self._settings = settings
         self.local_hostname = settings.local_hostname
@@ -66,8 +66,8 @@ class Link:
         self._proxy_header = None if header is None else ProxyHeader.of(header)
         self._sock = sock
         self._sessions = SessionCache()
-        self._logins: Logins | None = None  # a pool's connections have one together
-        self._tls_context: ResumingContext | None = None  # the last
+        self._logins: Logins | None = None  # the connections of a pool share one
+        self._tls_context: ResumingContext | None = None  # of the last handshake
         self._relay_chunking = RelayChunking()
         self.command_encoding = "ascii"
         self.helo_resp: bytes | None = None
@@ -76,7 +76,7 @@ class Link:
         self._event_log: EventLog | None = None
         self._session = self._new_session()
         self._connection = None
-        self._preparing: asyncio.Task[Any] | None = None  # the task that connects, until all is as it shall be
+        self._preparing: asyncio.Task[Any] | None = None  # the task that is in connect()
         self._sock_taken = False
         self._greeted = asyncio.Lock()
         self._rcpts = 0
@@ -94,21 +94,21 @@ class Link:
 
     @property
     def is_connected(self) -> bool:
-        """Whether commands can be sent."""
+        """True if commands can be sent."""
         return self._connection is not None and self._session.writable and self._preparing is None
 
     @property
     def sock(self) -> SocketView | None:
-        """What there is to see of the socket; None without a connection."""
+        """A view of the socket; None without a connection."""
         if not self.is_connected or self._connection is None:
             return None
         return SocketView(self._connection, self.timeouts.command, self.close)
 
     @property
     def trace(self) -> Callable[[str, bytes], None] | None:
-        """Called with ``">"`` and what is written, and with ``"<"`` and each reply; credentials are not shown.
+        """A function that is called with ``">"`` and octets that are written, and with ``"<"`` and each reply.
 
-        What it raises is logged.
+        Credentials are not shown.  An exception is logged.
         """
         return self._trace
 
@@ -118,7 +118,7 @@ class Link:
         self._session.trace = self._shown(function)
 
     def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
-        """Return what a session calls for `trace`: nothing may be raised in the middle of what the server said."""
+        """Return the function for the session, which may not raise in the middle of what the server said."""
         return None if trace is None else functools.partial(show, "trace", trace)
 
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ class Link:
         return reply
 
     def _where(self, host: str, port: int) -> tuple[str, int]:
-        """Return where to connect to: by default where the constructor, or the last call, said."""
+        """Return host and port to connect to: by default those of the constructor, or of the last call."""
         if not host:
             if self._sock_taken:
                 raise SMTPStateError("the socket given to the constructor was used: a host is needed to connect again")
@@ -199,11 +199,11 @@ class Link:
         return connection
 
     def _greet(self) -> Exchange[Reply]:
-        """Await the server's greeting."""
+        """Start the exchange that awaits the greeting of the server."""
         return self._session.start(dialogue.greeting())
 
     def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell a new session what the relay has shown of BDAT, and keep what this connection shows."""
+        """Tell a new session what the relay has shown of BDAT, and remember what this connection shows."""
         relay = self._relay_chunking
         if loop.time() < relay.doubted_until:
             session.chunking = Chunking.NOT_SHOWN
@@ -230,7 +230,7 @@ class Link:
     def close(self) -> Awaitable[None]:
         """Close at once, without QUIT.
 
-        It is done when the call returns.  Awaiting what it returns waits until the socket is released too.
+        The connection is closed when the call returns.  Await the result to wait until the socket is released, too.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -240,7 +240,7 @@ class Link:
     def _live(self) -> Connection:
         connection = self._connection
         if connection is None and isinstance(self._session.error, SMTPProtocolError):
-            raise self._session.disconnected()  # it broke between two calls, and nobody was told why
+            raise self._session.disconnected()  # it broke between two calls, and no call has raised that
         if connection is None or (self._preparing is not None and self._preparing is not asyncio.current_task()):
             raise SMTPServerDisconnected("please run connect() first")
         return connection
@@ -250,7 +250,7 @@ class Link:
 
 
 class _Released:
-    """What `close` returns: awaitable, but nothing is missed by those who do not."""
+    """The result of `close`, which callers may await, but need not."""
 
     def __init__(self, connection: Connection | None) -> None:
         self._connection = connection

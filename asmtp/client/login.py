@@ -23,12 +23,12 @@ __all__ = ["Login", "get_token"]
 
 
 class Login:
-    """What is needed to log in on a connection.
+    """A log-in on a connection.
 
     Args:
         live: returns the connection, or raises SMTPServerDisconnected.
         close: closes the connection.
-        environment: where mechanisms that are slow are called.
+        environment: calls mechanisms that are slow.
         event_log: is told of each mechanism that was tried.
     """
 
@@ -50,7 +50,7 @@ class Login:
         """Log in with one of several mechanisms.
 
         Args:
-            logins: what the relay said to the logins of other connections.
+            logins: what the relay said to the log-ins of other connections.
 
         Raises:
             SMTPAuthenticationError: the credentials were refused; or the server could not prove that it knows them.
@@ -127,7 +127,7 @@ async def get_token(function: Any, environment: Environment, limit: float | None
         TypeError, ValueError: it is no str, or empty.
         Exception: what the function raises.
     """
-    if asyncio.current_task() is None:  # in a facade, which waits as long as a function does that blocks
+    if asyncio.current_task() is None:  # driven by a facade, which cannot interrupt a function that blocks
         if _is_async(function):
             asking = get_token(function, environment, limit, force=force)
             return await asyncio.get_running_loop().create_task(asking)

@@ -1,4 +1,4 @@
-"""A server to send through: where it is, and the settings of connections to it."""
+"""A server to send through: its address, and the settings of connections to it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Relay(ConnectionSettings):
         object.__setattr__(self, "host", urls.host_name(self.host, "host", path=True))
         check_port(self.port, "port")
         check_flag("lmtp", self.lmtp)
-        ConnectionSettings.__post_init__(self)  # super() has another class in mind where there are slots
+        ConnectionSettings.__post_init__(self)  # super() does not work in a dataclass with slots
         if self.server_hostname is not None:
             object.__setattr__(self, "server_hostname", urls.host_name(self.server_hostname, "server_hostname"))
         if self.local_hostname is not None:
@@ -129,10 +129,10 @@ class Relay(ConnectionSettings):
 
     @property
     def url(self) -> str:
-        """What was not left to the defaults, as a URL for people to read.  ``***`` stands for the password.
+        """The settings that are not the defaults, as a URL for people to read.  ``***`` stands for the password.
 
-        It lacks what no URL has, the TLS context and the token, and shows what none can ask for, TLS with LMTP and
-        SMTP over a Unix socket, as if one could.
+        It lacks the settings that no URL has, as the TLS context and the token.  It shows TLS with LMTP, and SMTP over
+        a Unix socket, as if a URL could ask for them.
         """
         return urls.written(self)
 

@@ -1,4 +1,4 @@
-"""What callers set once for a connection: defaults, checks and documentation of each setting, in one place.
+"""The settings of a connection: defaults, checks and documentation of each, in one place.
 
 To add a setting: a field of `ConnectionSettings`, its lines in the documentation there, and the same name and type in
 `SharedOptions`, for type checkers; and a line in `url.OPTIONS`, if URLs have it.
@@ -46,7 +46,7 @@ _WHOLE = ("window", "window_octets")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """What can be set of a connection, but for where it goes to.
+    """All that can be set of a connection, but for host and port.
 
     Attributes:
         tls: ``"implicit"``: TLS from the first octet.  ``"required"``: STARTTLS or an error.  ``"opportunistic"``:
@@ -105,7 +105,7 @@ class ConnectionSettings:
     on_event: Hook | None = field(default=None, repr=False)
 
     secret_values: ClassVar[bool] = False
-    """Whether errors may not quote a value: see `relay`."""
+    """True if errors may not quote values: see `Relay`."""
 
     def __post_init__(self) -> None:
         secret = self.secret_values
@@ -171,7 +171,7 @@ class ConnectionSettings:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """How many messages and commands may be unanswered, and how many octets: as set, or by default."""
+        """The limits for unanswered messages and commands, and for unanswered octets: as set, or by default."""
         return self.window or DEFAULT_WINDOW, self.window_octets or DEFAULT_WINDOW_OCTETS
 
     def check_credentials(self) -> None:

@@ -1,4 +1,4 @@
-"""One connection, awaited: AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP.  smtplib's methods, on the protocol state machine."""
+"""AsyncSMTP, AsyncSMTP_SSL, AsyncLMTP: one connection, with smtplib's methods, awaited."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class AsyncSMTP(Commands):
     As a context manager it connects on entry, and says QUIT on exit.
 
     Args:
-        host: where to connect to; ``"host:port"`` is understood, and the absolute path of a Unix socket.
+        host: the server; ``"host:port"`` is understood, and the absolute path of a Unix socket.
         port: 0 for the protocol's own.
         local_hostname: for EHLO; by default this machine's fully qualified name.
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`, the default.
@@ -97,7 +97,7 @@ class AsyncSMTP(Commands):
     # ---- connecting and leaving -------------------------------------------------------------
 
     async def connect(self, host: str = "", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
-        """Connect, and do what `tls` and the credentials given to the constructor ask for.
+        """Connect, begin TLS and log in, as `tls` and the credentials given to the constructor ask for.
 
         Args:
             host, port: by default those given to the constructor, else localhost and the protocol's port.
@@ -109,10 +109,10 @@ class AsyncSMTP(Commands):
             OSError: no connection.
             SMTPConnectError: the greeting was not 220.
             SMTPTimeoutError, SMTPServerDisconnected: as everywhere.
-            SMTPNotSupportedError: TLS is required, or a login asked for, and not offered.
+            SMTPNotSupportedError: TLS is required, or credentials were given, and the server does not offer it.
             ssl.SSLError: the TLS handshake failed, or the certificate does not fit.
             SMTPAuthenticationError: the credentials were refused; for a token: a fresh one too.
-            Exception: what the function given as `token` raises.
+            Exception: any that the function given as `token` raises.
         """
         if self._preparing is not None:
             raise SMTPStateError("connect() is under way")
@@ -135,7 +135,7 @@ class AsyncSMTP(Commands):
             self._preparing = None
 
     async def _come_up(self, host: str, port: int, source_address: tuple[str, int] | None, *, verified: bool) -> Reply:
-        """Connect, with TLS and login as told; again where a server does not take the offer to resume a session."""
+        """Connect, with TLS and login; once more if the server did not take the offer to resume a session."""
         while True:
             try:
                 reply = await self._open(host, port, source_address)
@@ -148,13 +148,13 @@ class AsyncSMTP(Commands):
             await self.close()
 
     def _welcome(self, greeting: Reply) -> bool:
-        """Whether to go on after the greeting."""
+        """Return whether to go on after the greeting."""
         if greeting.code != 220:
             raise SMTPConnectError(*greeting)
         return True
 
     async def _prepare(self, *, verified: bool) -> None:
-        """TLS and login, as the constructor was told."""
+        """Begin TLS and log in, as the constructor was told."""
         trusted = self._tls != "opportunistic"
         if self._tls in ("required", "opportunistic"):
             await self.ehlo_or_helo_if_needed()
@@ -169,7 +169,7 @@ class AsyncSMTP(Commands):
                 logger.warning("not logging in: the connection is not protected by verified TLS")
 
     async def _try_starttls(self, context: ssl.SSLContext | None) -> bool:
-        """STARTTLS, where the mail is not to be stopped by a server that says no to it: whether there is TLS."""
+        """Begin TLS, but go on without it if the server refuses STARTTLS; return whether there is TLS."""
         try:
             await self._starttls(context)
         except SMTPResponseException as error:
@@ -198,7 +198,7 @@ class AsyncSMTP(Commands):
         """Say QUIT when all replies are in, and close.
 
         Returns:
-            The reply, or (-1, why) if the server closed instead: what it took before, it has taken.
+            The reply, or (-1, why) if the server closed instead: it has the messages that it took before.
 
         Raises:
             SMTPServerDisconnected: there was no connection.
@@ -228,18 +228,18 @@ class AsyncSMTP(Commands):
                 async iterator of bytes.  Files and iterators are streamed and never held whole.
             mail_options: ESMTP parameters for MAIL.
             rcpt_options: ESMTP parameters for every RCPT.
-            requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
+            requests: extensions to use: see :class:`~asmtp.protocol.parameters.Requests`.
 
         Returns:
             The recipients that were refused, with the replies that did it: (code, text).  Empty if none was.
 
         Raises:
             SMTPRecipientsRefused: all recipients were refused.
-            SMTPSenderRefused: the sender was; or the message is larger than the server takes (552).
-            SMTPDataError: the content was.
-            SMTPHeloError: EHLO and HELO were.
-            SMTPNotSupportedError: the server does not offer what is asked for, or SMTPUTF8, which an address needs.
-            SMTPServerDisconnected: the connection is gone; `state` tells what is known of the message.
+            SMTPSenderRefused: the sender was refused; or the message is larger than the server takes (552).
+            SMTPDataError: the content was refused.
+            SMTPHeloError: EHLO and HELO were refused.
+            SMTPNotSupportedError: the server does not offer an extension that is needed, as SMTPUTF8 for an address.
+            SMTPServerDisconnected: the connection is gone; `state` says whether the message was sent.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
         envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests)
@@ -261,7 +261,7 @@ class AsyncSMTP(Commands):
         try:
             return await self._transact(envelope, body, pieces)
         finally:
-            if pieces is not None:  # a file is closed, wherever the reading ended
+            if pieces is not None:  # close a file, wherever the reading ended
                 await pieces.aclose()
 
     async def send_message(
@@ -273,10 +273,10 @@ class AsyncSMTP(Commands):
         rcpt_options: Sequence[str] = (),
         **requests: Unpack[Requests],
     ) -> dict[str, Reply]:
-        """Send an email.message.Message; sender and recipients from its headers unless they are given.
+        """Send an email.message.Message; sender and recipients are those of its headers, unless they are given.
 
-        Bcc fields are not sent.  Where the server lacks 8BITMIME, 8-bit parts are re-encoded; SMTPUTF8 is used
-        where a local part needs it.  Returns and raises what :meth:`sendmail` does.
+        Bcc fields are not sent.  If the server lacks 8BITMIME, 8-bit parts are re-encoded; SMTPUTF8 is used if a local
+        part needs it.  Returns and raises what :meth:`sendmail` does.
 
         Raises:
             ValueError: no sender or no recipients; more than one block of Resent- fields.
@@ -319,7 +319,7 @@ class AsyncSMTP(Commands):
                     outcome = await connection.run_streamed(transaction.run(), pieces)
                 return outcome
             except NotBegun as refusal:
-                # A server that does not take a RSET behind an unanswered message (Haraka: 503).
+                # This server does not take RSET behind an unanswered message (Haraka: 503).
                 session.overlap = False
                 tries += 1
                 if tries == 2:
@@ -331,20 +331,20 @@ class AsyncSMTP(Commands):
                 await self._tidy(connection)
                 raise
             except asyncio.CancelledError as error:
-                error.state = transaction.state  # type: ignore[attr-defined]  # for who keeps an account
+                error.state = transaction.state  # type: ignore[attr-defined]  # for callers that keep an account
                 raise
 
     async def _tidy(self, connection: Connection) -> None:
-        """After a refusal: RSET, as smtplib does it, so that no transaction stays open on an idle connection.
+        """Say RSET after a refusal, as smtplib does, so that no transaction stays open on an idle connection.
 
-        Where others are waiting to write, it rides with the next transaction instead.
+        If other tasks wait to write, the next transaction begins with RSET instead.
         """
         session = connection.session
         if session.idle and not session.clean and not session.closed:
             with contextlib.suppress(SMTPException):
                 reply = await connection.run(session.reset())
                 if not reply.ok and session.idle:
-                    # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes.
+                    # Out of step: Exim takes the rest of a chunk that was too large for commands, and closes then.
                     connection.close()
 
 
@@ -358,8 +358,8 @@ class AsyncSMTP_SSL(AsyncSMTP):
 class AsyncLMTP(AsyncSMTP):
     """LMTP (RFC 2033), over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
 
-    `sendmail` tells of each recipient: one that was refused after the content is in the dict it returns, and
-    SMTPRecipientsRefused is raised where none is left.
+    The dict that `sendmail` returns has also the recipients that were refused after the content, and
+    SMTPRecipientsRefused is raised if all were refused.
     """
 
     default_port = LMTP_PORT

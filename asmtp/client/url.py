@@ -372,7 +372,7 @@ _FILES = ("cafile", "certfile", "keyfile")
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """How a setting stands in a URL.
+    """The form of a setting in a URL.
 
     Attributes:
         names: the names of its options there.
@@ -386,7 +386,7 @@ class _Option:
 
 
 def _one(name: str, read: Callable[[str, str], Any], write: Callable[[Any], str | None] = str) -> _Option:
-    """Return how a setting stands in a URL that has one option of its name."""
+    """Return the form of a setting that is one option of its own name."""
 
     def options(setting: Any) -> dict[str, str]:
         text = write(setting)

@@ -1,4 +1,4 @@
-"""How a blocking facade calls its async client: on a private loop, one call at a time.
+"""Calls of a blocking facade to its async client: on a private loop, one at a time.
 
 No thread is started: a call runs the private loop in the calling thread until it is done.  A loop that is not running
 belongs to no thread, so an object made in one thread works in another.  Only if a loop runs in the calling thread
@@ -37,7 +37,7 @@ DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defin
 
 
 def timeouts_of(value: Any) -> float | None | Timeouts:
-    """smtplib's timeout: not given means socket's default; where that is not set, the RFC's limits."""
+    """Return limits for smtplib's timeout: if it is not given, the default of sockets, or else the RFC's."""
     if value is not DEFAULT_TIMEOUT:
         return value  # type: ignore[no-any-return]
     default = socket.getdefaulttimeout()
@@ -48,7 +48,7 @@ _NESTED = "a call in the middle of another one: from a signal handler, or from a
 
 
 def one_call(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Keep other threads out of a method that consists of several calls."""
+    """Keep other threads out of a method that makes several calls."""
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,7 +60,7 @@ def one_call(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, 
 
 
 class Kept(Generic[T]):
-    """An attribute of smtplib's that the driven client keeps."""
+    """An attribute of smtplib's whose value the client has."""
 
     def __init__(self, doc: str) -> None:
         self.__doc__ = doc
@@ -69,7 +69,7 @@ class Kept(Generic[T]):
         self._name = name
 
     def __get__(self, instance: Calls | None, owner: type) -> T:
-        # On the class it is what smtplib has there: None, so that mocks made from the class have it.
+        # On the class it is None, as in smtplib, so that mocks that are made from the class have the attribute.
         return cast("T", None if instance is None else getattr(instance._client, self._name))
 
     def __set__(self, instance: Calls, value: T) -> None:
@@ -94,12 +94,12 @@ class Calls:
 
     @functools.cached_property
     def _lock(self) -> threading.RLock:
-        """Held by who calls.  Made here for a subclass whose `__init__` calls none, as smtplib's works then, too."""
+        """The lock that a call holds; made here if a subclass does not call `__init__`, as smtplib works then, too."""
         return threading.RLock()
 
     @functools.cached_property
     def _client(self) -> BlockingClient:
-        """The async client that this drives; made here where `_lock` is."""
+        """The async client that this drives; made here if `_lock` is."""
         client = self._client_class("", 0, None, timeouts_of(self.timeout))
         client.facade = weakref.ref(self)
         return client
@@ -108,22 +108,25 @@ class Calls:
 
     @staticmethod
     def _new_loop() -> asyncio.AbstractEventLoop:
-        # Whatever the policy makes for others.  asyncio logs that, perhaps into a handler that makes another.
+        # Not what the policy makes.  asyncio logs that one is made, perhaps into a handler that makes another.
         with unheard():
             return asyncio.SelectorEventLoop(new_selector())
 
     def _entry(self) -> contextlib.AbstractContextManager[Any]:
-        """What a call holds, so that others wait; `_check_entered` comes next."""
+        """Return the lock that a call holds, so that other threads wait; call `_check_entered` next."""
         if self._driver == threading.get_ident():
             raise SMTPStateError(_NESTED)
         return self._lock
 
     def _check_entered(self) -> None:
-        if self._driver is not None:  # by this thread, which waits for a helper
+        if self._driver is not None:  # this thread waits for a helper thread, which drives
             raise SMTPStateError(_NESTED)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], *, task: bool = False) -> T:
-        """Run the private loop until `coroutine` is done; `task`: it needs to be one.
+        """Run the private loop until `coroutine` is done.
+
+        Args:
+            task: the coroutine needs to be a task.
 
         Raises:
             SMTPStateError: this is called in the middle of another call, by a signal handler or a callback.
@@ -163,7 +166,7 @@ class Calls:
                 raise driven.struck
             return result
         except BaseException as error:
-            # What has left an exchange in the middle, of any class: nobody goes on with it.
+            # Any exception may have left an exchange in the middle, and nobody goes on with it.
             struck, driven.struck = driven.struck, None
             if struck is not None or driven.unfinished:
                 driven.abort()
@@ -178,10 +181,10 @@ class Calls:
                 self._release()
 
     def _take_over(self, *, spoken: bool) -> Reply:
-        """Speak on a socket that was set as `sock`; the greeting.
+        """Speak on a socket that was set as `sock`, and return the greeting.
 
         Args:
-            spoken: the caller has read it: something else than `getreply` is called first.
+            spoken: the caller has read the greeting: the first call is another one than `getreply`.
         """
         handed, self._handed = self._handed, None
         assert handed is not None
@@ -191,7 +194,7 @@ class Calls:
         return self._run(self._client.connect(self._host or "localhost"), task=True)
 
     def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a call that a helper thread runs end now."""
+        """End a call that a helper thread runs."""
 
         def end() -> None:
             self._client.abort()
@@ -203,26 +206,26 @@ class Calls:
         self._client.cut()
 
     def _release(self) -> None:
-        """Give back what the connection used: its socket, the loop."""
+        """Release the socket and the loop."""
         handed, self._handed = self._handed, None
         if handed is not None:
             handed.close()
         loop, self._loop = self._loop, None
         released = self._client.close()
         if loop is not None:
-            # If this is called from async code (or by the garbage collector there), that has to wait.
+            # A loop may run in this thread, if async code (or the garbage collector there) calls this.
             without_loop(end, loop, self._client, released)
 
     def __del__(self) -> None:
         if getattr(self, "_loop", None) is not None:
-            # As a socket that is dropped does: it says so, and closes at once.
+            # Warn and close at once, as a socket does that is dropped.
             warnings.warn(f"unclosed {self._client!r}", ResourceWarning, stacklevel=1, source=self)
             self._release()
 
     # ---- debugging --------------------------------------------------------------------------
 
     def set_debuglevel(self, debuglevel: int) -> None:
-        """1: write the dialogue to stderr, as smtplib does; 2: with the time.  Credentials are not shown."""
+        """Write the dialogue to stderr, without credentials, as smtplib does; with the time, if the level is 2."""
         self.debuglevel = debuglevel
 
     def _print_debug(self, *args: Any) -> None:
@@ -245,7 +248,7 @@ class Calls:
 
 
 def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
-    """Call in a thread where no loop runs, and wait for it; `interrupt` makes it end where the wait does."""
+    """Call in a thread where no loop runs, and wait for it; if the wait is interrupted, `interrupt` ends the call."""
     future: Future[T] = Future()
     records: list[Any] = []
 
@@ -255,7 +258,7 @@ def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
                 with kept_for(records.append):
                     result = function()
                 future.set_result(result)
-            except BaseException as error:  # carried over to the caller
+            except BaseException as error:  # the caller raises it
                 future.set_exception(error)
 
     thread = threading.Thread(target=helper, name="asmtp")

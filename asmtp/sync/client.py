@@ -38,7 +38,7 @@ def _handed_out(what: Dialogue[T]) -> Generator[Dialogue[T], Any, T]:
 
 
 class _AuditedSession(Session):
-    """Tells audit hooks what is written, as smtplib does; a hook that raises keeps it from being written."""
+    """Call audit hooks with what is written, as smtplib does; if a hook raises, it is not written."""
 
     declares_line_end = False  # as smtplib has it, and CPython's tests want it
     audit: Callable[[str, bytes], None]
@@ -50,7 +50,7 @@ class _AuditedSession(Session):
 
 
 _WORDS = ("Connect call failed", "Multiple exceptions", "error while attempting to bind")
-"""How asyncio and aiohappyeyeballs begin what they say in place of the system's words, which smtplib's callers know."""
+"""Beginnings of the texts that asyncio and aiohappyeyeballs put in place of the system's, which smtplib raises."""
 
 
 class _CallingThread(Environment):
@@ -72,8 +72,8 @@ class _CallingThread(Environment):
 class BlockingClient(AsyncSMTP):
     """An async client that a facade drives.
 
-    It does in the calling thread what would block a loop: nobody else is on this one.  And it has what
-    only blocking code can use: octets written by hand, whose replies are fetched later.
+    It calls in the calling thread what would block a loop, as no other task is on its loop.  And it has methods that
+    only blocking code can use: to write octets by hand, whose replies are fetched later.
     """
 
     _called = "SMTP"
@@ -83,12 +83,12 @@ class BlockingClient(AsyncSMTP):
     _connection: DrivenConnection | None
     _from_afar = False
     _spoken = False
-    facade: Callable[[], Any]  # a weak reference, so that a facade that is dropped ends at once
-    struck: BaseException | None = None  # what was raised in a callback of the loop's, as by a signal handler
+    facade: Callable[[], Any]  # a weak reference, so that a facade is collected at once when it is dropped
+    struck: BaseException | None = None  # raised in a callback of the loop's, as by a signal handler
     _hands_out = False
 
     def hand_out(self, wanted: bool) -> None:
-        """Have commands give their dialogues to who runs their coroutine, and wait for the results; or no more."""
+        """Have commands yield their dialogues to the code that runs them, and be sent the results; or no more."""
         self._hands_out = wanted
 
     async def _run(self, what: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
@@ -97,7 +97,7 @@ class BlockingClient(AsyncSMTP):
         return await super()._run(what, alone=alone, raw=raw)
 
     def strike(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Keep what was raised in a callback or a transport of the loop's, which tells its exception handler."""
+        """Keep an exception of a callback or a transport; the loop calls this as its exception handler."""
         error = context.get("exception")
         if error is None or "future" in context:
             loop.default_exception_handler(context)
@@ -107,7 +107,7 @@ class BlockingClient(AsyncSMTP):
 
     @property
     def unfinished(self) -> bool:
-        """Whether a dialogue is in the middle that nobody will fetch by hand.
+        """True if a dialogue is in the middle that nobody will fetch by hand.
 
         A dialogue that ended early, as its content was refused while it was written, does not count: its replies are
         read and dropped.
@@ -115,17 +115,17 @@ class BlockingClient(AsyncSMTP):
         return self._session.unfinished > sum(not exchange.done for exchange in self._by_hand)
 
     def abort(self) -> None:
-        """End the connection at once: nothing that has not left leaves any more, and no goodbye is said."""
+        """End the connection at once, without a goodbye: nothing leaves any more."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
 
     def given(self, sock: socket.socket, *, local: bool, spoken: bool = False) -> None:
-        """Have the next connection made of a socket.
+        """Use a socket for the next connection.
 
         Args:
-            local: it is to this machine; else it is not, whatever the socket's own other end is.
-            spoken: its greeting was read already.
+            local: the server is on this machine; if not, it is elsewhere, whatever the peer of the socket is.
+            spoken: the greeting was read already.
         """
         self._sock = sock
         self._from_afar = not local
@@ -136,7 +136,7 @@ class BlockingClient(AsyncSMTP):
         if self._spoken:
             self._spoken, session = False, self._session
             trace, session.trace = session.trace, None
-            session.receive_data(b"220 \r\n")  # which is not shown again
+            session.receive_data(b"220 \r\n")  # not shown in the trace again
             session.trace = trace
         return exchange
 
@@ -145,7 +145,7 @@ class BlockingClient(AsyncSMTP):
         connection.proxied, self._from_afar = self._from_afar, False
 
     def view(self, timeout: float | None, close: Callable[[], object]) -> SocketView:
-        """What there is to see of the socket of the connection that there is.
+        """Return a view of the socket of the connection.
 
         Args:
             timeout: the facade's, in seconds.
@@ -161,18 +161,18 @@ class BlockingClient(AsyncSMTP):
         return connection
 
     def cut(self) -> None:
-        """End the connection, from another thread than the one that drives."""
+        """End the connection, from another thread than the one that drives it."""
         connection = self._connection
         if connection is not None:
             connection.cut()
 
     def readable(self) -> bool:
-        """Whether something has come since the loop last ran."""
+        """Return whether octets have come since the loop last ran."""
         connection = self._connection
         return connection is not None and connection.readable()
 
     async def _name_under_tls(self) -> None:
-        return None  # as in smtplib: a facade's `ehlo`, which may be a subclass's, says it when it is needed
+        return None  # as in smtplib: `ehlo` of the facade, which may be a subclass's own, is called when it is needed
 
     def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
         if trace is None:
@@ -181,7 +181,9 @@ class BlockingClient(AsyncSMTP):
         def shown(direction: str, data: bytes) -> None:
             try:
                 trace(direction, data)
-            except BaseException as error:  # the caller's, as in smtplib; asyncio takes an OSError for the socket's
+            except (
+                BaseException
+            ) as error:  # the caller gets it, as in smtplib; asyncio would take an OSError for one of the socket's
                 self.struck = error
                 raise
 
@@ -209,25 +211,25 @@ class BlockingClient(AsyncSMTP):
 
     @property
     def authenticated(self) -> bool:
-        """Whether there was a login on this connection."""
+        """True if there was a login on this connection."""
         return self._session.authenticated
 
     @property
     def verified(self) -> bool:
-        """Whether there is TLS, and the certificate was verified."""
+        """True if there is TLS, and the certificate was verified."""
         return self._session.secure
 
     @property
     def in_exchange(self) -> bool:
-        """Whether a command was begun that only its own end leads out of."""
+        """True if an exchange was begun that can only be finished, or ended with the connection."""
         return self._session.state in HELD
 
     def candidates(self, user: str, password: str, wanted: Mechanisms | None) -> list[Candidate]:
-        """The mechanisms to try with a password."""
+        """Return the mechanisms to try with a password."""
         return self._candidates(self._credentials(user, password), wanted)
 
     async def send(self, data: bytes) -> None:
-        """Write octets; whatever they are owed is kept for `getreply`."""
+        """Write octets; their replies are kept for `getreply`."""
         connection = self._live()
         if not data:
             return
@@ -238,22 +240,22 @@ class BlockingClient(AsyncSMTP):
         await connection.drained()
 
     def keep(self, reply: Reply) -> None:
-        """Have `getreply` return a reply that has come already."""
+        """Keep a reply that has come already for `getreply`."""
         exchange = Exchange(dialogue.raw_reply(), None, alone=False, raw=True)
         exchange.done, exchange.result = True, [reply]
         self._by_hand.append(exchange)
 
     def leave(self) -> None:
-        """Forget what is known of a connection that was quit by hand."""
+        """Forget the state of a connection that was quit by hand."""
         self._forget()
 
     async def getreply(self) -> Reply:
-        """The oldest reply not fetched yet, awaited if need be."""
+        """Return the oldest reply that was not fetched yet; wait for it if need be."""
         while self._by_hand:
             exchange = self._by_hand[0]
             if not exchange.done:
                 await self._live().finished(exchange)
-            # What has come is there to be fetched, though the connection may have ended since.
+            # Replies that have come can be fetched, though the connection may have ended since.
             if exchange.error is None and exchange.result:
                 reply: Reply = exchange.result.pop(0)
                 return reply

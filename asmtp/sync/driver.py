@@ -35,11 +35,11 @@ _READV = hasattr(os, "readv")  # not on Windows
 
 
 class DrivenConnection(Connection):
-    """A connection whose loop runs now and then only: while somebody waits for what it owes.
+    """A connection whose loop runs only while a call waits for a reply.
 
     Attributes:
-        awaited: the exchange that is waited for.
-        on_finished: is called once, when a future that waits for an exchange is done.
+        awaited: the exchange that the call waits for.
+        on_finished: a function that is called once, when a future that waits for an exchange is done.
     """
 
     def __init__(self, session: Session, timeouts: Timeouts) -> None:
@@ -49,7 +49,7 @@ class DrivenConnection(Connection):
         self._poll: Callable[[float], Any] | None = None
 
     async def finished(self, exchange: Exchange[T]) -> T:
-        """Return the result of an exchange; what waits for it is driven, and may read the socket."""
+        """Wait for an exchange, and return its result; `drive` may read the socket meanwhile."""
         self.awaited = exchange
         return await super().finished(exchange)
 
@@ -60,15 +60,15 @@ class DrivenConnection(Connection):
             stop()
 
     def readable(self, seconds: float = 0) -> bool:
-        """Whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`."""
+        """Return whether octets (or the end) have come that the loop has not seen yet, or come within `seconds`."""
         if self._poll is None:
             self._poll = _poll(self.transport.get_extra_info("socket").fileno())
         return bool(self._poll(seconds * 1000))
 
     def read(self) -> bool:
-        """Take a reply without a pass of the loop; False: it is late, or the loop has to see to it.
+        """Take a reply without a pass of the loop; return False if none has come, or if the loop has to run.
 
-        The loop sees to TLS, to what the kernel could not take yet, and to a deadline that is near.
+        The loop has to run for TLS, for octets that the kernel could not take yet, and for a deadline that is near.
         """
         transport = self.transport
         if not _READV or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size():
@@ -79,7 +79,7 @@ class DrivenConnection(Connection):
         try:
             octets = os.readv(transport.get_extra_info("socket").fileno(), [self._incoming])
         except OSError:
-            return False  # the loop will meet it too
+            return False  # the loop will meet the same error
         if octets:
             self.buffer_updated(octets)
         return octets > 0
@@ -88,12 +88,12 @@ class DrivenConnection(Connection):
         """End the connection from another thread than the one that runs the loop, or waits in :meth:`read`."""
         if not self.begun:
             return
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the connection has ended
             self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _poll(descriptor: int) -> Callable[[float], Any]:
-    """Return a function that waits for so many milliseconds until a descriptor is readable, and says whether it is."""
+    """Return a function that waits milliseconds for a descriptor to be readable, and says whether it is."""
     if hasattr(select, "poll"):  # not on Windows
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -105,7 +105,7 @@ class Driven(Protocol):
     """A client whose coroutines are driven."""
 
     struck: BaseException | None
-    """What was raised in a callback of the loop's, as by a signal handler."""
+    """The exception that was raised in a callback of the loop's, as by a signal handler."""
 
     def connection_of(self, future: asyncio.Future[Any]) -> DrivenConnection | None:
         """Return the connection, if a future waits for an exchange on it, and for nothing else."""
@@ -117,12 +117,11 @@ class Driven(Protocol):
 def drive(loop: asyncio.AbstractEventLoop, client: Driven, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that awaits nothing but `client` to its end.
 
-    It does what `run_until_complete` does, without a task and without the passes of the loop that starting,
-    waking and ending one take: a third of the time of a short command.  What needs a task (a time-out, a
+    It does what `run_until_complete` does, but without a task, and without the passes of the loop that it takes to
+    start, wake and end one: a third of the time of a short command.  A coroutine that needs a task (for a time-out, a
     cancel scope) cannot be driven so: see :func:`in_task`.
 
-    Whatever ends it from outside, as an exception out of a signal handler does, ends the connection: nobody drives
-    what was left in the middle any more.
+    An exception from outside, as out of a signal handler, ends the connection: its coroutine does not go on.
     """
     try:
         while True:
@@ -150,16 +149,18 @@ def drive(loop: asyncio.AbstractEventLoop, client: Driven, coroutine: Coroutine[
                 if client.struck is not None:
                     raise client.struck
     except BaseException:
-        if inspect.getcoroutinestate(coroutine) != inspect.CORO_CLOSED:  # it is not what raised that
+        if inspect.getcoroutinestate(coroutine) != inspect.CORO_CLOSED:  # the exception is not the coroutine's own
             client.abort()
         raise
     finally:
-        asyncio._set_running_loop(None)  # once more: a signal can have struck in front of the other one
+        asyncio._set_running_loop(
+            None
+        )  # once more: an exception of a signal handler may have come before the other one
         coroutine.close()
 
 
 async def in_task(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that needs a task, in what is driven."""
+    """Run a coroutine in a task, for `drive`."""
     return await asyncio.get_running_loop().create_task(coroutine)
 
 
@@ -180,16 +181,16 @@ async def _last_passes(released: Awaitable[None]) -> None:
 
 
 def new_selector() -> selectors.BaseSelector:
-    """Return what a private loop waits with: poll, not epoll, which a child process would share."""
+    """Return the selector of a private loop: poll, not epoll, which a child process would share."""
     if isinstance(getattr(select, "poll", None), BuiltinFunctionType):
         return selectors.PollSelector()
-    return _yielding(selectors.DefaultSelector)()  # Windows; or gevent or eventlet have put their own in its place
+    return _yielding(selectors.DefaultSelector)()  # Windows has none; gevent and eventlet put their own in its place
 
 
 @functools.cache
 def _yielding(kind: type[selectors.BaseSelector]) -> type[selectors.BaseSelector]:
     class Yielding(kind):  # type: ignore[valid-type, misc]  # it is known at run time
-        """Runs no loop while it waits: another greenlet goes on in this thread meanwhile, and may run its own."""
+        """A selector without a running loop while it waits: another greenlet of this thread may run its own."""
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             return without_loop(super().select, timeout)

@@ -71,7 +71,7 @@ class LoopThread:
 
     @property
     def mine(self) -> bool:
-        """Whether the thread is one of this process: a fork does not take threads along."""
+        """True if the thread is one of this process: a fork does not take threads along."""
         return self._process == os.getpid()
 
     def check(self) -> None:
@@ -203,7 +203,7 @@ class LoopThread:
 
 
 class EndingLoop(LoopThread):
-    """The same at the end of the program, when Python starts no threads: the loop runs in the caller's thread."""
+    """A loop without a thread, for the end of the program, when Python starts none: it runs in the caller's."""
 
     def __init__(self, mailer: AsyncMailer) -> None:
         self.mailer = mailer

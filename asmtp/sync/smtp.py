@@ -57,7 +57,7 @@ class SMTP(AuthObjects, Calls):
         port: 0 for the protocol's own.
         local_hostname: for EHLO; by default this machine's fully qualified name.
         timeout: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default
-            `socket.getdefaulttimeout()`, and where that is None the limits of RFC 5321 §4.5.3.2.
+            `socket.getdefaulttimeout()`, and if that is None the limits of RFC 5321 §4.5.3.2.
         source_address: (host, port) to bind to before connecting.
         {options}
 
@@ -81,7 +81,7 @@ class SMTP(AuthObjects, Calls):
         **options: Unpack[Options],
     ) -> None:
         hide(options)
-        if before := vars(self).get("_client"):  # it is called again, as by what derives from SMTP and SMTP_SSL
+        if before := vars(self).get("_client"):  # it is called again, as by a class that derives from SMTP and SMTP_SSL
             self._release()
             if before.ssl_context is not None:
                 options.setdefault("ssl_context", before.ssl_context)
@@ -104,10 +104,10 @@ class SMTP(AuthObjects, Calls):
 
     @property
     def sock(self) -> Any:
-        """What there is to see of the socket; None without a connection.
+        """A view of the socket; None without a connection.
 
-        It may be set to a connected socket without TLS, which is the caller's until the next call: `getreply`, where
-        the server's greeting was not read from it, or any other.  To set it to None closes the connection.
+        It may be set to a connected socket without TLS, which is the caller's until the next call: `getreply`, if the
+        caller has not read the greeting, or any other.  To set it to None closes the connection.
         """
         if self._handed is not None:
             return self._handed
@@ -123,23 +123,23 @@ class SMTP(AuthObjects, Calls):
         self.close()
         self._handed = sock
 
-    local_hostname: Kept[str] = Kept("What EHLO says this machine is called.")
+    local_hostname: Kept[str] = Kept("The name of this machine, for EHLO.")
     source_address: Kept[tuple[str, int] | None] = Kept("(host, port) to bind to before connecting.")
-    esmtp_features: Kept[dict[str, str]] = Kept("What the server offers, by keyword; empty before EHLO.")
+    esmtp_features: Kept[dict[str, str]] = Kept("The extensions that the server offers, by keyword; empty before EHLO.")
     does_esmtp: Kept[bool] = Kept("Whether the server answered EHLO (LHLO) with 250.")
     helo_resp: Kept[bytes | None] = Kept("The text of the last reply to HELO.")
     ehlo_resp: Kept[bytes | None] = Kept("The text of the last reply to EHLO or LHLO.")
     command_encoding: Kept[str] = Kept('How command lines are encoded: "utf-8" in a transaction with SMTPUTF8.')
 
     def has_extn(self, opt: str) -> bool:
-        """Whether the server offers a service extension; in any case of letters."""
+        """Return whether the server offers a service extension; in any case of letters."""
         return opt.lower() in self.esmtp_features
 
     # ---- connecting and leaving -------------------------------------------------------------
 
     @one_call
     def connect(self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None) -> Reply:
-        """Connect to a server and return its greeting, whatever it is.
+        """Connect to a server, and return its greeting, whatever the code.
 
         Raises:
             OSError: no connection.
@@ -179,9 +179,9 @@ class SMTP(AuthObjects, Calls):
         return self.timeout.connect if isinstance(self.timeout, Timeouts) else self.timeout
 
     def _get_socket(self, host: str, port: int, timeout: Any) -> socket.socket:
-        """Connect, for a subclass that overrides it and calls this: smtplib's hook.
+        """Connect, for a subclass that overrides this hook of smtplib's and calls it.
 
-        It is asked only where it is overridden.  The socket that it returns is used, and TLS is begun on that.
+        It is called only if it is overridden.  Its socket is used, and TLS is begun on that.
         """
         return socket.create_connection((host, port), timeout, self.source_address)
 
@@ -194,7 +194,7 @@ class SMTP(AuthObjects, Calls):
             code, message = self.docmd("QUIT")
             if code != 221:
                 raise SMTPResponseException(code, message)
-        except (SMTPServerDisconnected, SMTPStateError):  # no connection; or content was begun, and no end written
+        except (SMTPServerDisconnected, SMTPStateError):  # no connection; or content without its end was written
             pass
         finally:
             self.close()
@@ -205,7 +205,7 @@ class SMTP(AuthObjects, Calls):
         self._release()
 
     def quit(self) -> Reply:
-        """Say QUIT and close; the reply, or (-1, why) if the server closed instead.
+        """Say QUIT and close; return the reply, or (-1, why) if the server closed instead.
 
         Raises:
             SMTPServerDisconnected: there was no connection.
@@ -217,7 +217,7 @@ class SMTP(AuthObjects, Calls):
     @one_call
     def _quit_by_hand(self) -> Reply:
         if self.sock is None:
-            return Reply(*self.docmd("quit"))  # which raises, unless it is another's
+            return Reply(*self.docmd("quit"))  # raises, unless a subclass has its own
         reply: Reply = say(self, dialogue.quit_())
         self.close()
         self._client.leave()
@@ -226,7 +226,7 @@ class SMTP(AuthObjects, Calls):
     # ---- commands ---------------------------------------------------------------------------
 
     def _command(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a command of the client's; through `putcmd` and the like where these are not asmtp's own."""
+        """Run a command of the client's, through `putcmd` and the like if a subclass has its own."""
         if not overridden(self, _BY_HAND):
             return self._run(coroutine)
         try:
@@ -251,11 +251,11 @@ class SMTP(AuthObjects, Calls):
         """
         secret = self._client.in_challenge
         encoding = self.command_encoding
-        # A str, as smtplib's: it may be a `send` of a subclass's own.
+        # A str, as in smtplib: a subclass may have its own `send`.
         self.send(command(cmd, args, argument="cmd", encoding=encoding, secret=secret).decode(encoding))
 
     def getreply(self) -> Reply:
-        """The next reply to what `send` or `putcmd` wrote."""
+        """Return the next reply to octets that `send` or `putcmd` wrote."""
         with self._entry():
             self._check_entered()
             if self._handed is not None:
@@ -276,22 +276,22 @@ class SMTP(AuthObjects, Calls):
             return Reply(*self.getreply())
 
     def _rset(self) -> None:
-        """RSET, if there is a connection: for subclasses whose `sendmail` is made after smtplib's."""
+        """Say RSET, if there is a connection: for subclasses whose `sendmail` is a copy of smtplib's."""
         with contextlib.suppress(SMTPServerDisconnected):
             self.rset()
 
     def helo(self, name: str = "") -> Reply:
-        """HELO, with this machine's name unless another is given."""
+        """Say HELO, with the name of this machine unless another is given."""
         return self._command(self._client.helo(name))
 
     def ehlo(self, name: str = "") -> Reply:
-        """EHLO (LHLO for LMTP); what the server offers is in `esmtp_features` then."""
+        """Say EHLO (LHLO for LMTP), and read into `esmtp_features` what the server offers."""
         self._client.ehlo_msg = self.ehlo_msg  # a subclass may have another
         return self._command(self._client.ehlo(name))
 
     @one_call
     def ehlo_or_helo_if_needed(self) -> None:
-        """EHLO, or HELO if that is refused, unless either was said before.
+        """Say EHLO, or HELO if that is refused, unless either was said before.
 
         Raises:
             SMTPHeloError: both were refused; or EHLO was, with 421 or 521.
@@ -300,27 +300,27 @@ class SMTP(AuthObjects, Calls):
             trampoline(dialogue.introduction(self._client.lmtp), lambda verb: Reply(*getattr(self, verb)()))
 
     def help(self, args: str = "") -> bytes:
-        """HELP: its text."""
+        """Say HELP, and return its text."""
         return self._command(self._client.help(args))
 
     def rset(self) -> Reply:
-        """RSET: whatever transaction is open is given up."""
+        """Say RSET: give up the transaction that is open."""
         return self._command(self._client.rset())
 
     def noop(self) -> Reply:
-        """NOOP."""
+        """Say NOOP."""
         return self._command(self._client.noop())
 
     def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
-        """MAIL: begin a transaction by hand."""
+        """Say MAIL: begin a transaction by hand."""
         return self._command(self._client.mail(sender, options))
 
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
-        """RCPT: add a recipient by hand."""
+        """Say RCPT: add a recipient by hand."""
         return self._command(self._client.rcpt(recip, options))
 
     def data(self, msg: str | bytes) -> Reply:
-        """DATA and the content, by hand; the final reply.
+        """Say DATA and write the content, by hand; return the final reply.
 
         Raises:
             SMTPDataError: DATA was not answered 354.
@@ -328,17 +328,17 @@ class SMTP(AuthObjects, Calls):
         return self._command(self._client.data(msg))
 
     def verify(self, address: str) -> Reply:
-        """VRFY: ask whether an address is valid."""
+        """Say VRFY: ask whether an address is valid."""
         return self._command(self._client.verify(address))
 
     vrfy = verify
 
     def expn(self, address: str) -> Reply:
-        """EXPN: ask for the members of a mailing list."""
+        """Say EXPN: ask for the members of a mailing list."""
         return self._command(self._client.expn(address))
 
     def xclient(self, **attributes: str | None) -> Reply:
-        """XCLIENT: say for whom this connection is; see :meth:`asmtp.AsyncSMTP.xclient`."""
+        """Say XCLIENT: for whom this connection is; see :meth:`asmtp.AsyncSMTP.xclient`."""
         self.ehlo_or_helo_if_needed()
         return self._command(self._client.xclient(**attributes))
 
@@ -347,7 +347,7 @@ class SMTP(AuthObjects, Calls):
     def starttls(
         self, keyfile: str | None = None, certfile: str | None = None, context: ssl.SSLContext | None = None
     ) -> Reply:
-        """STARTTLS.  By default certificate and host name are verified; pass a context for anything else.
+        """Begin TLS by STARTTLS.  By default certificate and host name are verified; pass a context for anything else.
 
         Raises:
             SMTPNotSupportedError: the server does not offer it.
@@ -368,7 +368,7 @@ class SMTP(AuthObjects, Calls):
     def auth(
         self, mechanism: str, authobject: Callable[..., Any] | Mechanism, *, initial_response_ok: bool = True
     ) -> Reply:
-        """AUTH with smtplib's authobject, which may call methods of this object, or with a generator.
+        """Log in by AUTH with smtplib's authobject, which may call methods of this object, or with a generator.
 
         See :meth:`asmtp.AsyncSMTP.auth`.
 
@@ -408,7 +408,7 @@ class SMTP(AuthObjects, Calls):
         initial_response_ok: bool = True,
         mechanisms: Mechanisms | None = None,
     ) -> Reply:
-        """Log in, with the best mechanism that both sides know, through `auth` and the `auth_*` methods.
+        """Log in, with the best mechanism that client and server have, through `auth` and the `auth_*` methods.
 
         See :meth:`asmtp.AsyncSMTP.login`.
 
@@ -416,7 +416,7 @@ class SMTP(AuthObjects, Calls):
             SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.
             SMTPAuthenticationError: the credentials were refused.
         """
-        # Not by the decorator, in whose frame the password would have no name that error reporters know.
+        # Not by the decorator: in its frame the password would have no name that error reporters know.
         with self._entry():
             self._check_entered()
             return self._log_in(user, password, initial_response_ok, mechanisms)
@@ -449,14 +449,14 @@ class SMTP(AuthObjects, Calls):
         rcpt_options: Sequence[str] = (),
         **requests: Unpack[Requests],
     ) -> dict[str, Reply]:
-        """Send one message; a dict of the recipients that were refused, and the replies that did it.
+        """Send one message; return a dict of the recipients that were refused, and the replies that did it.
 
         See :meth:`asmtp.AsyncSMTP.sendmail` for arguments and exceptions.
 
         Raises:
             UnicodeEncodeError: as in smtplib, an address is not ASCII and the server lacks SMTPUTF8.
         """
-        # Raises what is wrong with them before EHLO is written.
+        # Raises what is wrong with the arguments before EHLO is written.
         to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests).recipients
         self._hello_for_message()
         if replaced := overridden(self, _STEPS):
@@ -466,7 +466,7 @@ class SMTP(AuthObjects, Calls):
             return Steps(self, replaced).sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
         sending = self._client.sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options, **requests)
         try:
-            # An async iterator is its author's code, and may need a task to run in.
+            # An async iterator is the caller's code, and may need a task to run in.
             return self._run(sending, task=hasattr(msg, "__aiter__"))
         except SMTPNotSupportedError as error:
             if isinstance(error.__cause__, UnicodeEncodeError):
@@ -536,12 +536,12 @@ class SMTP_SSL(SMTP):
         hide(options)
         if context is not None:
             options["ssl_context"] = context
-        # By its name, as in smtplib: mix-ins between the two have other arguments.
+        # By its name, as in smtplib: mix-ins between the two classes have other arguments.
         SMTP.__init__(self, host, port, local_hostname, timeout, source_address, **options)
 
     @property
     def context(self) -> ssl.SSLContext:
-        """The context for TLS.  It is this object's own: to change it changes nobody else's."""
+        """The context for TLS, of this object alone: to change it changes no other connection."""
         if self._client.ssl_context is None:
             self._client.ssl_context = verifying_context()
         return self._client.ssl_context
@@ -555,7 +555,7 @@ class SMTP_SSL(SMTP):
 class LMTP(SMTP):
     """LMTP over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
 
-    Unlike smtplib's, `sendmail` reads the reply of each recipient, and tells of each that was refused.
+    Unlike smtplib's, `sendmail` reads the reply for each recipient, and returns each that was refused.
     """
 
     ehlo_msg = "lhlo"
@@ -572,7 +572,7 @@ class LMTP(SMTP):
         **options: Unpack[Options],
     ) -> None:
         hide(options)
-        # smtplib's default keeps "host:port" from being understood; ours does not.
+        # With smtplib's default, "host:port" is not understood; here it is.
         port = 0 if port == LMTP_PORT else port
         super().__init__(
             host, port, local_hostname=local_hostname, source_address=source_address, timeout=timeout, **options

@@ -1,4 +1,4 @@
-"""smtplib's way, for subclasses that override a step of it: a transaction that is written as a whole calls none."""
+"""Step by step, as smtplib sends, for subclasses that override a step: a transaction written as a whole calls none."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = ["Steps", "conduct", "is_local", "overridden", "say", "socket_from"]
 T = TypeVar("T")
 
 _BY_DOCMD = frozenset({"noop", "quit", "rset"})
-"""What smtplib says through `docmd`; the rest it says by `putcmd`, and takes the reply by `getreply`."""
+"""Commands that smtplib says through `docmd`; the rest it says by `putcmd`, and takes the reply by `getreply`."""
 
 
 def overridden(smtp: Any, originals: Mapping[str, Any]) -> list[str]:
-    """Which methods a subclass, the object itself, or a test's patch has replaced.
+    """Return the methods that a subclass, the object itself, or a patch of a test has replaced.
 
     Args:
         originals: the methods by name, as the class was made with them.
@@ -45,11 +45,11 @@ def overridden(smtp: Any, originals: Mapping[str, Any]) -> list[str]:
 
 
 class Steps:
-    """A message through a facade's `mail`, `rcpt` and `data`.
+    """Send a message through the methods `mail`, `rcpt` and `data` of a facade.
 
     Args:
         smtp: the facade.
-        replaced: which methods are not asmtp's own.
+        replaced: the methods that are not asmtp's own.
     """
 
     def __init__(self, smtp: Any, replaced: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ class Steps:
         mail_options: Sequence[str],
         rcpt_options: Sequence[str],
     ) -> dict[str, Reply]:
-        """Send one message; the recipients that were refused.
+        """Send one message; return the recipients that were refused.
 
         Raises:
             TypeError: the content can only be streamed.
@@ -93,7 +93,7 @@ class Steps:
         return refused
 
     def _recipients(self, recipients: Sequence[str], options: Sequence[str]) -> dict[str, Reply]:
-        """Those that were refused.
+        """Say RCPT for each recipient; return those that were refused.
 
         Raises:
             SMTPRecipientsRefused: all were, or the server is closing.
@@ -110,7 +110,7 @@ class Steps:
         return refused
 
     def _give_up(self, error: SMTPException) -> None:
-        """After a refusal: RSET; a server that said 421 is left."""
+        """Say RSET after a refusal, or close if the server said 421."""
         if isinstance(error, SMTPServerDisconnected):
             return
         replies: Any = error.recipients.values() if isinstance(error, SMTPRecipientsRefused) else [error.args]
@@ -137,7 +137,7 @@ def conduct(smtp: Any, hands_out: Callable[[bool], None], coroutine: Coroutine[A
 
     Args:
         smtp: the facade.
-        hands_out: tells the client whether it awaits its dialogues (False), or gives them to who runs the coroutine.
+        hands_out: tells the client to await its dialogues (False), or to yield them to this function.
         coroutine: the client's command; it awaits nothing else.
     """
 
@@ -178,13 +178,13 @@ def _replies(smtp: Any, group: Any) -> list[Reply]:
             return [Reply(*smtp.docmd(verb))]
         if verb in ("mail", "rcpt"):
             preposition, _, rest = args.partition(":")
-            args = f"{preposition.upper()}:{rest}"  # as smtplib spells it
-        smtp.putcmd(*([verb] if verb == "data" else [verb, args]))  # so, too
+            args = f"{preposition.upper()}:{rest}"  # as smtplib writes it
+        smtp.putcmd(*([verb] if verb == "data" else [verb, args]))  # as smtplib does
     return [Reply(*smtp.getreply()) for _ in range(group.owed)]
 
 
 def socket_from(made: Any) -> socket.socket:
-    """What an overridden `_get_socket` has returned.
+    """Return the socket that an overridden `_get_socket` has made.
 
     Raises:
         TypeError: it has TLS already, or is no socket; it is closed.
@@ -205,7 +205,7 @@ def socket_from(made: Any) -> socket.socket:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine, by its name."""
+    """Return whether a host is this machine, by its name."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host.lower() == "localhost"

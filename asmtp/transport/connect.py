@@ -1,4 +1,4 @@
-"""How connections are made: over TCP, a Unix socket, a proxy, or a socket that is connected already."""
+"""Connecting: over TCP, a Unix socket, a proxy, or by a socket that is connected already."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 §8)."""
 
 THIS_MACHINE = "[127.0.0.1]"
-"""What EHLO says where nothing better is known."""
+"""The name for EHLO if no better one is known."""
 
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.|\Z))+")  # RFC 5321 §4.1.2
 
 
 class _BeforeTLS(asyncio.Protocol):
-    """What a transport has until there is TLS on it: what comes before the handshake is for that alone."""
+    """The protocol of a transport until there is TLS on it: it keeps what comes early, for the handshake."""
 
     def __init__(self) -> None:
         self.said = b""
@@ -50,9 +50,9 @@ class _BeforeTLS(asyncio.Protocol):
 
 
 def local_hostname() -> str:
-    """What EHLO says this machine is called: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks.
+    """Return the name of this machine for EHLO: its full name, else an address literal (RFC 5321 §4.1.4).  Blocks.
 
-    A machine may have any name, also one that is no domain (`my_host.lan`), or that cannot even be looked up.
+    A machine may have a name that is no domain (`my_host.lan`), or that cannot even be looked up.
     """
     try:
         name = ascii_domain(socket.getfqdn().removesuffix("."), "local_hostname")
@@ -164,7 +164,9 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
     except OSError as error:
         if error.errno is not None or not attempts.failures:
             raise
-        raise OSError(attempts.telling, str(error)) from None  # of the class that goes with it
+        raise OSError(
+            attempts.telling, str(error)
+        ) from None  # the constructor makes the subclass that belongs to the errno
     if _is_its_own_peer(sock):
         sock.close()
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
@@ -172,7 +174,7 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
 
 
 def _is_its_own_peer(sock: socket.socket) -> bool:
-    """Whether TCP has connected a socket to itself, as nobody listens at a port of this machine that is its own."""
+    """Return whether TCP has connected a socket to itself: it was given the port that it was to connect to."""
     try:
         return cast("bool", sock.getsockname() == sock.getpeername())
     except OSError:  # the server has ended the connection already
@@ -180,9 +182,9 @@ def _is_its_own_peer(sock: socket.socket) -> bool:
 
 
 async def _connect_unix(sock: socket.socket, path: str) -> None:
-    """Connect at once, or as soon as there is room where the server has too many who wait: Linux says EAGAIN then.
+    """Connect to a Unix socket; if too many clients wait there (Linux says EAGAIN), as soon as there is room.
 
-    The loop would take that for a connection that is being made, and the socket for connected.
+    `loop.sock_connect` would take EAGAIN for a connection that is being made, and the socket for connected.
     """
     pause = 0.001
     while True:
@@ -203,10 +205,10 @@ async def _look_up(resolver: Resolver, host: str, port: int, argument: str) -> l
 
 
 class _Attempts:
-    """The event loop, as aiohappyeyeballs uses it; it keeps why addresses could not be reached.
+    """The event loop for aiohappyeyeballs, which keeps the reasons why addresses could not be reached.
 
     Attributes:
-        failures: the errno of each.
+        failures: the errno of each address that failed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -225,14 +227,14 @@ class _Attempts:
 
     @property
     def telling(self) -> int:
-        """The errno that says most: a server that refuses is there, and a family without a way to it says nothing."""
+        """The errno that says most: a server that refuses is there, and a family without a route says nothing."""
         return max(reversed(self.failures), key=lambda number: (number == errno.ECONNREFUSED, number not in _NO_WAY))
 
 
 _NO_WAY = {
     0, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL,
 }  # fmt: skip
-"""Where no packet could even be sent."""
+"""Errors of addresses to which no packet could even be sent."""
 
 
 def _any_source(infos: list[tuple[Any, ...]], port: int) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The first floor's plumbing: the only file that touches sockets, TLS and the loop.
+"""Octets between a transport and a session: reading, writing, deadlines, dialogues, TLS.
 
 :class:`Connection` is an asyncio protocol that binds octets to a :class:`~asmtp.protocol.session.Session`:
 what comes in is fed to it, what it has to write is corked until the end of the loop's pass and leaves in one
@@ -35,13 +35,13 @@ UNREAD = 1 << 17
 """Octets that are read at most, when a write has failed."""
 
 CLOSING = 10.0
-"""Seconds that a server which has said 421 is given to close, where it was sent more."""
+"""Seconds until a server that has said 421 has to close, if commands were written behind the one it answered."""
 
 BEHIND = 10.0
-"""Seconds for the reply to RSET behind another message's content, once that is answered; see `_may_be_lost`."""
+"""Seconds for the reply to a RSET behind the content of another message, from the reply to that: see `_may_be_lost`."""
 
 LEAST = 1024
-"""Octets that the server has to take within a phase; a server that takes one now and then would never end."""
+"""Octets that the server has to take within the limit of a phase; else one octet now and then would be enough."""
 
 STALLED = 1.0
 """Seconds without an answer after which messages go one by one until there is one."""
@@ -62,11 +62,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, session: Session, timeouts: Timeouts) -> None:
         self.session = session
-        self.limited = False  # by `limit`
+        self.limited = False  # True once `limit` was called
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it has begun
         self.begun = False
         self._loop = asyncio.get_running_loop()
-        # A buffer of its own: a transport that has to make one makes it of 256 KiB, for every reply.
+        # For asyncio.Protocol the transport would make a buffer of 256 KiB for each reply.
         self._incoming = memoryview(bytearray(INCOMING))
         self._corked = False
         self._writable = asyncio.Event()
@@ -75,7 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._set_limits(timeouts)
         self._since = 0.0  # when the last progress was seen
-        self._seen = (0, 0)  # replies read, octets taken by the kernel, then
+        self._seen = (0, 0)  # at that time: replies read, octets taken by the kernel
         self._written = 0
         self._quickack = False
         self._says_goodbye = True
@@ -92,7 +92,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.begun = True
-        if self.session.closed:  # by us, while we connected
+        if self.session.closed:  # by close(), while it was being connected
             self.transport.abort()
         sock = transport.get_extra_info("socket")
         self._quickack = _QUICKACK is not None and sock.family in (socket.AF_INET, socket.AF_INET6)
@@ -109,12 +109,12 @@ class Connection(asyncio.BufferedProtocol):
             self._acknowledge()
 
     def _acknowledge(self) -> None:
-        """Some replies are in, more are owed, and nothing is written that would carry an acknowledgement.
+        """Acknowledge replies at once, if more are owed and nothing is written that would carry the acknowledgement.
 
         The kernel would delay it (RFC 1122 §4.2.3.2), and a server that leaves Nagle's algorithm on, as Postfix does,
-        would keep its next reply until it has come: 40 ms for each message larger than its buffer.
+        keeps its next reply until the acknowledgement comes: 40 ms for each message larger than its buffer.
         """
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with contextlib.suppress(OSError):  # the socket was closed meanwhile
             self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def eof_received(self) -> None:
@@ -122,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.session.closed:
-            # What a write has met; but a refusal may have come before, which nobody has read.
+            # A write has failed; but the server may have sent a refusal before, which was not read yet.
             for octets in _unread(self.transport):
                 self.session.receive_data(octets)
         if exc is not None and self.session.writable:
@@ -154,10 +154,10 @@ class Connection(asyncio.BufferedProtocol):
     # ---- writing ----------------------------------------------------------------------------
 
     def _on_output(self) -> None:
-        """The session has something to write, or has ended.
+        """Write what the session has to write, or end with the session.
 
-        What is written in one pass of the loop leaves in one `send`; but what is written while nothing is
-        under way leaves at once: nobody else's commands are to be expected.
+        All that is written in one pass of the loop leaves in one `send`.  But if nothing else is under way, it leaves
+        at once: no other task will write in this pass.
         """
         if self._corked:
             return
@@ -178,8 +178,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if session.closed:
             self._stop_timer()
-            # close() says goodbye under TLS; abort() does not wait for an answer, or for what nobody reads.
-            # close() also writes what TLS has not seen leave, though it may have left: never in the middle of anything.
+            # close() says goodbye under TLS; abort() does not wait for an answer, nor for a server that does not read.
+            # close() writes again what TLS does not know to have left: never in the middle of anything.
             whole = self._says_goodbye and session.state is State.CLOSED
             if whole and self._process == os.getpid():
                 self.transport.close()
@@ -192,11 +192,11 @@ class Connection(asyncio.BufferedProtocol):
     def _set_limits(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
         self._limits = {phase: limit for phase in Phase if (limit := getattr(timeouts, phase.name.lower())) is not None}
-        # Progress is noticed at a tick, and the limit counts from there: ticks must be close.
+        # Progress is noticed at a tick, and the limit counts from the tick: ticks must be close to each other.
         self._tick = min(1.0, min(self._limits.values(), default=0.0) / 8)
 
     def limit(self, timeouts: Timeouts) -> None:
-        """Have other deadlines from now on, for what is awaited already, too."""
+        """Set other deadlines, also for replies that are awaited already."""
         self.limited = True
         self._set_limits(timeouts)
         self._stop_timer()
@@ -212,23 +212,23 @@ class Connection(asyncio.BufferedProtocol):
         return self.session.progress, self._written - self.transport.get_write_buffer_size()
 
     def _moved(self, progress: tuple[int, int]) -> bool:
-        """Whether there is a reply, or so much was taken, or all there is, that a message comes to an end."""
+        """Return whether there was progress: a reply, or the kernel took `LEAST` octets, or all that there were."""
         (replies, taken), (replies_seen, taken_seen) = progress, self._seen
         if replies != replies_seen or taken - taken_seen >= LEAST:
             return True
         return taken != taken_seen and not self.transport.get_write_buffer_size()
 
     def _watch(self) -> None:
-        """One timer a connection: it looks whether anything has moved, at the latest when it must have."""
+        """Look for progress, by one timer a connection; without any until the deadline, the session fails."""
         self._timer = None
         session = self.session
         head = session.head
         if session.closed or (head is None and not session.paused):
-            return  # set again when something is written
+            return  # the timer is set again when something is written
         phase = Phase.CONTENT if head is None else head.phase
         now = self._loop.time()
         progress = self._progress()
-        # Where the caller's content is awaited, the server is not to blame.
+        # While the caller's content is awaited, the server is not to blame.
         ours = head is not None and head.pulling and not self.transport.get_write_buffer_size()
         if ours or self._moved(progress):
             self._seen = progress
@@ -268,7 +268,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._feeder[1].cancel()
 
     async def run(self, dialogue: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
-        """Take a dialogue through the session: its result, or its exception.
+        """Take a dialogue through the session, and return its result, or raise its exception.
 
         Cancellation leaves the connection in step, or closes it; it always propagates.
         """
@@ -288,7 +288,7 @@ class Connection(asyncio.BufferedProtocol):
                 exchange.owner = future = self._loop.create_future()
                 if exchange.pulling:
                     await self._feed(exchange, pieces)
-                    await asyncio.sleep(0)  # a kernel that takes all there is must not keep the loop from others
+                    await asyncio.sleep(0)  # if the kernel takes all at once, other tasks have their turn here
         except asyncio.CancelledError:
             self.session.cancel(exchange)
             raise
@@ -298,7 +298,7 @@ class Connection(asyncio.BufferedProtocol):
         return result
 
     async def finished(self, exchange: Exchange[T]) -> T:
-        """The result of an exchange that was started without waiting for it."""
+        """Wait for an exchange that was started, and return its result, or raise its exception."""
         if not exchange.done:
             exchange.owner = future = self._loop.create_future()
             if self._timer is None:  # a reply can be owed though nothing was written: the greeting
@@ -314,7 +314,7 @@ class Connection(asyncio.BufferedProtocol):
         return result
 
     async def drained(self) -> None:
-        """Until what was written has left, or the transport can take more."""
+        """Wait until what was written has left, or the transport can take more."""
         await asyncio.sleep(0)
         await self._writable.wait()
 
@@ -326,16 +326,18 @@ class Connection(asyncio.BufferedProtocol):
         await self._writable.wait()
         task = asyncio.current_task()
         self._feeder = None if task is None else (exchange, task)
-        before = 0 if task is None else task.cancelling()  # who has caught a cancellation may send all the same
+        before = (
+            0 if task is None else task.cancelling()
+        )  # a caller that has caught a cancellation may send all the same
         try:
             piece = await anext(pieces, None)
         except asyncio.CancelledError:
-            # The connection ended while the caller's iterator kept us waiting; unless others cancel, too.
+            # `_on_notify` has cancelled it, as the exchange ended meanwhile; unless others cancel, too.
             if not self._ended(exchange) or task is None or task.uncancel() > before:
                 raise
             return
-        except BaseException as error:  # a function of the caller's may raise anything
-            self._feeder = None  # this is no longer what the exchange would have to cut short
+        except BaseException as error:  # the caller's iterator may raise anything
+            self._feeder = None  # the iterator is not awaited any more
             self.session.abort(exchange, error)
             return
         finally:
@@ -347,12 +349,12 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def tls(self) -> ssl.SSLObject | None:
-        """TLS, if there is."""
+        """The TLS object of the transport; None without TLS."""
         return cast("ssl.SSLObject | None", self.transport.get_extra_info("ssl_object"))
 
     @property
     def local(self) -> bool:
-        """Whether it does not leave this machine."""
+        """True if the connection does not leave this machine."""
         if self.proxied:
             return False
         sock = self.transport.get_extra_info("socket")
@@ -363,7 +365,7 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     async def start_tls(self, dialogue: Dialogue[T], context: ResumingContext, server_hostname: str | None) -> T:
-        """Take a dialogue that asks for TLS through the session, with the handshake where it pulls.
+        """Take a dialogue that asks for TLS through the session; when it pulls, shake hands.
 
         Raises:
             ssl.SSLError: the handshake failed; the connection is closed.
@@ -391,13 +393,13 @@ class Connection(asyncio.BufferedProtocol):
         """Put TLS on the transport, by a handshake.
 
         Args:
-            said: what the server has said before.
+            said: octets that the server has sent before.
 
         Raises:
             ssl.SSLError, SMTPServerDisconnected: it failed; the connection is closed.
         """
         plain = self.transport
-        if said:  # TLS knows what to make of it, once it has begun, which it does in the next pass
+        if said:  # TLS takes them once it has begun, which it does in the next pass
             self._loop.call_soon(self._loop.call_soon, lambda: _feed(cast("Any", plain.get_protocol()), said))
         try:
             transport = await self._loop.start_tls(
@@ -419,7 +421,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport
 
     def close(self) -> None:
-        """Close at once; who still waits is told."""
+        """Close at once; exchanges that are not done fail."""
         if not self.session.idle:
             self._says_goodbye = False
         self.session.close()
@@ -428,17 +430,17 @@ class Connection(asyncio.BufferedProtocol):
             self._lost.set()
 
     def abort(self) -> None:
-        """Close at once, without what transports do first: asyncio's would write again what it was interrupted in."""
+        """Close at once, without a goodbye: after an interruption, asyncio's transport might write something twice."""
         self._says_goodbye = False
         self.close()
 
     async def wait_closed(self) -> None:
-        """Until the transport has let go of the socket."""
+        """Wait until the transport has let go of the socket."""
         await self._lost.wait()
 
 
 class _BelowTLS(asyncio.BufferedProtocol):
-    """Stands between a transport and the TLS on it, which would not read what is left when a write has failed."""
+    """A protocol between a transport and the TLS on it: if a write fails, it gives TLS what was not read yet."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -464,9 +466,9 @@ def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
 
 
 def _unread(transport: asyncio.Transport) -> Iterator[bytes]:
-    """What has come on the socket of a transport that has failed, and was not read."""
+    """Yield octets that have come on the socket of a transport that has failed, and were not read."""
     sock = transport.get_extra_info("socket")
-    if not _READV or sock is None:  # of what was under TLS there is none any more: see _BelowTLS
+    if not _READV or sock is None:  # under TLS, there is no socket any more: see _BelowTLS
         return
     descriptor = sock.fileno()
     left = UNREAD
@@ -480,7 +482,9 @@ _READV = hasattr(os, "readv")  # not on Windows
 
 
 def _may_be_lost(group: Group) -> bool:
-    """Whether it was written behind content that is answered now, and nothing of it is: Courier's esmtpd drops it.
+    """Return whether a group may be lost: it was written behind content that is answered by now, and has no reply.
+
+    Courier's esmtpd drops what comes with the end of the content.
 
     It begins with RSET, which takes no time, and has no content, so that the message is not in doubt.
     """

@@ -1,4 +1,4 @@
-"""What would block the loop is called in a thread; at the end of the program, where none can be had, in its place."""
+"""Calls in a thread of what would block the loop.  At the end of the program there are no threads: it blocks then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def ending() -> bool:
-    """Whether the main thread has ended: Python starts no threads any more (3.12), and no executors."""
+    """Return whether the main thread has ended: Python starts no threads any more (3.12), and no executors."""
     return not threading.main_thread().is_alive()
 
 
@@ -22,7 +22,7 @@ async def call_in_thread(function: Callable[..., T], *args: Any, abandon: bool =
     """Call a function in a thread.
 
     Args:
-        abandon: who is cancelled does not wait for it.
+        abandon: a caller that is cancelled does not wait for the function to end.
     """
     begun = False
 
@@ -37,5 +37,5 @@ async def call_in_thread(function: Callable[..., T], *args: Any, abandon: bool =
         except RuntimeError:
             if begun:
                 raise
-            # The program ends just now: no thread could be started.
+            # The program is just ending: no thread could be started.
     return function(*args)

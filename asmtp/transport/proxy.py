@@ -16,7 +16,7 @@ __all__ = ["check_proxy", "proxy_name", "through"]
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?")
 
 FOREVER = 1e9
-"""Seconds: the deadline is the caller's."""
+"""Seconds: no limit of python-socks' own, as the caller has a deadline."""
 
 
 def check_proxy(url: str) -> None:
@@ -33,27 +33,27 @@ def check_proxy(url: str) -> None:
     except (TypeError, ValueError, ImportError) as error:
         wrong = error
     wrong.__context__ = None
-    raise wrong.with_traceback(None)  # without the frames that hold it
+    raise wrong.with_traceback(None)  # without the frames that hold the URL
 
 
 def proxy_name(url: str) -> str:
-    """The URL without user name and password."""
+    """Return the URL of a proxy without user name and password."""
     kind, host, port, _, _ = _parsed(url)
     return f"{kind.name.lower()}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def through(url: str, host: str, port: int, source_address: tuple[str, int] | None = None) -> socket.socket:
-    """Connect to a host through a proxy, which looks its name up.
+    """Connect to a host through a proxy, which looks the name of the host up.
 
     Args:
-        source_address: where to connect to the proxy from.
+        source_address: our address for the connection to the proxy.
 
     Raises:
         OSError: the proxy cannot be reached, or says no.
         ValueError: `host` is neither a name nor an IP address.
     """
     name = ascii_domain(host, "host")
-    if not _HOST.fullmatch(name):  # it goes into the request as it is
+    if not _HOST.fullmatch(name):  # python-socks writes it into the request as it is
         raise ValueError(f"host must be a host name or an IP address, not {host!a}")
     from python_socks import ProxyError
     from python_socks.async_.asyncio import Proxy
@@ -95,16 +95,16 @@ def _parsed(url: str) -> tuple[Any, str, int, str | None, str | None]:
 def _fits(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
-    except UnicodeEncodeError:  # which holds all of it
+    except UnicodeEncodeError:  # the error holds all of the text
         return False
     return True
 
 
 class _Careful:
-    """The event loop, as python-socks uses it, but for one thing.
+    """The event loop for python-socks, with a `sock_recv` that does not read too much.
 
-    It reads an HTTP proxy's answer with one large read, which would take the server's greeting with it, as that may
-    come right behind.  Here no such read goes beyond the empty line at the end of the answer.
+    python-socks reads the answer of an HTTP proxy with one large read, which may take the server's greeting with it.
+    Here such a read ends with the empty line at the end of the answer.
     """
 
     LARGE = 1024

@@ -13,26 +13,26 @@ __all__ = ["resolve"]
 
 
 async def resolve(host: str, port: int) -> list[tuple[Any, ...]]:
-    """The addresses of a host, without blocking the loop."""
+    """Return the addresses of a host, as `socket.getaddrinfo` does, without blocking the loop."""
     literal = _literal(host, port)
     if literal is not None:
         return [literal]
     if not ending():
         try:
             return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except RuntimeError:  # as above; a resolver raises none
+        except RuntimeError:  # the program is just ending: no thread could be started; a resolver raises none
             pass
     return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def _literal(host: str, port: int) -> tuple[Any, ...] | None:
-    """What a resolver says of an address; None where it has to be asked."""
+    """Return the answer of a resolver for an IP address; None if the resolver has to be asked."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv4Address):
         return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (str(address), port)
-    if address.scope_id is not None:  # the name of an interface
+    if address.scope_id is not None:  # it names an interface
         return None
     return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (str(address), port, 0, 0)

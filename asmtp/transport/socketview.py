@@ -1,4 +1,4 @@
-"""What callers see of a connection's socket, as smtplib's `sock`."""
+"""The view that callers have of the socket of a connection, as smtplib's `sock`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["SocketView"]
 
 
 class SocketView:
-    """What there is to see of the connection's socket; reading and writing is the connection's own business.
+    """A view of the socket of a connection, without reading and writing, which the connection does itself.
 
     Args:
-        connection: it.
+        connection: the connection.
         timeout: what gettimeout() says unless settimeout() was called, in seconds.
         close: closes the connection.
     """
@@ -46,7 +46,7 @@ class SocketView:
         self._connection.limit(Timeouts.of(timeout))
 
     def gettimeout(self) -> float | None:
-        """The time allowed for a command, in seconds."""
+        """Return the limit for the reply to a command, in seconds."""
         connection = self._connection
         return connection.timeouts.command if connection.limited else self._timeout
 
@@ -60,31 +60,31 @@ class SocketView:
             same.shutdown(how)
 
     def fileno(self) -> int:
-        """The file descriptor; -1 when closed."""
+        """Return the file descriptor; -1 when closed."""
         return cast("int", self._socket.fileno())
 
     def getpeername(self) -> Any:
-        """The address of the server."""
+        """Return the address of the server."""
         return self._socket.getpeername()
 
     def getsockname(self) -> Any:
-        """Our own address."""
+        """Return our own address."""
         return self._socket.getsockname()
 
     def getsockopt(self, *args: int) -> int | bytes:
-        """An option of the socket."""
+        """Return an option of the socket."""
         return cast("int | bytes", self._socket.getsockopt(*args))
 
     def getpeercert(self, binary_form: bool = False) -> Any:
-        """The server's certificate, as ssl.SSLSocket has it; None without TLS."""
+        """Return the server's certificate, as ssl.SSLSocket does; None without TLS."""
         return None if self._ssl is None else self._ssl.getpeercert(binary_form)
 
     def cipher(self) -> tuple[str, str, int] | None:
-        """Name, protocol and secret bits of the cipher; None without TLS."""
+        """Return name, protocol and secret bits of the cipher; None without TLS."""
         return None if self._ssl is None else self._ssl.cipher()
 
     def version(self) -> str | None:
-        """The version of TLS; None without."""
+        """Return the version of TLS; None without TLS."""
         return None if self._ssl is None else self._ssl.version()
 
     @property

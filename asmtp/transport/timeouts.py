@@ -1,4 +1,4 @@
-"""Deadlines: how long each phase may take (RFC 5321 §4.5.3.2)."""
+"""Limits of time for each phase (RFC 5321 §4.5.3.2)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["Timeouts"]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait, in seconds, for each phase; None: without limit.
+    """Limits of time for each phase, in seconds; None: no limit.
 
     The defaults from `greeting` to `final` are those of RFC 5321 §4.5.3.2.
 
     Attributes:
-        connect: name look-up and TCP connection, all addresses together; and the look-up of this machine's own name.
+        connect: name look-up and TCP connection, for all addresses; and the look-up of this machine's own name.
         tls: the TLS handshake.
         greeting: the server's 220.
-        command: the reply to EHLO, MAIL, RCPT and every other command that has no limit of its own.
+        command: the reply to EHLO, MAIL, RCPT and any other command without a limit of its own.
         data: the reply to DATA.
-        content: the next progress while content is written: 1024 octets that the server takes, or the rest.
+        content: the next progress while content is written: the server takes 1024 octets, or the rest.
         final: the reply to the end of the content.
         quit: the reply to QUIT.
     """
@@ -40,10 +40,10 @@ class Timeouts:
 
     @classmethod
     def of(cls, value: float | Timeouts | None, name: str = "timeout") -> Timeouts:
-        """One number for all phases, None for no limits, or what is one already.
+        """Return limits: of one number for all phases, of None for no limits, or the Timeouts that were given.
 
         Args:
-            name: what the caller calls it.
+            name: the argument that it was given as, for the error.
 
         Raises:
             ValueError: a number that is not above 0.
