@@ -53,7 +53,8 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
     from asmtp.protocol.reply import Reply as Reply
     from asmtp.protocol.sasl import Credentials as Credentials
     from asmtp.sync.mailer import Mailer as Mailer
-    from asmtp.sync.smtp import LMTP as LMTP, SMTP as SMTP, SMTP_SSL as SMTP_SSL
+    from asmtp.sync.smtp import SMTP as SMTP
+    from asmtp.sync.variants import LMTP as LMTP, SMTP_SSL as SMTP_SSL
     from asmtp.transport.timeouts import Timeouts as Timeouts
 
 __version__ = "0.1.0"
@@ -78,7 +79,8 @@ _LAZY = {
     "asmtp.protocol.reply": ("Reply",),
     "asmtp.protocol.sasl": ("Credentials",),
     "asmtp.sync.mailer": ("Mailer",),
-    "asmtp.sync.smtp": ("LMTP", "SMTP", "SMTP_SSL"),
+    "asmtp.sync.smtp": ("SMTP",),
+    "asmtp.sync.variants": ("LMTP", "SMTP_SSL"),
     "asmtp.transport.timeouts": ("Timeouts",),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}

@@ -59,6 +59,7 @@ OWN = {
     "asmtp/sync/client.py": ("tests.sync.test_driver",),
     "asmtp/sync/loop_thread.py": ("tests.sync.test_mailer",),
     "asmtp/sync/smtp.py": ("tests.sync.test_smtp", "tests.sync.test_steps"),
+    "asmtp/sync/variants.py": ("tests.sync.test_smtp",),
     "asmtp/transport/connection.py": (
         "tests.transport.test_connect",
         "tests.client.test_smtp_cancellation",

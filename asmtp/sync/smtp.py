@@ -1,4 +1,4 @@
-"""The blocking facade: SMTP, SMTP_SSL, LMTP.  smtplib's classes, each driving an async client on a loop of its own."""
+"""SMTP, the blocking facade: smtplib's class, which drives an async client on a loop of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from asmtp.auth.authobjects import AuthObjects
 from asmtp.auth.selection import Attempt, Mechanisms, attempts, check_mechanisms
-from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_address, check_source, host_and_port
+from asmtp.client.address import SMTP_PORT, check_address, check_source, host_and_port
 from asmtp.client.content import Content
 from asmtp.client.settings import ConnectionSettings, Options, with_options
 from asmtp.errors import (
@@ -37,13 +37,12 @@ from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN, Mechanism
 from asmtp.protocol.trampoline import trampoline
 from asmtp.sync.calls import DEFAULT_TIMEOUT, Calls, Kept, one_call, timeouts_of
-from asmtp.sync.client import BlockingClientSSL, BlockingLMTPClient
 from asmtp.sync.steps import Steps, conduct, is_local, overridden, say, socket_from
 from asmtp.transport import connect
 from asmtp.transport.timeouts import Timeouts
-from asmtp.transport.tls import check_context, context_from_files, verifying_context
+from asmtp.transport.tls import context_from_files
 
-__all__ = ["LMTP", "SMTP", "SMTP_SSL"]
+__all__ = ["SMTP"]
 
 T = TypeVar("T")
 
@@ -505,75 +504,3 @@ class SMTP(AuthObjects, Calls):
 _HOOK = {"_get_socket": SMTP._get_socket}
 _BY_HAND = {name: getattr(SMTP, name) for name in ("putcmd", "getreply", "docmd", "send")}
 _STEPS = {name: getattr(SMTP, name) for name in ("mail", "rcpt", "data", "rset")} | _BY_HAND
-
-
-class SMTP_SSL(SMTP):
-    """SMTP with TLS from the first octet, on port 465 by default; certificate and host name are verified.
-
-    Args:
-        keyfile, certfile: deprecated: use a context.
-        context: for TLS; pass your own to verify less, or to show a certificate.
-    """
-
-    default_port = SMTP_SSL_PORT
-    _client_class = BlockingClientSSL
-
-    def __init__(
-        self,
-        host: str = "",
-        port: int = 0,
-        local_hostname: str | None = None,
-        keyfile: str | None = None,
-        certfile: str | None = None,
-        timeout: Any = DEFAULT_TIMEOUT,
-        source_address: tuple[str, int] | None = None,
-        context: ssl.SSLContext | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        self.keyfile = keyfile
-        self.certfile = certfile
-        context = context_from_files(keyfile, certfile, context)
-        hide(options)
-        if context is not None:
-            options["ssl_context"] = context
-        # By its name, as in smtplib: mix-ins between the two classes have other arguments.
-        SMTP.__init__(self, host, port, local_hostname, timeout, source_address, **options)
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """The context for TLS, of this object alone: to change it changes no other connection."""
-        if self._client.ssl_context is None:
-            self._client.ssl_context = verifying_context()
-        return self._client.ssl_context
-
-    @context.setter
-    def context(self, context: ssl.SSLContext) -> None:
-        check_context(context, "context")
-        self._client.ssl_context = context
-
-
-class LMTP(SMTP):
-    """LMTP over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
-
-    Unlike smtplib's, `sendmail` reads the reply for each recipient, and returns each that was refused.
-    """
-
-    ehlo_msg = "lhlo"
-    default_port = LMTP_PORT
-    _client_class = BlockingLMTPClient
-
-    def __init__(
-        self,
-        host: str = "",
-        port: int = LMTP_PORT,
-        local_hostname: str | None = None,
-        source_address: tuple[str, int] | None = None,
-        timeout: Any = DEFAULT_TIMEOUT,
-        **options: Unpack[Options],
-    ) -> None:
-        hide(options)
-        # With smtplib's default, "host:port" is not understood; here it is.
-        port = 0 if port == LMTP_PORT else port
-        super().__init__(
-            host, port, local_hostname=local_hostname, source_address=source_address, timeout=timeout, **options
-        )
