@@ -27,6 +27,7 @@ from asmtp.errors import (
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPStateError,
+    known,
     one_line,
 )
 from asmtp.protocol import dialogue
@@ -249,7 +250,7 @@ class AsyncSMTP(Commands):
         try:
             return (await self._send(envelope, msg)).refused
         except SMTPException as error:
-            error.state = error.state or "not_sent"
+            known(error, error.state or "not_sent")
             raise
 
     async def _send(self, envelope: Envelope, msg: Content) -> Outcome:
@@ -324,9 +325,7 @@ class AsyncSMTP(Commands):
                 tries += 1
                 if tries == 2:
                     await self._tidy(connection)
-                    error = SMTPResponseException(*refusal.reply)
-                    error.state = "not_sent"
-                    raise error from None
+                    raise known(SMTPResponseException(*refusal.reply), "not_sent") from None
             except SMTPException:
                 await self._tidy(connection)
                 raise

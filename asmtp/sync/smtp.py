@@ -25,6 +25,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
     SMTPTimeoutError,
+    known,
 )
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command
@@ -476,7 +477,7 @@ class SMTP(AuthObjects, Calls):
         try:
             self.ehlo_or_helo_if_needed()
         except SMTPException as error:
-            error.state = error.state or "not_sent"
+            known(error, error.state or "not_sent")
             raise
 
     @one_call

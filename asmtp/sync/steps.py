@@ -13,11 +13,13 @@ from email.message import Message
 from typing import Any, TypeVar
 
 from asmtp.errors import (
+    DeliveryState,
     SMTPDataError,
     SMTPException,
     SMTPRecipientsRefused,
     SMTPSenderRefused,
     SMTPServerDisconnected,
+    known,
 )
 from asmtp.protocol.content import to_octets, wire_size
 from asmtp.protocol.exchange import Dialogue, Group
@@ -75,7 +77,7 @@ class Steps:
         options = [*mail_options] if smtp.does_esmtp else []
         if smtp.does_esmtp and smtp.has_extn("size"):
             options.insert(0, f"size={wire_size(octets)}")
-        unsure = "not_sent"
+        unsure: DeliveryState = "not_sent"
         try:
             reply = Reply(*smtp.mail(sender, options))
             if not reply.ok:
@@ -87,7 +89,7 @@ class Steps:
                 raise SMTPDataError(*reply)
         except SMTPException as error:
             if error.state is None:
-                error.state = unsure if isinstance(error, SMTPServerDisconnected) else "refused"  # type: ignore[assignment]
+                known(error, unsure if isinstance(error, SMTPServerDisconnected) else "refused")
             self._give_up(error)
             raise
         return refused
