@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from tests.client.test_commands_token import REFUSED, USER, google, oauthbearer, offering, xoauth2
+from tests.client.test_login_token import REFUSED, USER, google, oauthbearer, offering, xoauth2
 from tests.fakes.script import expect, nothing_more, send
 from tests.sync.facade import nothing_left, script_at
 
