@@ -26,7 +26,9 @@ from asmtp.transport.tls import ResumingContext, raise_tls_error
 if TYPE_CHECKING:
     from asmtp.protocol.session import Session
 
-__all__ = ["Connection", "raise_tls_error"]
+__all__ = ["Connection"]
+
+T = TypeVar("T")
 
 INCOMING = 1 << 14
 """Octets read at a time: some hundred replies."""
@@ -47,9 +49,6 @@ STALLED = 1.0
 """Seconds without an answer after which messages go one by one until there is one."""
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
-
-
-T = TypeVar("T")
 
 
 class Connection(asyncio.BufferedProtocol):
