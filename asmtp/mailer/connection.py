@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import math
+import enum
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asmtp.client.content import WHOLE, Pieces, whole
 from asmtp.client.events import clock
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP
-from asmtp.errors import DeliveryState, SMTPException, SMTPServerDisconnected
-from asmtp.mailer.delivery import state_of
-from asmtp.mailer.limits import Limit
-from asmtp.mailer.message import QueuedMessage
-from asmtp.mailer.relay_state import RelayState
+from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.mailer.message import DeliveryRequest, RequestState
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
@@ -25,7 +22,10 @@ from asmtp.protocol.transaction import Body, Transaction
 from asmtp.protocol.verdict import Outcome
 from asmtp.transport.connection import Connection
 
-__all__ = ["PooledLMTPConnection", "PooledConnection", "DeliveryRequest"]
+if TYPE_CHECKING:
+    from asmtp.mailer.relay_state import RelayState
+
+__all__ = ["ConnectionState", "PooledConnection", "PooledLMTPConnection", "make_connection"]
 
 STALE = 1.0
 """Seconds without traffic after which a connection may be dead without our knowing.
@@ -52,110 +52,73 @@ _carried: contextvars.ContextVar[DeliveryRequest] = contextvars.ContextVar("_car
 """What the current task carries."""
 
 
-class DeliveryRequest:
-    """One transaction of a message, to some of its recipients, or as a rule to all (Postfix has the same term).
+class ConnectionState(enum.Enum):
+    """What a pool does with a connection.
 
-    Attributes:
-        attempts: how often it was tried, the present time included.
-        since: the loop's time at which it was put in line.
-        begun: when it was given to a connection, by events.clock; where that is watched.
-        connection: the connection it is on.
-        over: it has come to an end, and was not handed back yet.
-        withdrawn: why nobody wants it any more, or None.
-        transaction: what is under way, or was.
-        not_begun, silently: how often it went back into the line without anyone's knowing, and why: see pool.Pool.
-        limit: what the server had enough of, if that was the end of the last try.
-        returned: how often it was put back for that, which counts as no try.
-        until: the loop's time at which that ends.
-        spent: after how many messages the connection ended that it was put back from, or 0.
-        outcome, error: how the last try ended.
-        said: what the server said when it was put back.
+    ======== ============================================================= ==========
+    state    what happens                                                  next state
+    ======== ============================================================= ==========
+    OPENING  it is open, and the server has said what it offers            SERVING
+    SERVING  it is idle, or old; another relay serves; or the server says  RETIRING
+             that it takes no more messages on it
+    RETIRING its last message is answered: QUIT, and the session closes    none
+    ======== ============================================================= ==========
+
+    Only one that is SERVING is given messages.  Whether it is open, and in step, is the session's to say: it may be
+    lost in any state.
     """
 
-    __slots__ = (
-        "attempts", "begun", "envelope", "error", "exchange", "connection", "limit", "not_begun", "outcome", "over",
-        "returned", "said", "message", "silently", "since", "spent", "task", "transaction", "until", "withdrawn",
-    )  # fmt: skip
+    OPENING = "opening"
+    SERVING = "serving"
+    RETIRING = "retiring"
 
-    def __init__(self, message: QueuedMessage, envelope: Envelope, attempts: int = 0) -> None:
-        message.pending.append(self)
-        self.message = message
-        self.envelope = envelope
-        self.attempts = attempts
-        self.since = self.begun = 0.0
-        self.connection: PooledConnection | None = None
-        self.exchange: Exchange[Any] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.not_begun = 0
-        self.silently = 0
-        self.limit: Limit | None = None
-        self.returned = 0
-        self.until = math.inf
-        self.spent = 0
-        self.said: Exception | None = None
-        self.over = False
-        self.withdrawn: SMTPException | None = None
-        self.transaction: Transaction | None = None
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
 
-    @property
-    def state(self) -> DeliveryState:
-        """What is known of it at this moment."""
-        if self.outcome is not None or self.error is not None:
-            return state_of(self.error)
-        return "not_sent" if self.transaction is None else self.transaction.state
-
-    def keep_doubt(self) -> None:
-        """Keep it in mind where the message may have been delivered by this try: a later one does not change that."""
-        error, transaction = self.error, self.transaction
-        if isinstance(error, Exception) and transaction is not None and state_of(error) == "in_doubt":
-            answers = transaction.answers()
-            for who in self.envelope.recipients:
-                if who not in answers or answers[who].ok:
-                    self.message.doubt(who, error, accepted=who in answers)
+SERVING = ConnectionState.SERVING
+RETIRING = ConnectionState.RETIRING
+SENDING = RequestState.SENDING
 
 
 class PooledConnection(AsyncSMTP):
-    """A connection and what it is good for.
+    """An open connection, what it has done, and how much more it can be given.
 
     Args:
         relay: where to.
-        over: is called with each request that has come to an end here.
-        lost: is called when the connection is gone.
-        rested: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
+        on_ended: is called with each request whose try has ended here.
+        on_lost: is called when the connection is gone.
+        on_probed: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
 
     Attributes:
+        state: what the pool does with it.
         begun, answered, taken: how many messages.
         limit: how many it may take, or None.
         until: the loop's time at which it is replaced, or None.
         busy_since: the loop's time at which the last replies came, or it became busy.
         idle_since: the loop's time at which it became idle, or the last replies came.
-        retiring: it is given no more messages.
-        stale: it had been idle when it was last given something to do, and may have been dead.
-        cut: a message was withdrawn, which may have ended the connection.
-        suspect: the first message that had no answer when it ended.
-        tidying: 1 while a RSET of `tidy` is request of its load: nobody is told of its end, so nothing may wait for it.
+        cut: a message was withdrawn while it was under way, which may have ended the connection.
+        suspect: the message at which the server ended the connection: the first that had no answer then.
         service: seconds between the replies to two messages while it is busy, on average.
     """
 
-    left = 0.0  # seconds until it is open: see schedule.assign()
+    left = 0.0
+    """Seconds until it is open: see :func:`asmtp.mailer.schedule.assign`."""
 
     def __init__(
         self,
         relay: RelayState,
-        over: Callable[[DeliveryRequest], None],
-        lost: Callable[[PooledConnection], None],
-        rested: Callable[[PooledConnection], None] = lambda connection: None,
+        on_ended: Callable[[DeliveryRequest], None],
+        on_lost: Callable[[PooledConnection], None],
+        on_probed: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
         self._set_up(relay.config.host, relay.config.port, relay.config)
         self._sessions = relay.sessions
         self._logins = relay.logins
         self._relay_chunking = relay.chunking
         self.relay = relay
-        self.over = over
-        self._on_lost = lost
-        self._on_rested = rested
+        self._on_ended = on_ended
+        self._on_lost = on_lost
+        self._on_probed = on_probed
+        self._on_done = self._done  # one object for all messages
+        self.state = ConnectionState.OPENING
         self.begun = 0
         self.answered = 0
         self.taken = 0
@@ -164,15 +127,12 @@ class PooledConnection(AsyncSMTP):
         self.busy_since = 0.0
         self.idle_since = 0.0
         self.service = relay.service
-        self.retiring = False
-        self.stale = False
         self.cut = False
         self.suspect: DeliveryRequest | None = None
-        self._on_done = self._done  # one object for all messages
-        self._depth = 1
+        self._depth = 1  # how many messages it is given at a time
         self._recipients: int | None = None
-        self._carried = 0
-        self.tidying = 0
+        self._carried = 0  # messages that have a task and are not the session's yet, or not any more
+        self._tidying = False  # our own RSET is in flight
 
     def _made(self, transport: Connection) -> None:
         super()._made(transport)
@@ -184,7 +144,7 @@ class PooledConnection(AsyncSMTP):
 
         def probed() -> None:
             heed()
-            loop.call_soon(self._on_rested, self)
+            loop.call_soon(self._on_probed, self)
 
         session.on_chunking = probed
 
@@ -204,6 +164,8 @@ class PooledConnection(AsyncSMTP):
         self._recipients = limits.get("RCPTMAX")
         self._heed_most_messages(limits.get("MAILMAX"))
         self.at_most(self.relay.most_messages(asyncio.get_running_loop().time()))
+        if self.is_connected:  # it may have been closed in the same breath
+            self.state = SERVING
 
     def _heed_most_messages(self, announced: int | None) -> None:
         """Heed MAILMAX (RFC 9422 §3): the probe has a MAIL, too, and is not worth its while for a few messages."""
@@ -226,7 +188,7 @@ class PooledConnection(AsyncSMTP):
     @property
     def load(self) -> int:
         """How many messages are under way on it."""
-        return self._session.load + self._carried
+        return self._session.load + self._carried - self._tidying
 
     @property
     def busy(self) -> bool:
@@ -236,15 +198,15 @@ class PooledConnection(AsyncSMTP):
     @property
     def usable(self) -> bool:
         """Whether it can be given a message."""
-        gone = self.retiring or self._session.doomed
-        return not gone and self.is_connected and (self.limit is None or self.begun < self.limit)
+        able = self.state is SERVING and not self._session.doomed and self.is_connected
+        return able and (self.limit is None or self.begun < self.limit)
 
     @property
     def room(self) -> int:
         """How many more messages it can be given now."""
         if not self.usable:
             return 0
-        room = max(0, self._depth - self.load + self.tidying)  # it may have been deeper when it was given what it has
+        room = max(0, self._depth - self.load)  # it may have been deeper when it was given what it has
         return room if self.limit is None else max(0, min(room, self.limit - self.begun))
 
     @property
@@ -259,13 +221,28 @@ class PooledConnection(AsyncSMTP):
         """Whether the probe of BDAT is under way, or the connection has ended within it."""
         return self._session.chunking is Chunking.PROBING
 
-    def silent_at(self) -> float:
-        """The loop's time at which nothing more should be given to it, as it takes far longer than it did."""
-        return self.busy_since + max(SILENT, SLOWER * self.service)
+    @property
+    def stale(self) -> bool:
+        """Whether it has answered nothing since it was idle for so long that it may have been dead."""
+        return self.busy_since - self.idle_since > STALE
+
+    @property
+    def retiring(self) -> bool:
+        """Whether it is given no more messages, as the pool does not need it, or the server does not want it."""
+        return self.state is RETIRING
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has been given as many messages as it may take."""
+        return self.limit is not None and self.begun >= self.limit
+
+    def silent_at(self, now: float) -> float:
+        """Return the loop's time at which it is given nothing more, as it takes far longer to answer than it did."""
+        return (self.busy_since if self.load else now) + max(SILENT, SLOWER * self.service)
 
     def serves(self, now: float) -> bool:
         """Whether it can be given a message, and is not silent."""
-        return self.usable and (self.load == self.tidying or now < self.silent_at())
+        return self.usable and now < self.silent_at(now)
 
     def most_recipients(self, now: float) -> int | None:
         """How many recipients a transaction may have (RFC 9422 §3, RFC 5321 §4.5.3.1.10), as far as it is known."""
@@ -275,16 +252,16 @@ class PooledConnection(AsyncSMTP):
     # ---- messages ---------------------------------------------------------------------------
 
     def begin(self, request: DeliveryRequest, now: float) -> None:
-        """Start a message; `over` is called when it has come to an end."""
-        idle = self.load == self.tidying
+        """Start a message; `on_ended` is called when its try has ended, which may be before this returns."""
         apart = False
-        if idle:
+        if not self.load:
             self.busy_since = now
-            self.stale = apart = now - self.idle_since > STALE
+            apart = self.stale
             if apart:
                 self._session.slow_start()
         if now < self._relay_chunking.doubted_until and not self.at_probe:
             self._session.chunking = Chunking.NOT_SHOWN
+        request.state = SENDING
         request.connection = self
         request.outcome = request.error = request.transaction = None
         if self._event_log is not None:
@@ -309,14 +286,18 @@ class PooledConnection(AsyncSMTP):
             request.error = error
             if self._event_log is not None:
                 self._event_log.delivered(request.envelope, octets, None, error, 0.0)
-            self.over(request)
+            self._on_ended(request)
             return
         request.transaction = transaction
         request.exchange = exchange = self._session.start(transaction.run())
-        self._tell_of(exchange, request)
+        exchange.owner = request
+        if exchange.done:
+            self._done(exchange)
+        else:
+            exchange.on_done = self._on_done
 
     def withdraw(self, request: DeliveryRequest) -> None:
-        """Stop a message if it can be stopped; `over` is called in any case."""
+        """Stop a message if it can be stopped; `on_ended` is called in any case."""
         self.cut = True
         if request.task is not None:
             request.task.cancel()
@@ -324,26 +305,18 @@ class PooledConnection(AsyncSMTP):
         exchange = request.exchange
         assert exchange is not None
         self._session.cancel(exchange)
-        self._tell_of(exchange, request)
-
-    def _tell_of(self, exchange: Exchange[Any], request: DeliveryRequest) -> None:
-        """Have `_done` called with the exchange of a request, at once if it is done."""
-        exchange.owner = request
+        exchange.owner = request  # which wants to know the end all the same
         if exchange.done:
             self._done(exchange)
-        else:
-            exchange.on_done = self._on_done
 
     def _done(self, exchange: Exchange[Any]) -> None:
         """The exchange of a request is done."""
         request: DeliveryRequest = exchange.owner
         request.outcome, request.error = exchange.result, exchange.error
         if self._event_log is not None:
-            content = request.message.content
-            self._event_log.delivered(
-                request.envelope, content, request.outcome, request.error, clock() - request.begun
-            )
-        self.over(request)
+            content, seconds = request.message.content, clock() - request.begun
+            self._event_log.delivered(request.envelope, content, request.outcome, request.error, seconds)
+        self._on_ended(request)
 
     async def _carry(self, request: DeliveryRequest, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
@@ -379,7 +352,7 @@ class PooledConnection(AsyncSMTP):
             self.alone()
         request.task = None
         self._carried -= 1
-        self.over(request)
+        self._on_ended(request)
 
     # ---- between messages -------------------------------------------------------------------
 
@@ -408,14 +381,17 @@ class PooledConnection(AsyncSMTP):
         """
         session = self._session
         if session.idle and not session.clean and not session.closed:
-            self.tidying = 1
+            self._tidying = True
             exchange = session.start(session.reset())
             exchange.owner = self
-            exchange.on_done = self._tidied
+            if exchange.done:
+                self._tidied(exchange)
+            else:
+                exchange.on_done = self._tidied
 
     def _tidied(self, exchange: Exchange[Any]) -> None:
-        """Look at the reply to a RSET that nobody awaits."""
-        self.tidying = 0
+        """Look at the reply to our own RSET, which nobody awaits."""
+        self._tidying = False
         reply = exchange.result
         if reply is not None and not reply.ok and self._session.idle:
             self.close()
@@ -427,8 +403,12 @@ class PooledConnection(AsyncSMTP):
         session.notify = _tell
         session.fail(SMTPServerDisconnected("the event loop was closed"))
 
-    async def retire(self) -> None:
-        """QUIT, and close.  Does not raise."""
+    def retire(self) -> None:
+        """Give it no more messages; whoever calls this closes it when the last one is answered."""
+        self.state = RETIRING
+
+    async def leave(self) -> None:
+        """Send QUIT, and close.  Does not raise."""
         try:
             if self.is_connected:
                 with contextlib.suppress(SMTPException):
@@ -439,6 +419,17 @@ class PooledConnection(AsyncSMTP):
 
 class PooledLMTPConnection(PooledConnection, AsyncLMTP):
     """The same for LMTP."""
+
+
+def make_connection(
+    relay: RelayState,
+    on_ended: Callable[[DeliveryRequest], None] = lambda request: None,
+    on_lost: Callable[[PooledConnection], None] = lambda connection: None,
+    on_probed: Callable[[PooledConnection], None] = lambda connection: None,
+) -> PooledConnection:
+    """Return a connection to a relay by the protocol that it speaks; it is not open yet."""
+    kind = PooledLMTPConnection if relay.config.lmtp else PooledConnection
+    return kind(relay, on_ended, on_lost, on_probed)
 
 
 def _tell(exchange: Exchange[Any]) -> None:

@@ -10,7 +10,10 @@ from asmtp.errors import SMTPSenderRefused, SMTPServerDisconnected
 from asmtp.mailer.delivery import replies_of
 from asmtp.protocol.reply import Reply
 
-__all__ = ["Limit", "any_throttling", "is_crowded", "is_throttling", "limit_of"]
+__all__ = [
+    "Limit", "any_throttling", "is_answered", "is_closing", "is_crowded", "is_throttling", "limit_of",
+    "says_too_many_recipients", "too_many_recipients",
+]  # fmt: skip
 
 
 # What servers say when they are sent too much: there is no code for it, and 4.7.x says "policy" of greylisting too.
@@ -96,3 +99,26 @@ def limit_of(error: BaseException, taken: int) -> Limit | None:
             return Limit.MESSAGES
         return Limit.RATE if Limit.RATE in kinds else Limit.SENDER
     return Limit.RATE if Limit.RATE in kinds else None
+
+
+def is_answered(error: BaseException) -> bool:
+    """Whether the server has given its answer to a message that met `error`; 421 is the end of the connection."""
+    return getattr(error, "state", None) == "refused" and not is_closing(error)
+
+
+def is_closing(error: BaseException) -> bool:
+    """Whether the server said 421: it closes, whatever it was asked (RFC 5321 §3.8).  Not, that it is sent too much."""
+    replies = replies_of(error)
+    return any(reply.code == 421 for reply in replies) and not any_throttling(replies)
+
+
+def too_many_recipients(reply: Reply) -> bool:
+    """Whether a reply to RCPT may mean that a transaction has too many: 452, or 552 (RFC 5321 §4.5.3.1.10)."""
+    certain = says_too_many_recipients(reply)
+    return reply.code in (452, 552) and (certain or (reply.code == 452 and not reply.enhanced))
+
+
+def says_too_many_recipients(reply: Reply) -> bool:
+    """Whether a reply says so in words, or by its enhanced code."""
+    text = reply.message.lower()  # not: a mailbox with too many messages
+    return reply.enhanced.endswith(".5.3") or (b"too many" in text and (b"recipient" in text or b"rcpt" in text))

@@ -18,7 +18,7 @@ from asmtp.client.relay import Relay
 from asmtp.client.settings import ConnectionSettings, SharedOptions, with_options
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
 from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
-from asmtp.mailer.connection import DeliveryRequest, PooledConnection, PooledLMTPConnection
+from asmtp.mailer.connection import make_connection
 from asmtp.mailer.delivery import Delivery, Receipt, state_of
 from asmtp.mailer.message import QueuedMessage, is_heavy
 from asmtp.mailer.policy import Retry
@@ -166,7 +166,7 @@ class AsyncMailer:
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in relays)}>"
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        if not vars(self).get("_closing", True) and self._queue is not None and self._queue.pool.connections:
+        if not vars(self).get("_closing", True) and self._queue is not None and self._queue.connections:
             warn(f"{self!r} was never closed: use it with async with, or await aclose()", ResourceWarning, 2, self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,11 +185,7 @@ class AsyncMailer:
     def stats(self) -> Statistics:
         """What it is doing, and has done."""
         queue = self._queue
-        now = (
-            (0, 0, 0, 0)
-            if queue is None
-            else (len(queue.pool.connections), queue.pool.opening, queue.waiting, queue.in_flight)
-        )
+        now = (0, 0, 0, 0) if queue is None else (queue.connections, queue.opening, queue.waiting, queue.in_flight)
         retried = self._retried + (0 if queue is None else queue.retried)
         return Statistics(*now, **self._counts, retried=retried)
 
@@ -271,7 +267,7 @@ class AsyncMailer:
             queued = QueuedMessage(*given)
         queue = self._begun()
         queue.submit(queued)
-        queue.pool.dispatch()
+        queue.dispatch()
         timer = None if timeout is None else loop.call_at(begun + timeout, queue.expire, queued, timeout)
         try:
             return await future
@@ -319,12 +315,11 @@ class AsyncMailer:
         """
         failed: list[Exception] = []
         for relay, kept in zip(self._relays, self._kept, strict=True):
-            kind = PooledLMTPConnection if relay.lmtp else PooledConnection
             state = RelayState(relay, kept)
-            connection = kind(state, lambda request: None, lambda connection: None)
+            connection = make_connection(state)
             try:
                 await connection.open()
-                await connection.retire()
+                await connection.leave()
             except Exception as error:
                 told = state.no_connection(error)
                 told.add_note(f"relay: {relay.name}")
@@ -367,7 +362,7 @@ class AsyncMailer:
             async with asyncio.timeout(timeout):
                 await self._silence()
                 if self._queue is not None:
-                    await self._queue.pool.aclose()
+                    await self._queue.aclose()
         except TimeoutError:
             self.cut()
             await self._silence()
@@ -411,7 +406,7 @@ class AsyncMailer:
             except TimeoutError:
                 self.cut()
             if self._queue is not None:
-                await self._queue.pool.wait_closed()
+                await self._queue.wait_closed()
 
     # ---- for BulkSend and for Mailer -------------------------------------------------------------
 
@@ -447,7 +442,7 @@ class AsyncMailer:
     def dispatch(self) -> None:
         """Send what is in line."""
         if self._queue is not None:
-            self._queue.pool.dispatch()
+            self._queue.dispatch()
 
     def give_up(self, bulk: BulkSend) -> None:
         """End what is in line and on no connection; everything, where the loop that it went by is closed."""
@@ -469,19 +464,18 @@ class AsyncMailer:
             raise SMTPStateError("the mailer was closed")
         queue = self._at_home()
         if queue is None:
-            self._queue = queue = DeliveryQueue(self._open_pool, self._retry, self._settled)
+            self._queue = queue = DeliveryQueue(self._open_pool(), self._retry, self._settled)
         return queue
 
-    def _open_pool(self, ended: Callable[[DeliveryRequest, RelayState], None], settled: Callable[[], None]) -> Pool:
+    def _open_pool(self) -> Pool:
         return Pool(
             [RelayState(relay, kept) for relay, kept in zip(self._relays, self._kept, strict=True)],
             self._connections,
+            make_connection,
             idle=self._idle,
             max_messages=self._max_messages,
             max_age=self._max_age,
             limiter=None if self._rate is None else RateLimiter(self._rate),
-            ended=ended,
-            settled=settled,
         )
 
     def _at_home(self) -> DeliveryQueue | None:

@@ -1,19 +1,22 @@
-"""A message on its way: :class:`QueuedMessage` keeps the account of each of its recipients.
+"""A message on its way, and the transactions that it takes.
 
 A message is usually one transaction, but it may take several: a server takes only so many recipients at a time,
-some of them are refused for now and tried again later, a connection breaks.  No I/O, no clock.
+it refuses some of them for now, a connection breaks.  A :class:`DeliveryRequest` is one transaction, and
+:class:`QueuedMessage` keeps the account of each recipient over all of them.  No I/O, no clock.
 """
 
 from __future__ import annotations
 
 import email.policy
+import enum
+import math
 from collections.abc import Callable, Collection, Iterable
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from asmtp.client.content import PIECE, WHOLE, check_content
-from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused
-from asmtp.mailer.delivery import Delivery, Receipt, own_copy, refusals, state_of
+from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, reason
+from asmtp.mailer.delivery import Delivery, Receipt, own_copy, refusals, replies_of, state_of
 from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
@@ -21,9 +24,15 @@ from asmtp.protocol.message import flatten, weight
 from asmtp.protocol.reply import Reply
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from asmtp.mailer.connection import PooledConnection
+    from asmtp.mailer.limits import Limit
+    from asmtp.protocol.exchange import Exchange
+    from asmtp.protocol.transaction import Transaction
     from asmtp.protocol.verdict import Outcome
 
-__all__ = ["QueuedMessage", "envelope_of", "is_heavy"]
+__all__ = ["DeliveryRequest", "QueuedMessage", "RequestState", "envelope_of", "is_heavy"]
 
 
 def envelope_of(item: Any) -> Envelope:
@@ -76,6 +85,7 @@ class QueuedMessage:
         octets: about how much memory its content takes.
         once: there is no second try, as the content is gone when it was sent.
         began: the loop's time at which it was tried first, or None.
+        pending: its delivery requests that are not done.
         doubted: the recipients of whom a try is in doubt, with its error, and whether it had accepted them.
 
     Raises:
@@ -110,7 +120,7 @@ class QueuedMessage:
         self.arrived = arrived
         self.began: float | None = None
         self.started = time
-        self.pending: list[Any] = []  # its transactions that are under way
+        self.pending: list[DeliveryRequest] = []
         self.attempts = 0
         self.accepted: dict[str, Reply] = {}
         self.refused: dict[str, Reply] = {}
@@ -177,16 +187,16 @@ class QueuedMessage:
         accepted, refused, failed = dict(self.accepted), dict(self.refused), dict(self.failed)
         reply, relay = self.reply, self.relay
         for request in self.pending:
-            outcome = request.outcome
-            if outcome is not None:  # and is told in a moment
+            outcome, connection = request.outcome, request.connection
+            if outcome is not None and connection is not None:  # its try has ended, and is judged in a moment
                 accepted |= outcome.accepted
                 refused |= outcome.refused
-                reply, relay = outcome.reply, request.connection.relay.name
+                reply, relay = outcome.reply, connection.relay.name
                 continue
             error = request.error
             if not isinstance(error, Exception):
                 error = SMTPException("given up")
-                error.state = request.state
+                error.state = request.known
             failed |= dict.fromkeys(request.envelope.recipients, error)
         if reply is None:
             return None
@@ -251,3 +261,144 @@ class QueuedMessage:
         """All is known: what `send_all` tells of it."""
         receipt, error = self.verdict(time)
         return Delivery(self.item, self.envelope, state_of(error), receipt, error)
+
+
+class RequestState(enum.Enum):
+    """Where a delivery request is.
+
+    ======== ================================================== ==========================================
+    state    what happens                                       next state
+    ======== ================================================== ==========================================
+    ACTIVE   a connection has room for it                       SENDING
+             it is withdrawn, or no relay can be reached        ENDED
+    SENDING  its try ends                                       ENDED
+             the time for the message is over                   DONE (what the try comes to is dropped)
+    ENDED    it is tried again at once                          ACTIVE, at the head of the line
+             it is tried again later                            DEFERRED
+             it is not tried again                              DONE
+    DEFERRED its time has come                                  ACTIVE
+             nobody wants the message any more                  DONE
+    DONE     the message's account has what became of it        none
+    ======== ================================================== ==========================================
+
+    A request has a `connection` while it is SENDING or ENDED (not if it ended in the line).  `outcome` and `error` are
+    those of the last try, until the next one begins.
+    """
+
+    ACTIVE = "active"
+    DEFERRED = "deferred"
+    SENDING = "sending"
+    ENDED = "ended"
+    DONE = "done"
+
+
+ACTIVE = RequestState.ACTIVE  # a member that is reached through its class costs 70 ns on Python 3.11
+
+
+class DeliveryRequest:
+    """One transaction of a message, to some of its recipients or, as a rule, to all (Postfix has the same term).
+
+    Attributes:
+        state: where it is.
+        attempts: how many tries were counted, the present one included.
+        since: the loop's time at which it was put in line.
+        begun: when it was given to a connection, by events.clock; if there is somebody who listens to events.
+        connection: the connection that it is or was on.
+        exchange, task: what is under way there: an exchange for a short content, a task for what is large or has to be
+            read first.
+        transaction: the transaction of the present try, once it has begun.
+        outcome, error: how the last try ended.
+        withdrawn: why nobody wants it any more, or None.
+        not_begun, unseen: how often it was tried again silently: see :class:`~asmtp.Retry`.
+        limit: the limit of the server's that its last try met, or None.
+        returned: how often it was tried again for that.
+        until: the loop's time at which that ends.
+        said: what the server said then.
+        spent: how many messages the connection had taken that refused its sender, which may be a limit; or 0.
+    """
+
+    __slots__ = (
+        "attempts", "begun", "connection", "envelope", "error", "exchange", "limit", "message", "not_begun", "outcome",
+        "returned", "said", "since", "spent", "state", "task", "transaction", "unseen", "until", "withdrawn",
+    )  # fmt: skip
+
+    def __init__(self, message: QueuedMessage, envelope: Envelope, attempts: int = 0) -> None:
+        message.pending.append(self)
+        self.message = message
+        self.envelope = envelope
+        self.attempts = attempts
+        self.state = ACTIVE
+        self.since = self.begun = 0.0
+        self.connection: PooledConnection | None = None
+        self.exchange: Exchange[Outcome] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.transaction: Transaction | None = None
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+        self.withdrawn: SMTPException | None = None
+        self.not_begun = self.unseen = self.returned = self.spent = 0
+        self.limit: Limit | None = None
+        self.until = math.inf
+        self.said: Exception | None = None
+
+    @property
+    def known(self) -> DeliveryState:
+        """Return what is known of it at this moment."""
+        if self.outcome is not None or self.error is not None:
+            return state_of(self.error)
+        return "not_sent" if self.transaction is None else self.transaction.state
+
+    def keep_doubt(self) -> None:
+        """Remember the recipients who may have the message by this try: a later one does not change that."""
+        error, transaction = self.error, self.transaction
+        if isinstance(error, Exception) and transaction is not None and state_of(error) == "in_doubt":
+            answers = transaction.answers()
+            for who in self.envelope.recipients:
+                if who not in answers or answers[who].ok:
+                    self.message.doubt(who, error, accepted=who in answers)
+
+    def only(self, recipients: Collection[str]) -> Envelope:
+        """Return its envelope with no more than these recipients."""
+        return self.envelope.only([place for place, who in enumerate(self.envelope.recipients) if who in recipients])
+
+    def split(self, most: int) -> list[DeliveryRequest]:
+        """Leave it the first `most` recipients, and return requests for the others (RFC 9422 §3.2)."""
+        envelope = self.envelope
+        count = len(envelope.recipients)
+        self.envelope = envelope.only(range(most))
+        others = [
+            DeliveryRequest(self.message, envelope.only(range(at, min(at + most, count))), self.attempts)
+            for at in range(most, count, most)
+        ]
+        for other in others:
+            other.since = self.since
+        return others
+
+    def drop_refused(self, error: Exception) -> None:
+        """Leave it, as it is tried again after `error`, to those recipients whom the server may take later."""
+        if isinstance(error, SMTPRecipientsRefused):
+            final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
+            if final:
+                self.message.refused.update(final)
+                self.envelope = self.only(set(self.envelope.recipients) - set(final))
+
+    def said_to_others(self) -> Exception:
+        """Return what a message is told that waited behind it while the server took nothing: the server's words."""
+        assert self.said is not None
+        replies = replies_of(self.said)
+        error: SMTPException = SMTPException(str(self.said))
+        if replies:
+            error = SMTPResponseException(*replies[0])
+        error.state = "not_sent"
+        return error
+
+    def give_up(self) -> None:
+        """Tell the message what is known of it: it was withdrawn, or met what is not an Exception."""
+        error, why = self.error, self.withdrawn
+        told = error
+        if not (isinstance(error, Exception) and error is not why and state_of(error) == "refused"):
+            told = own_copy(why or SMTPException(f"given up: {reason(error)}"))
+            told.state = state_of(error) if error is not None else "not_sent"
+            told.__cause__ = error
+        assert isinstance(told, Exception)
+        self.message.failed_for(self.envelope.recipients, told)

@@ -1,4 +1,9 @@
-"""What is on its way: messages on connections, in line, and waiting to be tried again."""
+"""The messages on their way: those that may be sent now, and those that are tried again later.
+
+:class:`DeliveryQueue` has two lines, as Postfix's queue manager: the active one, from which the pool's connections are
+given messages, and the deferred one.  It judges each try that has ended: :meth:`DeliveryQueue._try_again` is the one
+place that decides whether there is another.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,9 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from asmtp.errors import (
     DeliveryState,
@@ -15,72 +22,100 @@ from asmtp.errors import (
     SMTPRecipientsRefused,
     SMTPResponseException,
     SMTPSenderRefused,
+    SMTPServerDisconnected,
     SMTPStateError,
     SMTPTimeoutError,
-    reason,
 )
-from asmtp.mailer.connection import DeliveryRequest
-from asmtp.mailer.delivery import own_copy, refusals, replies_of, state_of
-from asmtp.mailer.limits import Limit, any_throttling, limit_of
-from asmtp.mailer.message import QueuedMessage
-from asmtp.mailer.policy import Retry
-from asmtp.mailer.pool import Pool
-from asmtp.mailer.relay_state import RelayState
-from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.reply import Reply
-from asmtp.protocol.verdict import Outcome
+from asmtp.mailer.delivery import replies_of
+from asmtp.mailer.limits import (
+    Limit,
+    any_throttling,
+    is_closing,
+    limit_of,
+    says_too_many_recipients,
+    too_many_recipients,
+)
+from asmtp.mailer.message import DeliveryRequest, QueuedMessage, RequestState
+from asmtp.protocol.verdict import NotBegun, Outcome
+
+if TYPE_CHECKING:
+    from asmtp.mailer.connection import PooledConnection
+    from asmtp.mailer.policy import Retry
+    from asmtp.mailer.pool import Pool
+    from asmtp.mailer.relay_state import RelayState
+    from asmtp.protocol.reply import Reply
 
 __all__ = ["DeliveryQueue"]
 
+CHANCES = 3
+"""How many times a message is tried again silently as the server closed the connection before it saw the message."""
+
+ACTIVE = RequestState.ACTIVE
+DEFERRED = RequestState.DEFERRED
+SENDING = RequestState.SENDING
+ENDED = RequestState.ENDED
+DONE = RequestState.DONE
+
 
 class DeliveryQueue:
-    """Judges what became of each transaction: to be told, to be tried again, or to be divided.
+    """The messages of one event loop that have no outcome yet.
 
     Args:
-        open_pool: makes the pool; it is given two functions: one is called with each request that has come to an end,
-            the other when a batch of them has.
+        pool: sends them.
         retry: what is tried again, and when.
-        settled: is called when a batch of messages has been seen to.
+        on_settled: is called when a batch of messages was judged.
 
     Attributes:
         loop: the event loop that it belongs to.
         in_flight: how many messages have no outcome yet.
-        retried: how often one was sent again.
+        retried: how many times one was sent again.
     """
 
-    def __init__(
-        self,
-        open_pool: Callable[[Callable[[DeliveryRequest, RelayState], None], Callable[[], None]], Pool],
-        retry: Retry | None,
-        settled: Callable[[], None],
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, pool: Pool, retry: Retry | None, on_settled: Callable[[], None]) -> None:
+        self.loop = pool.loop
         self.in_flight = 0
         self.retried = 0
-        self.pool = open_pool(self._ended, self._settled)
+        pool.queue = self
+        self._pool = pool
         self._retry = retry
-        self._tell_settled = settled
-        self._aborted = False
+        self._on_settled = on_settled
+        self._closed = False
         self._quiet: asyncio.Future[None] | None = None
-        self._later: list[tuple[float, int, DeliveryRequest]] = []  # a heap: requests that are tried again at a time
+        self._active: deque[DeliveryRequest] = deque()
+        self._deferred: list[tuple[float, int, DeliveryRequest]] = []  # a heap
+        self._again: list[DeliveryRequest] = []  # of the batch that is judged, for the head of the active line
         self._counter = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-        self._ending: asyncio.TimerHandle | None = None  # of what was put back
+        self._timer: asyncio.TimerHandle | None = None  # for the deferred line
+        self._ending: asyncio.TimerHandle | None = None  # for those that are tried again while a limit holds
+
+    # ---- what the mailer does ---------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
         """How many requests are on no connection now."""
-        return len(self._later) + len(self.pool.waiting)
+        return len(self._deferred) + len(self._active)
 
-    # ---- what its owner does ----------------------------------------------------------------
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._pool.connections)
+
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened."""
+        return self._pool.opening
 
     def submit(self, message: QueuedMessage) -> None:
-        """Put a message in line.  `pool.dispatch` is to be called then."""
+        """Put a message in line.  `dispatch` is to be called then."""
         self.in_flight += 1
-        self.pool.submit(DeliveryRequest(message, message.envelope))
+        self._enqueue(DeliveryRequest(message, message.envelope, 1))
+
+    def dispatch(self) -> None:
+        """Send what is in line, as far as there is room."""
+        self._pool.dispatch()
 
     def withdraw(self, message: QueuedMessage, why: SMTPException | None = None) -> DeliveryState:
-        """Nobody wants it any more: it is stopped, as far as it can be stopped.
+        """Stop a message that nobody wants any more, as far as it can be stopped.
 
         Returns:
             What is known of it at this moment.
@@ -88,252 +123,158 @@ class DeliveryQueue:
         for request in self._taken_back(lambda request: request.message is message):
             self._give_up(request)
         for request in list(message.pending):
-            self.pool.withdraw(request, why or SMTPException("given up"))
-        known = message.known({request.state for request in message.pending})
-        self.pool.dispatch()
-        self._settled()
+            request.withdrawn = why or SMTPException("given up")
+            if request.state is SENDING and request.connection is not None:
+                request.connection.withdraw(request)
+            elif request.state is ACTIVE:
+                self._active.remove(request)
+                self._pool.finish(request)
+        known = message.known({request.known for request in message.pending})
+        self._pool.dispatch()
+        self.settled()
         return known
 
     def expire(self, message: QueuedMessage, seconds: float) -> None:
-        """Its time is up: it is stopped as far as it can be, and told at once, with what is known of it."""
+        """Stop a message whose time is up, as far as it can be; tell at once what is known of it."""
         why = SMTPTimeoutError(f"timed out: not sent within {seconds:g} seconds")
         self.withdraw(message, why)
         for request in list(message.pending):
-            if not request.over:  # what is, is told in a moment; the server has not said what became of this one
+            if request.state is not ENDED:  # what has is judged in a moment; the server has not answered this one
                 told = SMTPTimeoutError(*why.args)
-                told.state = request.state
+                told.state = request.known
                 message.failed_for(request.envelope.recipients, told)
                 self._close(request)
-        self._settled()
+        self.settled()
 
     def give_up(self, chosen: Callable[[DeliveryRequest], bool]) -> None:
-        """End those that are chosen, of what is on no connection."""
-        waiting = self.pool.waiting
-        found = [request for request in waiting if chosen(request)]
+        """End the chosen ones of those that are on no connection."""
+        found = [request for request in self._active if chosen(request)]
         if found:
-            rest = [request for request in waiting if not chosen(request)]
-            waiting.clear()
-            waiting.extend(rest)
+            self._active = deque(request for request in self._active if not chosen(request))
         for request in [*found, *self._taken_back(chosen)]:
             self._give_up(request)
-        self._settled()
+        self.settled()
 
     async def quiet(self) -> None:
-        """Until nothing is in flight."""
+        """Wait until nothing is in flight."""
         while self.in_flight:
             if self._quiet is None or self._quiet.done():
                 self._quiet = self.loop.create_future()
             await asyncio.shield(self._quiet)
 
+    async def aclose(self) -> None:
+        """Close all connections; nothing should be in flight any more."""
+        await self._pool.aclose()
+
+    async def wait_closed(self) -> None:
+        """Wait until no task of the pool is left."""
+        await self._pool.wait_closed()
+
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
-        self._aborted = True
+        self._closed = True
         for timer in (self._timer, self._ending):
             if timer is not None:
                 timer.cancel()
-        self.pool.abort()
-        self._give_up_later()
-        self._settled()
+        self._pool.abort()
+        self._give_up_deferred()
+        self.settled()
 
     def orphaned(self) -> None:
-        """The event loop was closed: what is in flight is ended with what is known of it."""
-        self._aborted = True
-        self.pool.orphaned()
-        self._give_up_later()
+        """End what is in flight, with what is known of it, as the event loop was closed."""
+        self._closed = True
+        self._pool.orphaned()
+        self._give_up_deferred()
 
-    def _give_up_later(self) -> None:
-        later, self._later = self._later, []
-        for _, _, request in later:
+    def _give_up_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, []
+        for _, _, request in deferred:
             self._give_up(request)
 
-    # ---- the end of a try -------------------------------------------------------------------
+    # ---- what the pool does: it is the queue's Line -----------------------------------------
 
-    def _ended(self, request: DeliveryRequest, relay: RelayState) -> None:
-        """A request has come to an end: to tell, or to try again."""
-        message = request.message
-        if request not in message.pending:
+    @property
+    def ready(self) -> int:
+        """How many requests may be sent now."""
+        return len(self._active)
+
+    def recipients(self) -> Iterator[int]:
+        """Return how many recipients each of them has, in order."""
+        return (len(request.envelope.recipients) for request in self._active)
+
+    def next(self, most: int | None) -> DeliveryRequest:
+        """Take the first one out of the line; if it has more than `most` recipients, the others stay."""
+        request = self._active.popleft()
+        if most is not None and len(request.envelope.recipients) > most and not request.message.once:
+            self._active.extendleft(reversed(request.split(most)))
+        return request
+
+    def turn_away(self, relay: RelayState, error: BaseException, until: float, begun: float) -> None:
+        """End the requests that have waited since `until` or longer: there is no connection, and will not be soon.
+
+        Args:
+            relay: the one that cannot be reached.
+            begun: when it was begun to look for a connection.
+        """
+        waiting, self._active = self._active, deque()
+        for request in waiting:
+            if request.since > until:
+                self._active.append(request)
+                continue
+            message = request.message
+            if message.began is None:
+                message.began = max(request.since, begun)
+            request.error = relay.no_connection(error)
+            self._pool.finish(request)
+
+    def close(self) -> None:
+        """End all that wait: nothing is sent any more."""
+        waiting, self._active = self._active, deque()
+        for request in waiting:
+            request.error = SMTPStateError("the mailer was closed")
+            request.error.state = "not_sent"
+            self._pool.finish(request)
+
+    def settled(self) -> None:
+        """A batch of requests was judged, and others are on their way."""
+        self._on_settled()
+        if self._quiet is not None and not self.in_flight and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    # ---- a try has ended --------------------------------------------------------------------
+
+    def ended(self, request: DeliveryRequest) -> None:
+        """Judge a request whose try has ended: tell what became of it, or try again."""
+        message, connection, outcome, error = request.message, request.connection, request.outcome, request.error
+        if error is not None:
+            request.keep_doubt()
+        request.connection = request.exchange = request.transaction = None
+        if request.state is DONE:
             return  # it was told that its time was up
-        message.attempts = max(message.attempts, request.attempts)
-        outcome, error = request.outcome, request.error
-        if error is None and outcome is not None:
+        if request.attempts > message.attempts:
+            message.attempts = request.attempts
+        relay = self._pool.relays[0] if connection is None else connection.relay
+        if outcome is not None and error is None:
             message.took(outcome, relay.name)
             if outcome.refused:
                 self._refused_for_some(request, outcome, relay)
         elif request.withdrawn is not None or not isinstance(error, Exception):
-            message.failed_for(request.envelope.recipients, _given_up(request, error))
-        else:
-            self._failed(request, error, relay)
+            request.give_up()
+        elif self._try_again(request, error, connection, relay):
             return
+        else:
+            assert isinstance(request.error, Exception)
+            message.failed_for(request.envelope.recipients, request.error)
         self._close(request)
 
     def _close(self, request: DeliveryRequest) -> None:
-        """A request of a message is done with."""
+        """A request is done: its message's account has what became of it."""
+        request.state = DONE
         message = request.message
         message.pending.remove(request)
         if not message.pending:
             self.in_flight -= 1
             message.arrived(message)
-
-    def _failed(self, request: DeliveryRequest, error: Exception, relay: RelayState) -> None:
-        """It came to nothing: try again, or leave it at that."""
-        self._heed(request, error, relay)
-        delay = None
-        if self._retry is not None and not request.message.once and not self._aborted:
-            if request.limit is not None and self._put_back(request, error):
-                return
-            delay = self._retry.delay(request.attempts, self._elapsed(request.message), error, random.random())
-        if delay is not None:
-            self._drop_refused(request, error)
-            self._try_later(request, delay)
-            return
-        request.message.failed_for(request.envelope.recipients, error)
-        self._close(request)
-
-    def _elapsed(self, message: QueuedMessage) -> float:
-        """Seconds since it was tried first."""
-        return 0.0 if message.began is None else self.loop.time() - message.began
-
-    def _drop_refused(self, request: DeliveryRequest, error: Exception) -> None:
-        """What is tried again is tried for those only whom the server may take later."""
-        if isinstance(error, SMTPRecipientsRefused):
-            final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
-            if final:
-                request.message.refused.update(final)
-                request.envelope = _only(request, set(request.envelope.recipients) - set(final))
-
-    def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> None:
-        """It was taken, but not for everyone: some may get a transaction of their own."""
-        message, refused = request.message, outcome.refused
-        others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not _too_many(reply)})
-        limit = limit_of(others, 0)
-        self._heed_rate(limit, others, relay)
-        if message.once or request.withdrawn or self._aborted:
-            message.refused.update(refused)
-            return
-        crowded = self._crowded_out(request, outcome, relay)
-        later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
-        if later and not self._again_for(request, later, limit):
-            later = {}
-        message.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
-
-    def _again_for(self, request: DeliveryRequest, later: dict[str, Reply], limit: Limit | None) -> bool:
-        """Whether there is another transaction for these, who were refused for now."""
-        if self._retry is None:
-            return False
-        error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
-        error.state = "refused"
-        delay = self._retry.wait(request.attempts, self._elapsed(request.message), random.random())
-        free = limit is not None and self._until(request) > self.loop.time()
-        if delay is None and not free:
-            return False
-        again = DeliveryRequest(request.message, _only(request, later), request.attempts)
-        again.error = error
-        if free:
-            self._put_back(again, error)
-        elif delay is not None:
-            self._try_later(again, delay)
-        return True
-
-    def _crowded_out(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> set[str]:
-        """Those behind the server's limit of recipients, who get a transaction of their own (RFC 5321 §4.5.3.1.10)."""
-        crowded = {who: reply for who, reply in outcome.refused.items() if _too_many(reply)}
-        if crowded:
-            recipients = request.envelope.recipients
-            if set(recipients[-len(crowded) :]) == set(crowded):
-                certain = all(map(_says_too_many, crowded.values()))
-                relay.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
-            self.pool.submit(DeliveryRequest(request.message, _only(request, crowded), request.attempts), 0)
-        return set(crowded)
-
-    def _heed(self, request: DeliveryRequest, error: Exception, relay: RelayState) -> None:
-        """What the reply says of the server, not of the message."""
-        replies = replies_of(error)
-        if any_throttling(replies) or request.limit is not None:
-            self._heed_rate(request.limit, error, relay)
-        elif isinstance(error, SMTPSenderRefused) and replies[0].enhanced.startswith("4.3."):
-            self.pool.distrust(relay, error)  # RFC 3463 §3.4: the system's status
-
-    def _heed_rate(self, limit: Limit | None, error: Exception, relay: RelayState) -> None:
-        """A server that says it is sent too much is sent less."""
-        if limit is Limit.RATE or any_throttling(replies_of(error)):
-            find = limit is Limit.RATE and self._retry is not None
-            self.pool.slow_down(relay, error, find=find)
-
-    # ---- back in line -----------------------------------------------------------------------
-
-    def _until(self, request: DeliveryRequest) -> float:
-        """The loop's time up to which a request may be put back; without a limit none is, as there would be no end."""
-        if self._retry is None or self._retry.within is None or request.message.began is None:
-            return -math.inf
-        return request.message.began + self._retry.within
-
-    def _put_back(self, request: DeliveryRequest, error: Exception) -> bool:
-        """Have a request go again that met a limit of the server's, if there is time: no try is counted."""
-        until = self._until(request)
-        if until <= self.loop.time():
-            return False
-        self._drop_refused(request, error)
-        request.returned += 1
-        request.said = error
-        request.until = until
-        self.retried += 1
-        self.pool.put_back(request)
-        self._end_at(until)
-        return True
-
-    def _end_at(self, when: float) -> None:
-        """Look at `when` whether there are requests whose time is over."""
-        if when < math.inf and (self._ending is None or when < self._ending.when()):
-            if self._ending is not None:
-                self._ending.cancel()
-            self._ending = self.loop.call_at(when, self._end_of_time)
-
-    def _end_of_time(self) -> None:
-        """End the requests that were put back and were not taken in time, by what the server said."""
-        self._ending = None
-        now, waiting = self.loop.time(), self.pool.waiting
-        over = [request for request in waiting if request.until <= now]
-        for request in over:
-            request.error = request.said
-        if over and self._retry is not None and self.pool.meter.last < now - (self._retry.within or 0):
-            # Nothing was taken: those that waited as long behind them have had their time, too.
-            for request in waiting:
-                if request.until == math.inf and request.since <= now - (self._retry.within or 0):
-                    request.until = now
-                    request.error = _not_tried(over[0])
-        self.give_up(lambda request: request.until <= now)
-        self._end_at(min((request.until for request in waiting), default=math.inf))
-
-    # ---- trying again -----------------------------------------------------------------------
-
-    def _try_later(self, request: DeliveryRequest, delay: float) -> None:
-        """Try a request again, in so many seconds."""
-        self.retried += 1
-        heapq.heappush(self._later, (self.loop.time() + delay, next(self._counter), request))
-        if self._later[0][2] is request:
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_at(self._later[0][0], self._due) if self._later else None
-
-    def _due(self) -> None:
-        """It is time for some requests."""
-        now = self.loop.time()
-        while self._later and self._later[0][0] <= now:
-            self.pool.submit(heapq.heappop(self._later)[2])
-        self._set_timer()
-        self.pool.dispatch()
-
-    def _taken_back(self, chosen: Callable[[DeliveryRequest], bool]) -> list[DeliveryRequest]:
-        """Those that were to be tried again, and are not any more."""
-        found = [entry[2] for entry in self._later if chosen(entry[2])]
-        if found:
-            self._later = [entry for entry in self._later if not chosen(entry[2])]
-            heapq.heapify(self._later)
-            self._set_timer()
-        return found
 
     def _give_up(self, request: DeliveryRequest) -> None:
         """A request that is on no connection is not tried any more."""
@@ -344,46 +285,236 @@ class DeliveryQueue:
         request.message.failed_for(request.envelope.recipients, error)
         self._close(request)
 
-    def _settled(self) -> None:
-        """A batch of requests has been seen to."""
-        self._tell_settled()
-        if self._quiet is not None and not self.in_flight and not self._quiet.done():
-            self._quiet.set_result(None)
+    def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> None:
+        """A message was taken, but not for everyone: some may get a transaction of their own."""
+        message, refused = request.message, outcome.refused
+        others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not too_many_recipients(reply)})
+        limit = limit_of(others, 0)
+        self._heed_rate(limit, others, relay)
+        if message.once or request.withdrawn or self._closed:
+            message.refused.update(refused)
+            return
+        crowded = self._crowded_out(request, outcome, relay)
+        later = {who: reply for who, reply in refused.items() if 400 <= reply.code <= 499 and who not in crowded}
+        if later and not self._again_for(request, later, limit):
+            later = {}
+        message.refused.update({who: reply for who, reply in refused.items() if not (who in crowded or who in later)})
 
+    def _crowded_out(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> set[str]:
+        """Give the recipients behind the server's limit a transaction of their own (RFC 5321 §4.5.3.1.10).
 
-def _given_up(request: DeliveryRequest, error: BaseException | None) -> Exception:
-    """What is told of a request that was withdrawn, or met what is not to be raised: what a server said, or why."""
-    if isinstance(error, Exception) and error is not request.withdrawn and state_of(error) == "refused":
-        return error
-    why = request.withdrawn
-    if why is None:
-        why = SMTPException(f"given up: {reason(error)}")
-    told = own_copy(why)
-    told.state = state_of(error) if error is not None else "not_sent"
-    told.__cause__ = error
-    return told
+        Returns:
+            Those recipients.
+        """
+        crowded = {who: reply for who, reply in outcome.refused.items() if too_many_recipients(reply)}
+        if crowded:
+            recipients = request.envelope.recipients
+            if set(recipients[-len(crowded) :]) == set(crowded):
+                certain = all(map(says_too_many_recipients, crowded.values()))
+                relay.crowded(len(recipients) - len(crowded), self.loop.time(), certain=certain)
+            self._enqueue(DeliveryRequest(request.message, request.only(crowded), request.attempts))
+        return set(crowded)
 
+    def _again_for(self, request: DeliveryRequest, later: dict[str, Reply], limit: Limit | None) -> bool:
+        """Whether there is another transaction for these recipients, who were refused for now."""
+        if self._retry is None:
+            return False
+        again = DeliveryRequest(request.message, request.only(later), request.attempts)
+        again.error = error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
+        error.state = "refused"
+        if self._by_retry(again, error, limit):
+            return True
+        again.message.pending.remove(again)
+        return False
 
-def _only(request: DeliveryRequest, chosen: Collection[str]) -> Envelope:
-    return request.envelope.only([place for place, who in enumerate(request.envelope.recipients) if who in chosen])
+    # ---- whether there is another try -------------------------------------------------------
 
+    def _try_again(
+        self, request: DeliveryRequest, error: Exception, connection: PooledConnection | None, relay: RelayState
+    ) -> bool:
+        """Try a request again, if that makes sense.
 
-def _not_tried(other: DeliveryRequest) -> Exception:
-    """Return what is said of a message that waited while the server took nothing: its words to another."""
-    assert other.said is not None
-    replies = replies_of(other.said)
-    error: SMTPException = SMTPException(str(other.said))
-    if replies:
-        error = SMTPResponseException(*replies[0])
-    error.state = "not_sent"
-    return error
+        There are three ways, in this order; :class:`~asmtp.Retry` documents them for callers:
 
+        * silently, if the server closed the connection before it saw the message (`_is_unseen`): at once;
+        * if the server has reached a limit that says nothing of the message (`_in_time`): at once, as soon as the
+          limit allows it, for `Retry.within` seconds;
+        * as Retry says: later, which counts as a try.
+        """
+        if connection is not None and not self._closed:
+            request.limit = self._heed_limit(request, error, connection)
+            if request.limit is None and self._is_unseen(request, error, connection):
+                self._put_back(request)
+                return True
+        assert isinstance(request.error, Exception)
+        error, limit = request.error, request.limit  # the error may have been replaced
+        if limit is not None or any_throttling(replies_of(error)):
+            self._heed_rate(limit, error, relay)
+        elif isinstance(error, SMTPSenderRefused) and replies_of(error)[0].enhanced.startswith("4.3."):
+            self._pool.distrust(relay, error)  # RFC 3463 §3.4: the system's status
+        return self._by_retry(request, error, limit)
 
-def _too_many(reply: Reply) -> bool:
-    """RFC 5321 §4.5.3.1.10: 452, and 552 of old servers, may mean that there are too many recipients."""
-    return reply.code in (452, 552) and (_says_too_many(reply) or (reply.code == 452 and not reply.enhanced))
+    def _by_retry(self, request: DeliveryRequest, error: Exception, limit: Limit | None) -> bool:
+        """Try a request again, if `Retry` says so: at once if the server has reached a limit, or else later."""
+        retry, message = self._retry, request.message
+        if retry is None or message.once or self._closed:
+            return False
+        if limit is not None and self._in_time(request, error):
+            request.drop_refused(error)
+            self._put_back(request)
+            return True
+        elapsed = 0.0 if message.began is None else self.loop.time() - message.began
+        delay = retry.delay(request.attempts, elapsed, error, random.random())
+        if delay is None:
+            return False
+        request.drop_refused(error)
+        self._defer(request, delay)
+        return True
 
+    def _is_unseen(self, request: DeliveryRequest, error: Exception, connection: PooledConnection) -> bool:
+        """Whether the server closed the connection, or was out of step, before it saw the message.
 
-def _says_too_many(reply: Reply) -> bool:
-    text = reply.message.lower()  # not: a mailbox with too many messages
-    return reply.enhanced.endswith(".5.3") or (b"too many" in text and (b"recipient" in text or b"rcpt" in text))
+        A message that was not begun is tried again once.  One at which a connection has ended that had served others
+        is tried again `CHANCES` times: there are messages that servers do not survive.  Those behind it are tried again
+        each time.
+        """
+        session = connection.session
+        if isinstance(error, NotBegun) or (connection.relay.overlap and not session.overlap):
+            self._pool.alone(connection)
+        if isinstance(error, NotBegun):
+            request.not_begun += 1
+            if request.not_begun < 2:
+                return True
+            request.error = SMTPResponseException(*error.reply)
+            request.error.state = "not_sent"
+            return False
+        ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
+        if request.message.once or not (ended or is_closing(error)):
+            return False
+        if ended and connection.at_probe:
+            return True  # the relay is not probed again
+        if not connection.answered:
+            return False
+        if connection.suspect is None:
+            connection.suspect = request
+            if not connection.stale:
+                request.unseen += 1
+                self._pool.heed_end(connection, connection.answered)
+        return connection.suspect is not request or request.unseen <= CHANCES
+
+    def _heed_limit(self, request: DeliveryRequest, error: Exception, connection: PooledConnection) -> Limit | None:
+        """Return which limit of the server's a message met, if it did, after the pool has been told."""
+        limit = limit_of(error, connection.taken)
+        if limit is Limit.CONNECTIONS:
+            self._pool.crowded(connection, error)
+        elif limit is Limit.MESSAGES:
+            if not connection.retiring:
+                self._pool.heed_end(connection, connection.taken, certain=True)
+            connection.retire()  # and the pool closes it
+        elif limit is Limit.SENDER:
+            connection.retire()
+            several = len(self._pool.relays) > 1
+            if request.returned or (several and replies_of(error)[0].enhanced.startswith("4.3.")):
+                return None  # it is not the connection, or all of the relay
+            request.spent = connection.taken
+        return limit
+
+    def _heed_rate(self, limit: Limit | None, error: Exception, relay: RelayState) -> None:
+        """Send less to a server that says it is sent too much."""
+        if limit is Limit.RATE or any_throttling(replies_of(error)):
+            find = limit is Limit.RATE and self._retry is not None
+            self._pool.slow_down(relay, error, find=find)
+
+    # ---- the lines --------------------------------------------------------------------------
+
+    def _enqueue(self, request: DeliveryRequest) -> None:
+        """Put a request at the end of the active line."""
+        request.state = ACTIVE
+        request.since = self.loop.time()
+        self._active.append(request)
+
+    def _put_back(self, request: DeliveryRequest) -> None:
+        """Have a request go again at once, at the head of the active line: no try is counted."""
+        self.retried += 1
+        request.since = self.loop.time()
+        self._again.append(request)
+
+    def refill(self) -> None:
+        """Put the requests of a batch that are tried again at once at the head of the active line."""
+        if self._again:
+            again, self._again = self._again, []
+            for request in again:
+                request.state = ACTIVE
+            self._active.extendleft(reversed(again))
+
+    def _defer(self, request: DeliveryRequest, delay: float) -> None:
+        """Try a request again in `delay` seconds."""
+        self.retried += 1
+        request.state = DEFERRED
+        heapq.heappush(self._deferred, (self.loop.time() + delay, next(self._counter), request))
+        if self._deferred[0][2] is request:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(self._deferred[0][0], self._due) if self._deferred else None
+
+    def _due(self) -> None:
+        """Put the requests whose time has come in the active line."""
+        now = self.loop.time()
+        while self._deferred and self._deferred[0][0] <= now:
+            request = heapq.heappop(self._deferred)[2]
+            request.attempts += 1
+            self._enqueue(request)
+        self._set_timer()
+        self._pool.dispatch()
+
+    def _taken_back(self, chosen: Callable[[DeliveryRequest], bool]) -> list[DeliveryRequest]:
+        """Take the chosen requests out of the deferred line."""
+        found = [entry[2] for entry in self._deferred if chosen(entry[2])]
+        if found:
+            self._deferred = [entry for entry in self._deferred if not chosen(entry[2])]
+            heapq.heapify(self._deferred)
+            self._set_timer()
+        return found
+
+    # ---- those that are tried again while a limit of the server's holds ---------------------
+
+    def _in_time(self, request: DeliveryRequest, error: Exception) -> bool:
+        """Whether there is time to try a request again that met a limit; without `Retry.within` there would be no end.
+
+        It is ended by what the server said, `error`, if it is not taken in that time.
+        """
+        began, within = request.message.began, None if self._retry is None else self._retry.within
+        if within is None or began is None or began + within <= self.loop.time():
+            return False
+        request.returned += 1
+        request.said = error
+        request.until = began + within
+        self._end_at(request.until)
+        return True
+
+    def _end_at(self, when: float) -> None:
+        """Look at `when` whether there are requests whose time is over."""
+        if when < math.inf and (self._ending is None or when < self._ending.when()):
+            if self._ending is not None:
+                self._ending.cancel()
+            self._ending = self.loop.call_at(when, self._end_of_time)
+
+    def _end_of_time(self) -> None:
+        """End the requests that met a limit and were not taken in time, by what the server said."""
+        self._ending = None
+        now = self.loop.time()
+        over = [request for request in self._active if request.until <= now]
+        for request in over:
+            request.error = request.said
+        since = now - (0 if self._retry is None else self._retry.within or 0)
+        if over and self._pool.last_taken < since:
+            # Nothing was taken: those that waited as long behind them have had their time, too.
+            for request in self._active:
+                if request.until == math.inf and request.since <= since:
+                    request.until = now
+                    request.error = over[0].said_to_others()
+        self.give_up(lambda request: request.until <= now)
+        self._end_at(min((request.until for request in self._active), default=math.inf))

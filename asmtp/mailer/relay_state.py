@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import ssl
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from asmtp.auth.selection import Logins
-from asmtp.client.relay import Relay
 from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
 from asmtp.mailer.delivery import own_copy
 from asmtp.mailer.policy import Backoff, is_transient
 from asmtp.protocol.chunking import RelayChunking
 from asmtp.transport.tls import SessionCache, is_no_tls
+
+if TYPE_CHECKING:
+    from asmtp.client.relay import Relay
 
 __all__ = ["Kept", "RelayState"]
 

@@ -14,8 +14,8 @@ import pytest
 
 import asmtp
 from asmtp.client.content import PIECE, WHOLE
-from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, DeliveryRequest, PooledConnection, PooledLMTPConnection
-from asmtp.mailer.message import QueuedMessage
+from asmtp.mailer.connection import AHEAD, DEEP, SHALLOW, ConnectionState, PooledConnection, make_connection
+from asmtp.mailer.message import DeliveryRequest, QueuedMessage, RequestState
 from asmtp.mailer.relay_state import RelayState
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.message import flatten
@@ -39,11 +39,10 @@ class Bench:
         self.over: list[DeliveryRequest] = []
         self.lost: list[PooledConnection] = []
         self._news = asyncio.Event()
-        kind = PooledLMTPConnection if lmtp else PooledConnection
-        self.connection = kind(state or RelayState(where), self._over, self._lost)
+        self.connection = make_connection(state or RelayState(where), self._over, self._lost)
 
     def _over(self, request: DeliveryRequest) -> None:
-        request.over = True
+        request.state = RequestState.ENDED
         self.over.append(request)
         self._news.set()
 
@@ -73,7 +72,7 @@ class Bench:
 
     def withdraw(self, request: DeliveryRequest) -> None:
         """As a pool does it."""
-        if not request.over:
+        if request.state is RequestState.SENDING:
             self.connection.withdraw(request)
 
     async def ended(self, *requests: DeliveryRequest) -> None:
@@ -480,7 +479,7 @@ async def test_how_many_messages_it_takes(offered: str, ours: int | None, limit:
             await bench.sent(bench.begin())
         assert connection.usable is (limit is None)
         assert connection.room == (4 if limit is None else 0)
-        await connection.retire()
+        await connection.leave()
 
 
 @pytest.mark.parametrize(
@@ -499,10 +498,12 @@ async def test_when_it_is_of_use() -> None:
     async with relaying(Relay()) as relay, connection_to(relay) as bench:
         connection = bench.connection
         assert (connection.usable, connection.room, connection.left) == (True, SHALLOW, 0)
-        connection.retiring = True
+        assert connection.state is ConnectionState.SERVING
+        connection.retire()
+        assert connection.retiring
         assert not connection.usable
         assert connection.room == 0
-        connection.retiring = False
+        connection.state = ConnectionState.SERVING
         relay.say("421 4.3.2 going down")
         await bench.until(lambda: bench.lost)
         assert not connection.usable
@@ -583,7 +584,8 @@ async def test_a_transaction_that_may_be_open_is_ended(shape: tuple[str, ...]) -
         assert "RSET" not in relay.verbs
         await bench.error(bench.begin(b"hello", "no@y"))
         bench.connection.tidy()
-        assert bench.connection.load == 1
+        assert not bench.connection.session.idle
+        assert bench.connection.load == 0
         bench.connection.tidy()
         await until(lambda: bench.connection.session.idle)
         bench.connection.tidy()
@@ -609,7 +611,8 @@ async def test_a_connection_that_is_tidied_serves() -> None:
         await bench.error(bench.begin(b"hello", "no@y"))
         connection, now = bench.connection, asyncio.get_running_loop().time()
         connection.tidy()
-        assert connection.load == 1
+        assert not connection.session.idle
+        assert connection.load == 0
         connection.busy_since = now - 100
         assert connection.serves(now)
         request = bench.begin()
@@ -643,11 +646,11 @@ async def test_a_connection_that_ends_over_it() -> None:
 async def test_retiring_is_to_say_quit() -> None:
     async with relaying(Relay()) as relay, connection_to(relay) as bench:
         await bench.sent(bench.begin())
-        await bench.connection.retire()
+        await bench.connection.leave()
         assert relay.verbs[-1] == "QUIT"
         await asyncio.wait_for(relay.quiet(), 5)
         assert bench.lost == [bench.connection]
-        await bench.connection.retire()  # there is nothing left to do
+        await bench.connection.leave()  # there is nothing left to do
         assert relay.verbs.count("QUIT") == 1
 
 
@@ -656,11 +659,11 @@ async def test_retiring_does_not_raise() -> None:
         return "550 5.0.0 stay" if verb == "QUIT" else None
 
     async with relaying(Relay(answer=answer)) as relay, connection_to(relay) as bench:
-        await bench.connection.retire()
+        await bench.connection.leave()
         assert not bench.connection.usable
     async with relaying(Relay()) as relay, connection_to(relay) as bench:
         relay.drop()
-        await bench.connection.retire()
+        await bench.connection.leave()
         assert not bench.connection.usable
 
 
@@ -668,7 +671,7 @@ async def test_retiring_does_not_raise() -> None:
 async def test_retiring_does_not_wait_for_ever() -> None:
     hello = [send("220 hi"), expect("ehlo me.example"), send("250 hi")]
     async with scripted([*hello, expect("quit"), silence]) as server, connection_to(server) as bench:
-        await bench.connection.retire()
+        await bench.connection.leave()
         assert asyncio.get_running_loop().time() == pytest.approx(10, abs=1.1)
         assert bench.lost == [bench.connection]
 

@@ -17,9 +17,8 @@ import pytest
 import asmtp
 from asmtp import Envelope, Reply
 from asmtp.client.content import WHOLE
-from asmtp.mailer.connection import DeliveryRequest
 from asmtp.mailer.delivery import state_of
-from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
+from asmtp.mailer.message import DeliveryRequest, QueuedMessage, envelope_of, is_heavy
 from asmtp.protocol.message import flatten
 from asmtp.protocol.verdict import Outcome
 

@@ -14,9 +14,10 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Receipt
-from asmtp.mailer.connection import DeliveryRequest
-from asmtp.mailer.message import QueuedMessage, envelope_of
+from asmtp.mailer.connection import make_connection
+from asmtp.mailer.message import QueuedMessage, RequestState, envelope_of
 from asmtp.mailer.pool import Pool
+from asmtp.mailer.queue import DeliveryQueue
 from asmtp.mailer.relay_state import RelayState
 from tests.conftest import Certificates
 from tests.fakes.clock import now
@@ -1014,58 +1015,50 @@ async def test_what_is_under_way_can_be_withdrawn(content: bytes, shape: tuple[s
         assert posting.stats.in_flight == 0
 
 
-class Owner:
-    """A pool, and what it hands back."""
+class Told:
+    """A queue over a pool, and the messages of which all is known."""
 
     def __init__(self, relay: Relay) -> None:
-        self.back: list[DeliveryRequest] = []
-        self.pool = Pool(
-            [RelayState(asmtp.Relay(relay.host, relay.port, local_hostname="me.example"))],
-            1,
-            idle=None,
-            max_messages=None,
-            max_age=None,
-            limiter=None,
-            ended=lambda request, relay: self.back.append(request),
-            settled=lambda: None,
-        )
+        self.messages: list[QueuedMessage] = []
+        where = asmtp.Relay(relay.host, relay.port, local_hostname="me.example")
+        self.queue = DeliveryQueue(Pool([RelayState(where)], 1, make_connection), None, lambda: None)
 
-    def submit(self, number: int = 0) -> DeliveryRequest:
-        envelope = envelope_of(item(number))
-        request = DeliveryRequest(QueuedMessage(None, envelope, lambda message: None, 0), envelope)
-        self.pool.submit(request)
-        self.pool.dispatch()
-        return request
+    def submit(self, number: int = 0) -> QueuedMessage:
+        message = QueuedMessage(None, envelope_of(item(number)), self.messages.append, 0)
+        self.queue.submit(message)
+        self.queue.dispatch()
+        return message
 
 
-async def test_withdrawn_when_it_is_over() -> None:
-    """But not handed back yet."""
+async def test_withdrawn_when_its_try_has_ended() -> None:
+    """But is not judged yet."""
     async with relaying(Door()) as relay:
-        owner = Owner(relay)
-        request = owner.submit()
-        await until(lambda: request.over)
-        owner.pool.withdraw(request, asmtp.SMTPException("given up"))
-        await until(lambda: owner.back)
+        told = Told(relay)
+        message = told.submit()
+        [request] = message.pending
+        await until(lambda: request.state is RequestState.ENDED)
+        assert told.queue.withdraw(message) == "sent"
+        await until(lambda: told.messages)
+        assert message.verdict(0)[0] is not None
+        assert request.state is RequestState.DONE
+        told.queue.withdraw(message)  # it is too late for that
         await asyncio.sleep(0)
-        assert owner.back == [request]
-        assert request.outcome is not None
-        owner.pool.withdraw(request, asmtp.SMTPException("given up"))  # it is too late for that
-        await asyncio.sleep(0)
-        assert owner.back == [request]
-        await owner.pool.aclose()
+        assert told.messages == [message]
+        await told.queue.aclose()
 
 
 async def test_what_comes_when_it_is_closed_is_handed_back() -> None:
     async with relaying(Door()) as relay:
-        owner = Owner(relay)
-        request = owner.submit()
-        owner.pool.abort()
-        later = owner.submit()
-        await until(lambda: len(owner.back) == 2)
-        for each in (request, later):
-            assert isinstance(each.error, asmtp.SMTPStateError)
-            assert each.error.state == "not_sent"
-        await owner.pool.wait_closed()
+        told = Told(relay)
+        message = told.submit()
+        told.queue.abort()
+        later = told.submit()
+        await until(lambda: len(told.messages) == 2)
+        for each in (message, later):
+            _, error = each.verdict(0)
+            assert isinstance(error, asmtp.SMTPStateError)
+            assert error.state == "not_sent"
+        await told.queue.wait_closed()
 
 
 @pytest.mark.virtual_clock

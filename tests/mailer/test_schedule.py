@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from asmtp import Relay, SMTPConnectError
+from asmtp import Rate, Relay, SMTPConnectError
+from asmtp.mailer.rate import RateLimiter
 from asmtp.mailer.relay_state import RelayState
-from asmtp.mailer.schedule import assign, choose_relay
+from asmtp.mailer.schedule import Opening, View, assign, choose_relay, decide
 
 
 @dataclass(eq=False)
@@ -160,15 +163,15 @@ NOW = 1000.0
 
 
 def relay(state: str) -> RelayState:
-    """A relay that is "new"; that "failed" and has rested; that "rests", or "longer"; with a "wrong" password."""
+    """A relay: "new"; "failed", and may be tried; "rests", "longer", or "just" failed; with a "wrong" password."""
     made = RelayState(Relay("mail.example"))
     if state == "failed":
         made.failed(NOW - 100, OSError("refused"), 0)
-    if state in ("rests", "longer", "wrong"):
+    if state in ("just", "rests", "longer", "wrong"):
         error = SMTPConnectError(554 if state == "wrong" else 421, b"no")
         for _ in range(6):
             made.backoff = made.backoff.failed(NOW, 0)
-        made.failed(NOW - (9 if state == "longer" else 5), error, 0)
+        made.failed(NOW - {"just": 0.1, "longer": 9}.get(state, 5), error, 0)
     return made
 
 
@@ -204,3 +207,145 @@ def test_choose(states: str, chosen: int) -> None:
     serving = {each for each, state in zip(relays, states.split(), strict=True) if state == "up"}
     hanging = {each for each, state in zip(relays, states.split(), strict=True) if state == "hangs"}
     assert choose_relay(relays, serving, hanging, NOW) is relays[chosen]
+
+
+# ---- all of it ---------------------------------------------------------------------------------
+
+INF = math.inf
+
+
+@dataclass(eq=False)
+class Line(Seen):
+    """An open connection as `decide` sees it."""
+
+    to: int = 0
+    silent: bool = False
+    retiring: bool = False
+    relay: Any = None
+
+    def serves(self, now: float) -> bool:
+        return not (self.silent or self.retiring)
+
+    def silent_at(self, now: float) -> float:
+        return now + 2
+
+
+@dataclass
+class Situation:
+    """What there is, and what is decided; relays and connections by their places.
+
+    Attributes:
+        relays: their states: see `relay`.
+        open: connections.
+        opening: the relays to which connections are being opened, and for how many seconds.
+        waiting: how many recipients each message in line has.
+        rate: messages a second, or None.
+        short: seconds for which there has been no room, or None.
+        wake: in how many seconds it is looked again, if nothing happens before.
+        still_short: there is no room for more, after what is assigned.
+    """
+
+    relays: str = "new"
+    open: list[Line] = field(default_factory=list)
+    opening: list[tuple[int, float]] = field(default_factory=list)
+    most: int = 4
+    waiting: list[int] = field(default_factory=lambda: [1])
+    rate: float | None = None
+    short: float | None = None
+    assign: list[int] = field(default_factory=list)
+    opens: list[int] = field(default_factory=list)
+    abandons: list[int] = field(default_factory=list)
+    retires: list[int] = field(default_factory=list)
+    turns_away: int | None = None
+    wake: float = INF
+    paced: bool = False
+    still_short: bool = True
+
+
+DECISIONS: dict[str, Situation] = {
+    "the first message": Situation(opens=[0]),
+    "one is idle": Situation(open=[Line()], assign=[0], still_short=False),
+    "one is idle, and leads elsewhere": Situation("new new", [Line(to=1)], assign=[0], opens=[0], still_short=False),
+    "one is full": Situation(open=[Line(5, 0)], wake=2),
+    "one is full, and a new one pays": Situation(open=[Line(500, 0)], opens=[0], wake=2),
+    "all that may be are full": Situation(open=[Line(500, 0)], most=1, wake=2),
+    "one is full for long": Situation(open=[Line(5, 0)], short=50, opens=[0], wake=2),
+    "one is full, and there may be no other": Situation(open=[Line(5, 0)], most=1, short=50, wake=2),
+    "one is silent": Situation(open=[Line(5, silent=True)], opens=[0]),
+    "one is silent, and there may be no other": Situation(open=[Line(5, silent=True)], most=1),
+    "one retires": Situation(open=[Line(5, retiring=True)], opens=[0]),
+    "one is on its way": Situation(opening=[(0, 5)]),
+    "one is on its way, for a thousand": Situation(opening=[(0, 5)], waiting=[1] * 1000),
+    "one hangs": Situation(opening=[(0, 500)], opens=[0]),
+    "two hang": Situation(opening=[(0, 500), (0, 400)], opens=[0]),
+    "all that may be hang": Situation(opening=[(0, 500)], most=1),
+    # One finds out whether the relay can be had, however many wait.
+    "the first thousand": Situation(waiting=[1] * 1000, opens=[0]),
+    "more, once it is known": Situation(
+        open=[Line()], waiting=[1] * 1000, assign=[0] * 10, opens=[0, 0, 0], wake=2
+    ),
+    # A relay that cannot be had.
+    "it failed just now": Situation("just", wake=0.4),
+    "it failed, and half a second has passed": Situation("rests", opens=[0]),
+    "it failed long ago": Situation("failed", opens=[0]),
+    "its password is wrong": Situation("wrong", turns_away=0),
+    "its password is wrong, and one is open": Situation("wrong", [Line()], assign=[0], still_short=False),
+    "its password is wrong, and one is on its way": Situation("wrong", opening=[(0, 1)]),
+    # A rate.
+    "no more than the rate allows": Situation(
+        open=[Line()], waiting=[1] * 5, rate=20, assign=[0, 0, 0], paced=True, still_short=False
+    ),
+    "nothing may go now": Situation(open=[Line()], rate=-1, paced=True),
+    # Several relays.
+    "the first has never been tried": Situation("new new", opens=[0]),
+    "the first rests": Situation("rests new", opens=[1]),
+    "all rest": Situation("rests longer", opens=[1]),
+    "the first is back, perhaps": Situation("failed new", [Line(to=1)], assign=[0], opens=[0], still_short=False),
+    "the first is tried already": Situation(
+        "failed new", [Line(to=1)], opening=[(0, 5)], assign=[0], still_short=False
+    ),
+    "the first hangs, and another serves": Situation(
+        "failed new", [Line(to=1)], opening=[(0, 500)], assign=[0], abandons=[0], still_short=False
+    ),
+    "the first hangs, and no other serves": Situation("new new", opening=[(0, 500)], opens=[1]),
+    "one more than allowed, to try the first": Situation(
+        "failed new", [Line(to=1)], most=1, assign=[0], opens=[0], still_short=False
+    ),
+    "room is made for the first": Situation(
+        "failed new", [Line(3, to=1), Line(1, to=1)], most=2, assign=[0], retires=[1], still_short=False
+    ),
+    "room is being made for the first": Situation(
+        "failed new", [Line(3, to=1), Line(1, to=1, retiring=True)], most=2, assign=[0], still_short=False
+    ),
+    "the preferred one serves": Situation(
+        "new new", [Line(to=1), Line(to=0)], assign=[1], still_short=False
+    ),
+    "the first has a wrong password": Situation("wrong new", opens=[1]),
+    "both have a wrong password": Situation("wrong wrong", turns_away=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decide(name: str) -> None:
+    given = DECISIONS[name]
+    relays = [relay(state) for state in given.relays.split()]
+    for each in relays:
+        each.connect, each.service = CONNECT, SERVICE
+    lines = [replace(line, relay=relays[line.to]) for line in given.open]
+    opening = [Opening(relays[place], NOW - since) for place, since in given.opening]
+    limiter = None
+    if given.rate is not None:
+        limiter = RateLimiter(Rate(abs(given.rate)), messages_at=NOW + (5 if given.rate < 0 else 0))
+    short_since = INF if given.short is None else NOW - given.short
+    view = View(relays, lines, opening, given.most, len(given.waiting), given.waiting, limiter, short_since)
+    decision = decide(view, NOW)
+    assert [lines.index(each) for each in decision.assign] == given.assign
+    assert [relays.index(each) for each in decision.open] == given.opens
+    assert [opening.index(each) for each in decision.abandon] == given.abandons
+    assert [lines.index(each) for each in decision.retire] == given.retires
+    turned_away = None if decision.turn_away is None else relays.index(decision.turn_away)
+    assert turned_away == given.turns_away
+    assert decision.wake_at - NOW == pytest.approx(given.wake, rel=0.02)
+    assert decision.paced is given.paced
+    if given.assign:
+        assert (decision.short_since < INF) is given.still_short
