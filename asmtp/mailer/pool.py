@@ -18,7 +18,7 @@ from asmtp.mailer.limits import is_answered, is_crowded
 from asmtp.mailer.message import DeliveryRequest, RequestState
 from asmtp.mailer.policy import Backoff
 from asmtp.mailer.rate import AdaptiveRateLimiter, RateLimiter, RateMeter
-from asmtp.mailer.schedule import LATE, Opening, View, decide, serving_relay
+from asmtp.mailer.schedule import LATE, Decision, Opening, View, decide, serving_relay
 
 if TYPE_CHECKING:
     from asmtp.mailer.connection import PooledConnection
@@ -142,7 +142,10 @@ class Pool:
             self.relays, self.connections, opening, self._most, waiting, queue.recipients(), self._limiter,
             self._short_since,
         )  # fmt: skip
-        decision = decide(view, now)
+        self._carry_out(decide(view, now), now)
+
+    def _carry_out(self, decision: Decision[PooledConnection], now: float) -> None:
+        queue = self.queue
         self._short_since = decision.short_since
         for hanging in decision.abandon:
             self._abandon(hanging, now)
