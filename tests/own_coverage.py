@@ -34,10 +34,11 @@ OWN = {
         "tests.mailer.test_pool",
         "tests.client.test_smtp_probing",
     ),
-    "asmtp/mailer/queue.py": ("tests.mailer.test_mailer", "tests.mailer.test_limits"),
+    "asmtp/mailer/manager.py": ("tests.mailer.test_mailer", "tests.mailer.test_bulk_end"),
+    "asmtp/mailer/queue.py": ("tests.mailer.test_mailer", "tests.mailer.test_queue"),
     "asmtp/mailer/pool.py": (
         "tests.mailer.test_pool",
-        "tests.mailer.test_limits",
+        "tests.mailer.test_queue_limits",
         "tests.mailer.test_mailer_deadlines",
         "tests.mailer.test_mailer_trouble",
         "tests.client.test_smtp_probing",

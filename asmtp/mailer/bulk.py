@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import itertools
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asmtp.errors import SMTPStateError
 from asmtp.mailer.delivery import Delivery, state_of
 from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.transport.offload import call_in_thread
 
-__all__ = ["Carrier", "Deliveries", "BulkSend", "resolve"]
+if TYPE_CHECKING:
+    from asmtp.mailer.manager import QueueManager
+
+__all__ = ["BulkSend", "BulkState", "Deliveries", "resolve"]
 
 T = TypeVar("T")
 
@@ -32,50 +36,58 @@ def resolve(future: asyncio.Future[T], result: T) -> None:
         future.set_result(result)
 
 
-class Carrier(Protocol):
-    """What a bulk send needs of its mailer."""
+class BulkState(enum.Enum):
+    """Whether messages are taken.
 
-    def take(self, message: QueuedMessage) -> None:
-        """Put a message in line."""
+    ======== =================================================================== ================
+    state    what happens                                                        next state
+    ======== =================================================================== ================
+    NEW      it is asked for a delivery, and begins to ask the iterable          PULLING
+             another thread says that there are no more messages                 STOPPED
+    PULLING  the iterable has come to an end                                     STOPPED
+             the mailer is closed, or nobody asks any more: its task is          STOPPING
+             cancelled, and may have to clean up
+    STOPPING that task has ended, or takes too long                              STOPPED
+    STOPPED  no more messages are taken; all is known when none is in flight     none
+    ======== =================================================================== ================
 
-    def dispatch(self) -> None:
-        """Send what is in line."""
+    For a blocking caller it stays NEW while messages are handed over.
+    """
 
-    def expire(self, message: QueuedMessage, seconds: float) -> None:
-        """Its time, so many seconds, is up."""
+    NEW = "new"
+    PULLING = "pulling"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
 
-    def give_up(self, bulk: BulkSend) -> None:
-        """End what is in line and on no connection."""
 
-    def count(self, state: str) -> None:
-        """A message has this state in the end."""
-
-    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery]) -> None:
-        """The bulk send is over; nobody has taken these."""
+NEW = BulkState.NEW
+PULLING = BulkState.PULLING
+STOPPING = BulkState.STOPPING
+STOPPED = BulkState.STOPPED
+ENDING = (STOPPING, STOPPED)
 
 
 class BulkSend:
     """The account of one `send_all`.
 
     Args:
-        mailer: who sends.
+        manager: sends the messages, and keeps what nobody has asked for.
         limit: the most messages that may be in flight, or known and not told.
-        octets: about the most octets of content that they may have, where that is more than `least` messages.
+        octets: about the most octets of content that they may have, if that is more than `least` messages.
         least: see `octets`.
         in_order: tell of them in their order.
         timeout: seconds for the whole of a message, or None.
         patience: seconds in which an iterable that was cancelled has to end; then it is not waited for; None: no limit.
 
     Attributes:
-        ready: what can be told.
-        stopped: no more is taken.
-        pulling: the task that takes messages, while there is one; it is `None` when its end was seen to.
-        error: what it raised.
+        state: whether messages are taken.
+        ready: deliveries that can be told.
+        error: what the iterable raised.
     """
 
     def __init__(
         self,
-        mailer: Carrier,
+        manager: QueueManager,
         limit: int,
         octets: int,
         least: int,
@@ -84,7 +96,7 @@ class BulkSend:
         timeout: float | None = None,
         patience: float | None = None,
     ) -> None:
-        self._mailer = mailer
+        self._manager = manager
         self._limit = limit
         self._most_octets = octets
         self._least = least
@@ -95,19 +107,18 @@ class BulkSend:
         self._due: dict[QueuedMessage, float] = {}  # their deadlines, the next one first
         self._expiry: asyncio.TimerHandle | None = None
         self.ready: deque[Delivery] = deque()
-        self.stopped = False
+        self.state = NEW
         self.error: BaseException | None = None
         self._order: deque[QueuedMessage | Delivery] = deque()
-        self._flying = 0
-        self._octets = 0
-        self._sizes: deque[int] = deque()  # the octets of those that are `ready`
-        self._news: asyncio.Future[None] | None = None  # for who awaits what can be told
-        self._room: asyncio.Future[None] | None = None  # for who awaits room
-        self.pulling: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # once it was begun
-        self._halted = False  # the task's cancellation is our own doing
+        self._in_flight = 0
+        self._octets = 0  # of those that are in flight or ready
+        self._sizes: deque[int] = deque()  # the octets of each of those that are `ready`
+        self._news: asyncio.Future[None] | None = None  # is done when there is something to tell
+        self._room: asyncio.Future[None] | None = None  # is done when there is room for another
+        self._task: asyncio.Task[None] | None = None  # which asks the iterable, while it is PULLING or STOPPING
+        self._loop: asyncio.AbstractEventLoop | None = None  # since it is PULLING
         self._cut: SMTPStateError | None = None  # why not all was taken, if nobody asked for that
-        self._abandoned = False
+        self._abandoned = False  # nobody asks any more: what is known goes to the manager
         self.arrived = self._arrived  # one object, to be compared with
 
     # ---- taking -----------------------------------------------------------------------------
@@ -115,7 +126,7 @@ class BulkSend:
     @property
     def full(self) -> bool:
         """Whether no more should be put."""
-        held = (len(self._order) if self._in_order else self._flying) + len(self.ready)
+        held = (len(self._order) if self._in_order else self._in_flight) + len(self.ready)
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
     def prepared(self, item: Any) -> QueuedMessage | Delivery:
@@ -136,13 +147,13 @@ class BulkSend:
             self._tell_of(prepared)
             return
         try:
-            if self.stopped:
+            if self.state in ENDING:
                 raise SMTPStateError("not begun: nobody asks for more")
-            self._mailer.take(prepared)
+            self._manager.submit(prepared)
         except Exception as error:
             self._tell_of(Delivery(prepared.item, prepared.envelope, state_of(error), None, error))
             return
-        self._flying += 1
+        self._in_flight += 1
         self._octets += prepared.octets
         if self._timeout is not None:
             loop = asyncio.get_running_loop()
@@ -154,7 +165,7 @@ class BulkSend:
 
     def _tell_of(self, delivery: Delivery) -> None:
         """Something that did not come to be sent."""
-        self._mailer.count(delivery.state)
+        self._manager.count(delivery.state)
         if self._in_order:
             self._order.append(delivery)
             self._line_up()
@@ -167,7 +178,7 @@ class BulkSend:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for message in list(itertools.takewhile(lambda one: self._due[one] <= now, self._due)):
-            self._mailer.expire(message, timeout)
+            self._manager.expire(message, timeout)
             self._due.pop(message, None)
         due = next(iter(self._due.values()), None)
         self._expiry = None if due is None else loop.call_at(due, self._expire, timeout)
@@ -180,8 +191,8 @@ class BulkSend:
             if hasattr(messages, "__aiter__"):
                 async for item in messages:
                     self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
-                    self._mailer.dispatch()
-                    if self.stopped:  # and it did not care that it was cancelled
+                    self._manager.dispatch()
+                    if self.state in ENDING:  # and it did not care that it was cancelled
                         break
                     if self.full or loop.time() - begun > SLICE:
                         await self.room()
@@ -190,15 +201,15 @@ class BulkSend:
                 for item in messages:
                     self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
                     if self.full or loop.time() - begun > SLICE:
-                        self._mailer.dispatch()
+                        self._manager.dispatch()
                         await self.room()
                         begun = loop.time()
         finally:
-            self._mailer.dispatch()
+            self._manager.dispatch()
 
     async def _prepared(self, item: Any) -> QueuedMessage | Delivery:
         """The same for what takes long."""
-        self._mailer.dispatch()
+        self._manager.dispatch()
         return await call_in_thread(self.prepared, item, abandon=True)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
@@ -209,12 +220,12 @@ class BulkSend:
                 error, self.error = self.error, RuntimeError("the iterable raised StopAsyncIteration")
                 self.error.__cause__ = error
             self._cut = None  # all was taken, or there was no more to be had
-        elif not self._halted:
+        elif self.state is PULLING:
             self.error = asyncio.CancelledError("the iterable was cancelled")
         if self._impatience is not None:
             self._impatience.cancel()
-        self.pulling = None
-        self.stopped = True
+        self._task = None
+        self.state = STOPPED
         self.settled()
 
     async def room(self) -> None:
@@ -229,7 +240,7 @@ class BulkSend:
     # ---- telling ----------------------------------------------------------------------------
 
     def _arrived(self, message: QueuedMessage) -> None:
-        self._flying -= 1
+        self._in_flight -= 1
         if self._due:
             self._due.pop(message, None)
         if not self._in_order:
@@ -239,7 +250,7 @@ class BulkSend:
 
     def _tell(self, message: QueuedMessage) -> None:
         delivery = message.delivery(time.time())
-        self._mailer.count(delivery.state)
+        self._manager.count(delivery.state)
         self._now_ready(delivery, message.octets)
 
     def _now_ready(self, delivery: Delivery, octets: int) -> None:
@@ -261,21 +272,31 @@ class BulkSend:
 
     def settled(self) -> None:
         """Something has changed: wake who awaits it."""
-        if self._expiry is not None and self.over:
+        if self._expiry is not None and self.done:
             self._expiry.cancel()
             self._expiry = None
-        if self._news is not None and (self.ready or self.over):
+        if self._news is not None and (self.ready or self.done):
             resolve(self._news, None)
         if self._room is not None and not self.full:
             resolve(self._room, None)
-        if self._abandoned and self.over:
-            self._mailer.left(self, self.ready)
+        if self._abandoned and self.done:
+            self._manager.left(self, self.ready)
             self.ready = deque()
 
     @property
-    def over(self) -> bool:
-        """Whether everything is known."""
-        return self.stopped and not self._flying and self.pulling is None
+    def stopped(self) -> bool:
+        """Whether no more messages are taken."""
+        return self.state in ENDING
+
+    @property
+    def stopping(self) -> asyncio.Task[None] | None:
+        """The task that asks the iterable and was cancelled, until it has ended."""
+        return self._task if self.state is STOPPING else None
+
+    @property
+    def done(self) -> bool:
+        """Whether all is known."""
+        return self.state is STOPPED and not self._in_flight
 
     async def hand_over(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
@@ -284,23 +305,23 @@ class BulkSend:
         """
         while items:
             if self.full:
-                self._mailer.dispatch()
+                self._manager.dispatch()
                 await self.news()
                 self._hand_out(told)
             else:
                 self.put(items.popleft())
-        self._mailer.dispatch()
+        self._manager.dispatch()
         self._hand_out(told)
 
     async def remaining(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """There are no more messages: tell some of what is left to tell; nothing when all is told."""
-        self.stopped = True
+        self.state = STOPPED
         await self.news()
         self._hand_out(told)
 
     def finish(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
         """The same where the loop has ended."""
-        self.stopped = True
+        self.state = STOPPED
         while items:
             self.put(items.popleft())
         self._hand_out(told)
@@ -323,13 +344,14 @@ class BulkSend:
             StopAsyncIteration: there is none.
             SMTPStateError: there is none, as the mailer was closed before all was taken.
         """
-        if self._loop is None and not self.stopped:
+        if self.state is NEW:
+            self.state = PULLING
             self._loop = asyncio.get_running_loop()
-            self.pulling = self._loop.create_task(self.pull(messages))
-            self.pulling.add_done_callback(self._pulled)
+            self._task = self._loop.create_task(self.pull(messages))
+            self._task.add_done_callback(self._pulled)
         self.bereaved()
         while not self.ready:
-            if self.over:
+            if self.done:
                 cut, self._cut = self._cut, None
                 self._end()
                 raise cut or StopAsyncIteration
@@ -346,7 +368,7 @@ class BulkSend:
 
     async def news(self) -> None:
         """Until there is something to tell, or all is over."""
-        if not self.ready and not self.over:
+        if not self.ready and not self.done:
             await self.change()
 
     async def change(self) -> None:
@@ -358,32 +380,34 @@ class BulkSend:
     def _end(self, untold: Iterable[Delivery] = ()) -> None:
         """Everything is known.  Raises what the iterable raised; `untold` is for `drain` then."""
         error, self.error = self.error, None
-        self._mailer.left(self, untold if error is not None else ())
+        self._manager.left(self, untold if error is not None else ())
         if error is not None:
             raise error
 
     # ---- the end ----------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Take no more, and do not begin what was not begun."""
-        if not self.stopped:
+        """Take no more messages, and do not begin those that were not begun."""
+        if self.state not in ENDING:
             self._cut = SMTPStateError("not all was taken: the mailer was closed")
-        if self.pulling is not None and self.pulling.get_loop().is_closed():
-            self.pulling = None
-        elif self.pulling is not None and not self._halted:  # once: it may have to clean up
-            self._halted = True
-            self.pulling.cancel()
+        task = self._task
+        if task is None or task.get_loop().is_closed():
+            self._task = None
+            self.state = STOPPED
+        elif self.state is PULLING:  # once: it may have to clean up
+            self.state = STOPPING
+            task.cancel()
             if self._patience is not None:
-                self._impatience = self.pulling.get_loop().call_later(self._patience, self.forsake)
-        self.stopped = True
-        if self._flying:
-            self._mailer.give_up(self)
+                self._impatience = task.get_loop().call_later(self._patience, self.forsake)
+        if self._in_flight:
+            self._manager.give_up(self)
         self.settled()
 
     def forsake(self) -> None:
         """Wait no more for an iterable that goes on though it was cancelled."""
-        if self.pulling is not None:
-            self.pulling = None
+        if self._task is not None:
+            self._task = None
+            self.state = STOPPED
             logger.warning("an iterable given to send_all goes on, though it was cancelled: it is not waited for")
             self.settled()
 
@@ -425,7 +449,7 @@ class BulkSend:
         """Stop, wait for what is in flight, and give what nobody has taken."""
         self.bereaved()
         self.stop()
-        while not self.over:
+        while not self.done:
             await self.change()
         self._cut = None
         if isinstance(self.error, SMTPStateError):

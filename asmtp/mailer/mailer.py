@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import time
 import warnings
-from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
 from types import EllipsisType, TracebackType
-from typing import Any, NamedTuple, Self, Unpack
+from typing import Any, Self, Unpack
 
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
 from asmtp.client.settings import ConnectionSettings, SharedOptions, with_options
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
-from asmtp.mailer.bulk import BulkSend, Deliveries, resolve
+from asmtp.mailer.bulk import Deliveries, resolve
 from asmtp.mailer.connection import make_connection
 from asmtp.mailer.delivery import Delivery, Receipt, state_of
+from asmtp.mailer.manager import QueueManager, Settings, Statistics
 from asmtp.mailer.message import QueuedMessage, is_heavy
 from asmtp.mailer.policy import Retry
-from asmtp.mailer.pool import Pool
-from asmtp.mailer.queue import DeliveryQueue
-from asmtp.mailer.rate import Rate, RateLimiter
-from asmtp.mailer.relay_state import Kept, RelayState
+from asmtp.mailer.rate import Rate
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
@@ -33,15 +29,6 @@ from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
 
 __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit"]
-
-
-logger = logging.getLogger("asmtp")
-
-OCTETS = 1 << 20
-"""Octets of content that `send_all` takes ahead for each connection."""
-
-UNCLAIMED = 10_000
-"""Deliveries that are kept for `drain`."""
 
 
 class RelayOptions(SharedOptions, total=False):
@@ -64,28 +51,6 @@ class MailerOptions(RelayOptions, total=False):
     max_messages: int | None
     max_age: float | None
     close_timeout: float | None
-
-
-class Statistics(NamedTuple):
-    """What a mailer is doing, and has done.
-
-    Attributes:
-        open, opening: connections.
-        waiting: messages that are on no connection now.
-        in_flight: messages of which the outcome is not known, the waiting ones included.
-        sent, refused, not_sent, in_doubt: messages so far.
-        retried: how often one was sent again.
-    """
-
-    open: int
-    opening: int
-    waiting: int
-    in_flight: int
-    sent: int
-    refused: int
-    not_sent: int
-    in_doubt: int
-    retried: int
 
 
 @with_options(RelayOptions.__annotations__, ConnectionSettings)
@@ -144,50 +109,38 @@ class AsyncMailer:
             raise TypeError(f"retry must be a Retry or None, not {type(retry).__name__}")
         if not isinstance(rate, str | Rate | None):
             raise TypeError(f"rate must be a str, a Rate or None, not {type(rate).__name__}")
-        self._relays = _relays(relay, window, timeouts, options)
-        self._connections = connections
-        self._window = max(relay.windows[0] for relay in self._relays)
-        self._rate = None if rate is None else Rate.of(rate)
-        self._retry = retry
-        self._idle = idle
-        self._max_messages = max_messages
-        self._max_age = max_age
-        self._close_timeout = close_timeout
-        self._kept = [Kept() for _ in self._relays]
-        self._queue: DeliveryQueue | None = None  # once it is used
-        self._closing = False
-        self._bulks: set[BulkSend] = set()
-        self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
-        self._counts = dict.fromkeys(("sent", "refused", "not_sent", "in_doubt"), 0)
-        self._retried = 0  # in event loops that are no more
+        relays = _relays(relay, window, timeouts, options)
+        settings = Settings(
+            relays,
+            connections,
+            max(relay.windows[0] for relay in relays),
+            None if rate is None else Rate.of(rate),
+            retry,
+            idle,
+            max_messages,
+            max_age,
+            close_timeout,
+        )
+        self._manager = QueueManager(settings)
 
     def __repr__(self) -> str:
-        relays = getattr(self, "_relays", ())  # the constructor may have raised
+        manager: QueueManager | None = getattr(self, "_manager", None)  # the constructor may have raised
+        relays = () if manager is None else manager.settings.relays
         return f"<{type(self).__module__}.{type(self).__name__} {', '.join(relay.name for relay in relays)}>"
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        if not vars(self).get("_closing", True) and self._queue is not None and self._queue.connections:
+        manager: QueueManager | None = vars(self).get("_manager")
+        if manager is not None and not manager.closing and manager.connected:
             warn(f"{self!r} was never closed: use it with async with, or await aclose()", ResourceWarning, 2, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Have its settings pickled and copied, not what it is doing: it comes out as one that was not used."""
-        return vars(self) | {
-            "_kept": [Kept() for _ in self._kept],
-            "_queue": None,
-            "_closing": False,
-            "_bulks": set(),
-            "_unclaimed": deque(maxlen=UNCLAIMED),
-            "_counts": dict.fromkeys(self._counts, 0),
-            "_retried": 0,
-        }
+        return vars(self) | {"_manager": QueueManager(self._manager.settings)}
 
     @property
     def stats(self) -> Statistics:
         """What it is doing, and has done."""
-        queue = self._queue
-        now = (0, 0, 0, 0) if queue is None else (queue.connections, queue.opening, queue.waiting, queue.in_flight)
-        retried = self._retried + (0 if queue is None else queue.retried)
-        return Statistics(*now, **self._counts, retried=retried)
+        return self._manager.stats
 
     # ---- what people call -------------------------------------------------------------------
 
@@ -251,13 +204,14 @@ class AsyncMailer:
     async def _outcome(
         self, message: Any, envelope: Envelope, timeout: float | None
     ) -> tuple[Receipt | None, Exception | None]:
+        manager = self._manager
         loop = asyncio.get_running_loop()
         begun = loop.time()
         future: asyncio.Future[tuple[Receipt | None, Exception | None]] = loop.create_future()
 
         def arrived(queued: QueuedMessage) -> None:
             verdict = queued.verdict(time.time())
-            self.count(state_of(verdict[1]))
+            manager.count(state_of(verdict[1]))
             resolve(future, verdict)
 
         given = message, envelope, arrived, time.time()
@@ -265,7 +219,7 @@ class AsyncMailer:
             queued = await call_in_thread(QueuedMessage, *given, abandon=True)
         else:
             queued = QueuedMessage(*given)
-        queue = self._begun()
+        queue = manager.queue()
         queue.submit(queued)
         queue.dispatch()
         timer = None if timeout is None else loop.call_at(begun + timeout, queue.expire, queued, timeout)
@@ -302,9 +256,9 @@ class AsyncMailer:
         if not hasattr(messages, "__aiter__") and not hasattr(messages, "__iter__"):
             raise TypeError(f"messages must be an iterable or async iterable, not {type(messages).__name__}")
         check_limit("timeout", timeout)
-        if self._closing:
+        if self._manager.closing:
             raise SMTPStateError("the mailer was closed")
-        return Deliveries(self.bulk(in_order=in_order, timeout=timeout), messages)
+        return Deliveries(self._manager.bulk_send(in_order=in_order, timeout=timeout), messages)
 
     async def verify(self) -> None:
         """Connect to each relay, log in, and close: for the start of a program, to find a wrong setting early.
@@ -314,14 +268,13 @@ class AsyncMailer:
                 relays the first that failed, when all were tried.
         """
         failed: list[Exception] = []
-        for relay, kept in zip(self._relays, self._kept, strict=True):
-            state = RelayState(relay, kept)
-            connection = make_connection(state)
+        for relay in self._manager.relays():
+            connection = make_connection(relay)
             try:
                 await connection.open()
                 await connection.leave()
             except Exception as error:
-                told = state.no_connection(error)
+                told = relay.no_connection(error)
                 told.add_note(f"relay: {relay.name}")
                 failed.append(told)
             finally:
@@ -336,14 +289,8 @@ class AsyncMailer:
             What became of the messages of loops over `send_all` that were left; of the last 10,000, if they are more.
             A loop is left when nothing refers to its iterator any more; who keeps it asks its `aclose`.
         """
-        await self._silence()
-        return self.claimed()
-
-    def claimed(self) -> list[Delivery]:
-        """The same without waiting: what is known, and nobody has taken."""
-        unclaimed = list(self._unclaimed)
-        self._unclaimed.clear()
-        return unclaimed
+        await self._manager.quiet()
+        return self._manager.claimed()
 
     async def aclose(self, timeout: float | EllipsisType | None = ...) -> None:
         """Wait until nothing is in flight, and close all connections.  Nothing more is taken.
@@ -353,43 +300,15 @@ class AsyncMailer:
                 has given up; None: without limit; by default the mailer's `close_timeout`.
         """
         if isinstance(timeout, EllipsisType):
-            timeout = self._close_timeout
-        self._at_home()
-        self._closing = True
-        for bulk in list(self._bulks):
-            bulk.stop()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._silence()
-                if self._queue is not None:
-                    await self._queue.aclose()
-        except TimeoutError:
-            self.cut()
-            await self._silence()
-
-    def cut(self) -> None:
-        """The time to close is over: the same as `abort`, and the log is told how many messages that gives up."""
-        given_up = self.stats.in_flight
-        if given_up:
-            logger.warning("closed before all was sent: gave up %d messages", given_up)
-        self.abort()
-        for bulk in list(self._bulks):
-            bulk.forsake()
+            timeout = self._manager.settings.close_timeout
+        await self._manager.aclose(timeout)
 
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
-        self._closing = True
-        for bulk in list(self._bulks):
-            bulk.stop()
-        queue = self._queue
-        if queue is not None and queue.loop.is_closed():
-            self._bereaved(queue)
-        elif queue is not None:
-            queue.abort()
-        self._settled()
+        self._manager.abort()
 
     async def __aenter__(self) -> Self:
-        self._begun()
+        self._manager.queue()
         return self
 
     async def __aexit__(
@@ -400,120 +319,7 @@ class AsyncMailer:
                 await self.aclose()
         finally:
             self.abort()
-            try:
-                async with asyncio.timeout(self._close_timeout):
-                    await self._silence()
-            except TimeoutError:
-                self.cut()
-            if self._queue is not None:
-                await self._queue.wait_closed()
-
-    # ---- for BulkSend and for Mailer -------------------------------------------------------------
-
-    def bulk(self, *, in_order: bool, timeout: float | None) -> BulkSend:
-        """The account of a `send_all`."""
-        connections = self._connections
-        bulk = BulkSend(
-            self,
-            connections * self._window,
-            connections * OCTETS,
-            2 * connections,
-            in_order=in_order,
-            timeout=timeout,
-            patience=self._close_timeout,
-        )
-        self._bulks.add(bulk)
-        return bulk
-
-    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery]) -> None:
-        """A bulk send has ended; nobody has taken these."""
-        self._bulks.discard(bulk)
-        self._unclaimed += deliveries
-
-    def take(self, queued: QueuedMessage) -> None:
-        """Put a message in line; `dispatch` is to be called then."""
-        self._begun().submit(queued)
-
-    def expire(self, queued: QueuedMessage, seconds: float) -> None:
-        """Its time, so many seconds, is up."""
-        if self._queue is not None:
-            self._queue.expire(queued, seconds)
-
-    def dispatch(self) -> None:
-        """Send what is in line."""
-        if self._queue is not None:
-            self._queue.dispatch()
-
-    def give_up(self, bulk: BulkSend) -> None:
-        """End what is in line and on no connection; everything, where the loop that it went by is closed."""
-        queue = self._queue
-        if queue is not None and queue.loop.is_closed():
-            self._bereaved(queue)
-        elif queue is not None:
-            queue.give_up(lambda request: request.message.arrived is bulk.arrived)
-
-    def count(self, state: str) -> None:
-        """A message has this state in the end."""
-        self._counts[state] += 1
-
-    # ---- inside -----------------------------------------------------------------------------
-
-    def _begun(self) -> DeliveryQueue:
-        """What belongs to the loop that the mailer is used in."""
-        if self._closing:
-            raise SMTPStateError("the mailer was closed")
-        queue = self._at_home()
-        if queue is None:
-            self._queue = queue = DeliveryQueue(self._open_pool(), self._retry, self._settled)
-        return queue
-
-    def _open_pool(self) -> Pool:
-        return Pool(
-            [RelayState(relay, kept) for relay, kept in zip(self._relays, self._kept, strict=True)],
-            self._connections,
-            make_connection,
-            idle=self._idle,
-            max_messages=self._max_messages,
-            max_age=self._max_age,
-            limiter=None if self._rate is None else RateLimiter(self._rate),
-        )
-
-    def _at_home(self) -> DeliveryQueue | None:
-        queue = self._queue
-        if queue is None or queue.loop is asyncio.get_running_loop():
-            return queue
-        if not queue.loop.is_closed():
-            raise SMTPStateError(
-                "a mailer belongs to the event loop that it was first used in; for threads there is asmtp.Mailer"
-            )
-        self._bereaved(queue)
-        return None
-
-    def _bereaved(self, queue: DeliveryQueue) -> None:
-        """Its loop was closed, as between one asyncio.run() and the next, and the connections went with it."""
-        self._queue = None
-        queue.orphaned()
-        self._retried += queue.retried
-        for bulk in list(self._bulks):
-            bulk.bereaved()
-
-    def _settled(self) -> None:
-        """A batch of messages has been seen to."""
-        for bulk in list(self._bulks):
-            bulk.settled()
-
-    async def _silence(self) -> None:
-        """Until nothing is in flight, and no iterable is asked that was left."""
-        here = asyncio.current_task()
-        queue = self._at_home()
-        while True:
-            left = [bulk for bulk in self._bulks if bulk.stopped and bulk.pulling not in (None, here)]
-            if queue is not None and queue.in_flight:
-                await queue.quiet()
-            elif left:
-                await left[0].change()
-            else:
-                break
+            await self._manager.wait_closed()
 
 
 def _enveloped(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from asmtp.mailer.connection import PooledConnection
-    from asmtp.mailer.limits import Limit
+    from asmtp.mailer.policy import Limit
     from asmtp.protocol.exchange import Exchange
     from asmtp.protocol.transaction import Transaction
     from asmtp.protocol.verdict import Outcome

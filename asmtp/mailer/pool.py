@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
-from asmtp.mailer.limits import is_answered, is_crowded
 from asmtp.mailer.message import DeliveryRequest, RequestState
-from asmtp.mailer.policy import Backoff
+from asmtp.mailer.policy import Backoff, is_answered, is_crowded
 from asmtp.mailer.rate import AdaptiveRateLimiter, RateLimiter, RateMeter
 from asmtp.mailer.schedule import LATE, Decision, Opening, View, decide, serving_relay
 

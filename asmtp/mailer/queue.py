@@ -27,7 +27,8 @@ from asmtp.errors import (
     SMTPTimeoutError,
 )
 from asmtp.mailer.delivery import replies_of
-from asmtp.mailer.limits import (
+from asmtp.mailer.message import DeliveryRequest, QueuedMessage, RequestState
+from asmtp.mailer.policy import (
     Limit,
     any_throttling,
     is_closing,
@@ -35,7 +36,6 @@ from asmtp.mailer.limits import (
     says_too_many_recipients,
     too_many_recipients,
 )
-from asmtp.mailer.message import DeliveryRequest, QueuedMessage, RequestState
 from asmtp.protocol.verdict import NotBegun, Outcome
 
 if TYPE_CHECKING:

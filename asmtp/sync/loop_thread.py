@@ -150,7 +150,7 @@ class LoopThread:
             self._patience = timeout
             self._leaving.set()
         elif isinstance(timeout, int | float):  # an earlier caller allowed more
-            asyncio.get_running_loop().call_later(timeout, self.mailer.cut)
+            asyncio.get_running_loop().call_later(timeout, self.mailer._manager.cut)
 
     def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
         del self._calls[call]

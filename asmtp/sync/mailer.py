@@ -153,7 +153,7 @@ class Mailer:
                     break
         finally:
             feed.leave()
-        if error is None and not feed.bulk.over:
+        if error is None and not feed.bulk.done:
             error = thread_ended()
         try:
             if error is not None:
@@ -170,7 +170,7 @@ class Mailer:
         if self._closed and thread is not None and thread.mine:
             thread.check()
             thread.join()
-            return thread.mailer.claimed()
+            return thread.mailer._manager.claimed()
         thread = self._started()
         return thread.call(thread.mailer.drain)
 
@@ -252,7 +252,7 @@ class _Feed:
         self._meetings = 0
 
     async def _begin(self, in_order: bool, timeout: float | None) -> BulkSend:
-        return self._thread.mailer.bulk(in_order=in_order, timeout=timeout)
+        return self._thread.mailer._manager.bulk_send(in_order=in_order, timeout=timeout)
 
     def put(self, item: Any) -> None:
         """Hand over an item, now or in a moment."""

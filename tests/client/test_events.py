@@ -311,7 +311,7 @@ async def test_no_password_in_a_full_run(
             seen.append(error)
         await smtp.close()
         mailer = asmtp.AsyncMailer(f"smtp://{USER}:{password}@127.0.0.1:{server.port}", tls="none", retry=None)
-        seen += [mailer, *mailer._relays]
+        seen += [mailer, *mailer._manager.settings.relays]
         async with mailer:
             try:
                 seen.append(await mailer.send(b"hi", SENDER, [WHO]))

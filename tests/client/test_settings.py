@@ -109,7 +109,7 @@ OTHER: dict[str, Any] = {
     [
         lambda: AsyncSMTP(timeout=5, **without(OTHER, "timeouts"))._settings,
         lambda: asmtp.SMTP(timeout=5, **without(OTHER, "timeouts", "local_hostname"))._client._settings,
-        lambda: asmtp.AsyncMailer("smtp://127.0.0.1", **OTHER)._relays[0],
+        lambda: asmtp.AsyncMailer("smtp://127.0.0.1", **OTHER)._manager.settings.relays[0],
         lambda: asmtp.Relay("127.0.0.1", **OTHER),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import gc
 import pickle
 import warnings
@@ -466,7 +467,8 @@ def test_one_loop_after_the_other(loop: str, first: str) -> None:
         async with relaying(Relay()) as relay:
             if not posting:
                 posting.append(mailer(relay))
-            posting[0]._relays = [asmtp.Relay(relay.host, relay.port, local_hostname="me.example")]
+            manager, where = posting[0]._manager, asmtp.Relay(relay.host, relay.port, local_hostname="me.example")
+            manager.settings = dataclasses.replace(manager.settings, relays=[where])
             if first == "send":
                 await posting[0].send(b"hi", SENDER, WHO)
             assert [delivery.ok async for delivery in posting[0].send_all([item(1)])] == [True]
@@ -544,7 +546,8 @@ async def test_one_that_was_used_is_pickled_by_its_settings(duplicate: Callable[
             assert posting.stats.sent == posting.stats.open == 1
         assert again.stats == Statistics(0, 0, 0, 0, 0, 0, 0, 0, 0)
         assert repr(again) == repr(posting)
-        assert (again._connections, again._rate, again._retry) == (3, Rate(900), Retry(7))
+        settings = again._manager.settings
+        assert (settings.connections, settings.rate, settings.retry) == (3, Rate(900), Retry(7))
         async with again:
             await again.send(*item(2)[2:], *item(2)[:2])
             assert again.stats.sent == 1

@@ -304,7 +304,7 @@ async def test_verify_tells_what_is_wrong_and_with_whom() -> None:
     ],
 )
 def test_arguments_are_over_what_the_url_says(url: str, options: Any, window: int, timeout: asmtp.Timeouts) -> None:
-    (relay,) = AsyncMailer(url, **options)._relays
+    (relay,) = AsyncMailer(url, **options)._manager.settings.relays
     smtp = asmtp.AsyncSMTP()
     smtp._set_up(relay.host, relay.port, relay)  # as a connection of the pool
     assert (smtp._session.window, smtp.timeouts) == (window, timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import smtplib
 from typing import Any
@@ -10,8 +11,14 @@ import pytest
 from hypothesis import given, strategies as st
 
 from asmtp import Reply, Retry, errors
-from asmtp.mailer.policy import Backoff, is_transient
+from asmtp.mailer.policy import Backoff, Limit, any_throttling, is_crowded, is_throttling, is_transient, limit_of
 from asmtp.protocol.verdict import NotBegun
+
+C, M, S, P = Limit.CONNECTIONS, Limit.MESSAGES, Limit.SENDER, Limit.RATE
+
+CROWDED = "4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information."
+THROTTLED = "454 Throttling failure: Maximum sending rate exceeded."
+ENOUGH = "452 4.5.3 Session: Too many messages sent"
 
 # ---- Retry: how long to wait -------------------------------------------------------------------
 
@@ -249,6 +256,191 @@ def test_values_that_retry_does_not_have(value: dict[str, Any], kind: type[Excep
     with pytest.raises(kind) as caught:
         Retry(**value)
     assert next(iter(value)) in str(caught.value)
+
+
+# ---- what a server says when it is sent too much -----------------------------------------------
+
+TOO_MUCH = """
+421-4.7.0 Our system has detected an unusual rate of unsolicited mail originating from your IP address
+421-4.7.28 Gmail has detected an unusual rate of unsolicited mail containing one of your URL domains
+421-4.7.26 This email has been rate limited because it is unauthenticated
+450-4.2.1 The user you are trying to contact is receiving mail at a rate that prevents additional messages
+450 4.2.1 The user you are trying to contact is receiving mail too quickly. Please resend your message at a later time.
+450 4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary error.
+454 4.7.0 Too many login attempts, please try again later
+451 4.7.650 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation
+421 RP-001 The mail server IP connecting to Outlook.com server has exceeded the rate limit allowed
+421 RP-003 The mail server IP connecting to Outlook.com server has exceeded the connection limit allowed
+421 4.4.2 Message submission rate for this client has exceeded the configured limit
+432 4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information
+450 4.7.1 Error: too much mail from 192.0.2.1
+450 4.7.1 Error: too many recipients from 192.0.2.1
+421 4.7.0 mx.example Error: too many connections from 192.0.2.1
+421 mx.example: Too many concurrent SMTP connections; please try again later.
+450 4.7.1 Sender rate 120.0 / 1h exceeds the limit
+421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints
+450 User is receiving mail too quickly
+454 Throttling failure: Maximum sending rate exceeded.
+454 Throttling failure: Daily message quota exceeded.
+452 Too many recipients received this hour
+450 too frequent connects from 192.0.2.1, please try again later. (throttled)
+452 4.3.2 Connection rate limit exceeded.
+421 4.1.0 192.0.2.1 Throttled - try again later
+421 Too many connections, slow down. OFR004_104
+421 Too many errors from your ip (192.0.2.1)
+450 Requested mail action not taken: mailbox unavailable. Mail send limit exceeded.
+451 You've exceeded your messaging limits
+""".strip().splitlines()
+
+NOT_TOO_MUCH = """
+450 4.2.0 <b@y.example>: Recipient address rejected: Greylisted, see http://postgrey.schweikert.ch/help/y.example.html
+451 4.7.1 Greylisting in action, please come back later
+450 4.7.1 <b@y.example>: Recipient address rejected: Greylisted for 5 minutes
+451 Temporary local problem - please try later
+421 4.7.1 [GL01] Message from (192.0.2.1) temporarily deferred
+421 4.7.0 [TS01] Messages from 192.0.2.1 temporarily deferred due to user complaints
+452 4.2.2 <b@y.example> Quota exceeded (mailbox for user is full)
+452 4.2.2 The email account that you tried to reach is over quota
+452 4.2.2 Mailbox full
+450 4.2.2 mailbox over quota
+452 4.5.3 Error: too many recipients
+452 too many recipients
+452 4.5.3 Your message has too many recipients.
+452 4.5.3 Domain policy size per transaction exceeded, please try this recipient in a separate transaction
+452 4.3.1 Insufficient system storage
+452 4.3.4 Message size exceeds fixed limit
+421 too many messages in this connection
+421 4.7.0 mx.example Error: too many errors
+421 4.3.0 Temporary System Problem. Try again later
+451 4.3.0 Mail server temporarily rejected message
+451 4.3.5 Server configuration error
+450 4.1.8 <a@x.example>: Sender address rejected: Domain not found
+450 4.7.1 Client host rejected: cannot find your reverse hostname
+421 4.4.2 mx.example Error: timeout exceeded
+450 4.1.1 <rate@y.example>: Recipient address rejected: unverified address
+450 4.4.1 separate the accurate from the corporate
+550 5.4.5 Daily user sending limit exceeded
+550 5.7.1 rate limited
+250 2.0.0 Ok: you are not sent too much, at this rate
+""".strip().splitlines()
+
+
+def reply(line: str) -> Reply:
+    return Reply(int(line[:3]), line[4:].encode())
+
+
+@pytest.mark.parametrize("line", TOO_MUCH)
+def test_too_much(line: str) -> None:
+    assert is_throttling(reply(line))
+    assert is_throttling(reply(line[:4] + line[4:].upper()))
+    assert not is_throttling(reply("5" + line[1:]))
+    assert not is_throttling(reply("2" + line[1:]))
+
+
+@pytest.mark.parametrize("line", NOT_TOO_MUCH)
+def test_not_too_much(line: str) -> None:
+    assert not is_throttling(reply(line))
+
+
+@pytest.mark.parametrize(
+    ("text", "crowded"),
+    [
+        ("server closed the connection: 421 4.7.0 mx.example Error: too many connections from 192.0.2.1", True),
+        ("421 mx.example: Too many concurrent SMTP connections; please try again later.", True),
+        ("421 mx.example Too many SMTP sessions for this host", True),
+        ("421-RL000001 too many sessions open", True),
+        ("432 4.3.2 Concurrent connections limit exceeded", True),
+        ("421 4.3.2 The maximum number of concurrent server connections has exceeded a limit", True),
+        ("421 RP-003 The mail server IP has exceeded the connection limit allowed", True),
+        ("421 too many messages in this connection", False),
+        ("421 Max message per connection reached, please establish new connection", False),
+        ("421 4.7.0 mx.example Error: too many errors", False),
+        ("421 4.4.2 mx.example Error: timeout exceeded", False),
+        ("452 4.5.3 Error: too many recipients", False),
+        ("Connection unexpectedly closed", False),
+    ],
+)
+def test_what_says_too_many_connections(text: str, crowded: bool) -> None:
+    assert is_crowded(text) is crowded
+    assert is_crowded(text.upper()) is crowded
+
+
+def test_text_over_several_lines() -> None:
+    assert is_throttling(Reply(421, b"4.7.0 Try again later.\n4.7.0 You have sent\n4.7.0 too much"))
+    assert not is_throttling(Reply(450, b"\xff\xfe \xe9"))
+
+
+def test_one_of_several() -> None:
+    fine, throttling = reply("450 4.2.0 Greylisted"), reply("450 4.7.1 Error: too much mail from 192.0.2.1")
+    assert any_throttling([fine, throttling])
+    assert not any_throttling([fine, fine])
+    assert not any_throttling([])
+
+
+# ---- what a reply says: at MAIL of a new connection, of one that took messages, and anywhere else ------------
+
+SAID = [
+    (f"432 {CROWDED}", C, C, C),
+    ("432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded", C, C, C),
+    ("421 4.7.0 mx.example Error: too many connections from 192.0.2.1", C, C, C),
+    ("451 too many sessions", C, C, C),
+    ("550 5.7.1 too many connections", None, None, None),
+    (THROTTLED, P, P, P),
+    ("454 try again", P, P, P),
+    ("454 4.7.0 Temporary failure", P, P, P),
+    ("454 4.7.1 Relay access denied", None, S, None),
+    ("421 4.4.2 Message submission rate for this client has exceeded the configured limit", P, P, P),
+    ("421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume", P, P, P),
+    ("421 4.4.2 mx.example Error: timeout exceeded", None, None, None),
+    (ENOUGH, None, M, None),
+    ("451 too many messages in this session", None, M, None),
+    ("450 Max 100 messages per connection", None, M, None),
+    ("421 too many messages in this connection", None, None, None),
+    ("452 4.5.3 Error: too many recipients", None, M, None),
+    ("451 4.3.0 later", None, S, None),
+    ("450 4.7.1 Greylisted", None, S, None),
+    ("550 5.1.0 no", None, None, None),
+]
+
+
+@pytest.mark.parametrize(("line", "new", "used", "elsewhere"), SAID)
+def test_what_a_reply_says(line: str, new: Limit | None, used: Limit | None, elsewhere: Limit | None) -> None:
+    code, text = int(line[:3]), line[4:].encode()
+    sender = errors.SMTPSenderRefused(code, text, "a@x.example")
+    if line == ENOUGH:
+        new = P  # "too many messages" is a rate, too, where none was taken
+        elsewhere = P
+    assert limit_of(sender, 0) is new
+    assert limit_of(sender, 100) is used
+    for taken in (0, 100):
+        assert limit_of(errors.SMTPDataError(code, text), taken) is elsewhere
+        recipients = {"b@y.example": Reply(250, b"ok"), "c@y.example": Reply(code, text)}
+        assert limit_of(errors.SMTPRecipientsRefused(recipients), taken) is elsewhere
+
+
+def test_what_one_of_several_says() -> None:
+    replies = {"b@y.example": Reply(454, b"4.7.0 slow down"), "c@y.example": Reply(432, CROWDED.encode())}
+    assert limit_of(errors.SMTPRecipientsRefused(replies), 0) is C
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "taken", "expected"),
+    [
+        ("server closed the connection: 421 too many connections", "not_sent", 0, C),
+        ("server closed the connection: 421 too many connections", "not_sent", 1, None),
+        ("server closed the connection: 421 too many connections", "in_doubt", 0, None),
+        ("Connection unexpectedly closed", "not_sent", 0, None),
+    ],
+)
+def test_what_stood_behind_another(text: str, state: Any, taken: int, expected: Limit | None) -> None:
+    error = errors.SMTPServerDisconnected(text)
+    error.state = state
+    assert limit_of(error, taken) is expected
+
+
+def test_what_is_no_reply() -> None:
+    assert limit_of(ValueError("too many connections"), 0) is None
+    assert limit_of(asyncio.CancelledError(), 1) is None
 
 
 # ---- Backoff -----------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ class Sending:
     def interrupt(self, why: str) -> None:
         """Begin nothing more and wait for what is in flight; the second time, do not wait."""
         if self.interrupted:
-            self._mailer.cut()
+            self._mailer._manager.cut()
         self.interrupted = True
         self.stop(why)
 
