@@ -1,4 +1,4 @@
-"""One `send_all`: what is in flight of it, and what is known and was not told yet."""
+"""One `send_all`: the messages that it has in flight, and the deliveries that were not told yet."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ T = TypeVar("T")
 logger = logging.getLogger("asmtp")
 
 SLICE = 0.001
-"""Seconds after which an iterable that is asked in the loop lets others have their turn."""
+"""Seconds after which an iterable that is asked in the event loop lets other tasks have their turn."""
 
 
 def resolve(future: asyncio.Future[T], result: T) -> None:
-    """Tell who waits, if anybody does: not where it was told, or its loop is closed."""
+    """Set the result of a future, unless it is done, or its loop is closed."""
     if not future.done() and not future.get_loop().is_closed():
         future.set_result(result)
 
@@ -130,9 +130,10 @@ class BulkSend:
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
     def prepared(self, item: Any) -> QueuedMessage | Delivery:
-        """An item as it is sent, or what is wrong with it.  In any thread, and before the next one is asked for.
+        """Return an item as it is sent, or what is wrong with it.
 
-        What is changed in the item afterwards has no effect: some use one EmailMessage for all.
+        It is called in any thread, before the iterable is asked for the next item: some callers use one EmailMessage
+        for all messages, so what is changed in it afterwards must have no effect.
         """
         envelope = None
         try:
@@ -142,7 +143,7 @@ class BulkSend:
             return Delivery(item, envelope, state_of(error), None, error)
 
     def put(self, prepared: QueuedMessage | Delivery) -> None:
-        """Send it; what is wrong with it is told like everything else."""
+        """Send a message; what is wrong with it is told like everything else."""
         if isinstance(prepared, Delivery):
             self._tell_of(prepared)
             return
@@ -164,7 +165,7 @@ class BulkSend:
             self._order.append(prepared)
 
     def _tell_of(self, delivery: Delivery) -> None:
-        """Something that did not come to be sent."""
+        """Tell of a message that cannot be sent."""
         self._manager.count(delivery.state)
         if self._in_order:
             self._order.append(delivery)
@@ -174,7 +175,7 @@ class BulkSend:
         self.settled()
 
     def _expire(self, timeout: float) -> None:
-        """End those whose time is up, and look again when the next one's is."""
+        """End the messages whose time is up, and set the timer for the next one."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for message in list(itertools.takewhile(lambda one: self._due[one] <= now, self._due)):
@@ -208,12 +209,12 @@ class BulkSend:
             self._manager.dispatch()
 
     async def _prepared(self, item: Any) -> QueuedMessage | Delivery:
-        """The same for what takes long."""
+        """Do the same in another thread, for what takes long."""
         self._manager.dispatch()
         return await call_in_thread(self.prepared, item, abandon=True)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
-        """There are no more messages, or none can be had."""
+        """The iterable has come to its end, or its task has: take no more messages."""
         if not task.cancelled():
             self.error = task.exception()
             if isinstance(self.error, StopAsyncIteration):  # as a generator does: else it would be taken for the end
@@ -229,7 +230,7 @@ class BulkSend:
         self.settled()
 
     async def room(self) -> None:
-        """Until there is room for another, and others have had their turn."""
+        """Wait until there is room for another message, and let other tasks have their turn."""
         if not self.full:
             await asyncio.sleep(0)
         while self.full:
@@ -258,7 +259,7 @@ class BulkSend:
         self._sizes.append(octets)
 
     def _line_up(self) -> None:
-        """What can be told now, in order."""
+        """Move what can be told now, in order, to `ready`."""
         order = self._order
         while order:
             first = order[0]
@@ -271,7 +272,7 @@ class BulkSend:
             order.popleft()
 
     def settled(self) -> None:
-        """Something has changed: wake who awaits it."""
+        """Wake the tasks that wait for a delivery, or for room, if there is one."""
         if self._expiry is not None and self.done:
             self._expiry.cancel()
             self._expiry = None
@@ -299,9 +300,9 @@ class BulkSend:
         return self.state is STOPPED and not self._in_flight
 
     async def hand_over(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
-        """Take these, as there is room for them, and tell what can be told: for who cannot be pulled from.
+        """Submit `items` as there is room for them, and collect deliveries into `told`: for a blocking caller.
 
-        Another thread may fill the one and empty the other meanwhile.
+        The caller's thread may fill the one and empty the other meanwhile.
         """
         while items:
             if self.full:
@@ -314,13 +315,13 @@ class BulkSend:
         self._hand_out(told)
 
     async def remaining(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
-        """There are no more messages: tell some of what is left to tell; nothing when all is told."""
+        """Take no more, and collect some of the deliveries that are left into `told`; none if all were told."""
         self.state = STOPPED
         await self.news()
         self._hand_out(told)
 
     def finish(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
-        """The same where the loop has ended."""
+        """Do the same, if the event loop has ended: nothing is waited for."""
         self.state = STOPPED
         while items:
             self.put(items.popleft())
@@ -338,7 +339,7 @@ class BulkSend:
         return told
 
     async def next(self, messages: Iterable[Any] | AsyncIterable[Any]) -> Delivery:
-        """What became of another message.
+        """Return the next delivery.
 
         Raises:
             StopAsyncIteration: there is none.
@@ -359,7 +360,7 @@ class BulkSend:
         return self.pop()
 
     def pop(self) -> Delivery:
-        """Tell of one, which makes room for another."""
+        """Return a delivery that is ready, which makes room for another message."""
         delivery = self.ready.popleft()
         self._octets -= self._sizes.popleft()
         if self._room is not None and 2 * len(self.ready) < self._limit:
@@ -367,18 +368,18 @@ class BulkSend:
         return delivery
 
     async def news(self) -> None:
-        """Until there is something to tell, or all is over."""
+        """Wait until there is something to tell, or all is known."""
         if not self.ready and not self.done:
             await self.change()
 
     async def change(self) -> None:
-        """Wait until `settled` finds something new.  Several may wait."""
+        """Wait until `settled` finds something new.  Several tasks may wait."""
         if self._news is None or self._news.done():
             self._news = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._news)
 
     def _end(self, untold: Iterable[Delivery] = ()) -> None:
-        """Everything is known.  Raises what the iterable raised; `untold` is for `drain` then."""
+        """End it, as all is known; raise what the iterable raised, and leave `untold` to `drain` then."""
         error, self.error = self.error, None
         self._manager.left(self, untold if error is not None else ())
         if error is not None:
@@ -412,14 +413,14 @@ class BulkSend:
             self.settled()
 
     def bereaved(self) -> None:
-        """Where the loop that it was begun in is closed, nothing goes on."""
+        """Stop, if the event loop that it was begun in is closed: nothing goes on there."""
         if self._loop is not None and self._loop.is_closed():
             if isinstance(self.error, asyncio.CancelledError):  # as all tasks are at the end of a loop
                 self.error = SMTPStateError("not all was taken: the event loop was closed")
             self.stop()
 
     def forget(self) -> None:
-        """The same as `abandon`, in any thread, and though the loop may be closed."""
+        """Do what `abandon` does, in any thread, and though the event loop may be closed."""
         here = None
         with contextlib.suppress(RuntimeError):
             here = asyncio.get_running_loop()
@@ -430,11 +431,11 @@ class BulkSend:
                 self._loop.call_soon_threadsafe(self.abandon)
 
     def abandon(self, items: Iterable[QueuedMessage | Delivery] = (), told: Iterable[Delivery] = ()) -> None:
-        """Nobody will ask any more.
+        """Stop, as nobody will ask any more, and leave all deliveries to `drain`.
 
         Args:
-            items: what came of the iterable, prepared, and was not put.
-            told: what was told, and reached nobody.
+            items: items of the iterable, prepared, that were not put.
+            told: deliveries that were told, and reached nobody.
         """
         self.stop()
         for delivery in reversed(list(told)):
@@ -446,7 +447,7 @@ class BulkSend:
         self.settled()
 
     async def rest(self) -> list[Delivery]:
-        """Stop, wait for what is in flight, and give what nobody has taken."""
+        """Stop, wait for what is in flight, and return the deliveries that nobody has taken."""
         self.bereaved()
         self.stop()
         while not self.done:
@@ -470,19 +471,19 @@ class Deliveries(AsyncIterator[Delivery]):
         return self
 
     async def __anext__(self) -> Delivery:
-        """What became of another message."""
+        """Return the next delivery."""
         bulk = self._bulk
         if bulk.ready:
             return bulk.pop()
         messages = self._messages
-        del self  # else who cancels the loop has it in the traceback, and it is not known that the loop was left
+        del self  # else the traceback of a cancelled loop refers to it, and nobody would know that the loop was left
         return await bulk.next(messages)
 
     async def aclose(self) -> list[Delivery]:
         """Take no more messages, and wait for those in flight.
 
         Returns:
-            What became of the messages that the loop was not told of.  What was not begun is `not_sent`.
+            The deliveries that the loop was not told.  Messages that were not begun are `not_sent`.
         """
         return await self._bulk.rest()
 

@@ -30,26 +30,26 @@ __all__ = ["ConnectionState", "PooledConnection", "PooledLMTPConnection", "make_
 STALE = 1.0
 """Seconds without traffic after which a connection may be dead without our knowing.
 
-The next message's content waits for the reply to its envelope then: one round trip more, but if there is none, it is
-known that the server does not have the message.
+The next message's content waits for the reply to its envelope then, which costs a round trip.  If the envelope is never
+answered, the content was not written: the message is not_sent instead of in_doubt.
 """
 
 SILENT, SLOWER = 1.0, 10.0
 """A connection that has been silent for so many seconds, and so many times as long as a message took, may hang."""
 
 FEW = 10
-"""Messages on a connection for which the probe of BDAT is not worth its round trip."""
+"""If a connection takes no more messages than so many, the probe of BDAT is not worth its round trip."""
 
 AHEAD = 0.02
 SHALLOW, DEEP = 4, 16
-"""Messages given to a connection where they go one by one: what it does in 20 ms, and so many at least and at most.
+"""How many messages a connection is given if they go one by one: as many as it sends in 20 ms, from 4 to 16.
 
 The next but one has to be there when the next one's content is written, or a round trip is lost.
 """
 
 
 _carried: contextvars.ContextVar[DeliveryRequest] = contextvars.ContextVar("_carried")
-"""What the current task carries."""
+"""The request that the current task sends."""
 
 
 class ConnectionState(enum.Enum):
@@ -150,7 +150,7 @@ class PooledConnection(AsyncSMTP):
 
     @property
     def session(self) -> Session:
-        """The protocol state."""
+        """The state of the protocol."""
         return self._session
 
     async def open(self) -> None:
@@ -168,7 +168,7 @@ class PooledConnection(AsyncSMTP):
             self.state = SERVING
 
     def _heed_most_messages(self, announced: int | None) -> None:
-        """Heed MAILMAX (RFC 9422 §3): the probe has a MAIL, too, and is not worth its while for a few messages."""
+        """Heed MAILMAX (RFC 9422 §3): the probe of BDAT has a MAIL, too, and is not made if there are only a few."""
         if announced is None:
             return
         session = self._session
@@ -179,7 +179,7 @@ class PooledConnection(AsyncSMTP):
         self.at_most(announced - probes)
 
     def at_most(self, messages: int | None) -> None:
-        """It takes no more messages than so many, if that is known."""
+        """Limit the messages that it is given; None: no limit is known."""
         if messages is not None:
             self.limit = messages if self.limit is None else min(messages, self.limit)
 
@@ -187,7 +187,7 @@ class PooledConnection(AsyncSMTP):
 
     @property
     def load(self) -> int:
-        """How many messages are under way on it."""
+        """How many messages are under way on it; our own RSET does not count."""
         return self._session.load + self._carried - self._tidying
 
     @property
@@ -245,7 +245,7 @@ class PooledConnection(AsyncSMTP):
         return self.usable and now < self.silent_at(now)
 
     def most_recipients(self, now: float) -> int | None:
-        """How many recipients a transaction may have (RFC 9422 §3, RFC 5321 §4.5.3.1.10), as far as it is known."""
+        """Return how many recipients a transaction may have, or None (RFC 9422 §3, RFC 5321 §4.5.3.1.10)."""
         known, learnt = self._recipients, self.relay.most_recipients(now)
         return min(known, learnt) if known and learnt else known or learnt
 
@@ -310,7 +310,7 @@ class PooledConnection(AsyncSMTP):
             self._done(exchange)
 
     def _done(self, exchange: Exchange[Any]) -> None:
-        """The exchange of a request is done."""
+        """Note how the exchange of a request ended."""
         request: DeliveryRequest = exchange.owner
         request.outcome, request.error = exchange.result, exchange.error
         if self._event_log is not None:
@@ -345,7 +345,7 @@ class PooledConnection(AsyncSMTP):
             self._carried += 1
 
     def _carried_off(self, request: DeliveryRequest, task: asyncio.Task[None]) -> None:
-        """The task is over.  One that is cancelled before its first step does not come to know."""
+        """Note that the task of a request has ended: one that was cancelled before it began could not do so."""
         if task.cancelled() and request.error is None:
             request.error = asyncio.CancelledError()
         if not self._session.overlap:  # it has learnt that
@@ -357,12 +357,12 @@ class PooledConnection(AsyncSMTP):
     # ---- between messages -------------------------------------------------------------------
 
     def alone(self) -> None:
-        """The relay takes no transaction behind an unanswered message: they go one by one from now on."""
+        """Send messages one by one from now on: the relay takes no transaction behind an unanswered message."""
         self._session.overlap = self.relay.overlap = False
         self._depth = min(self._depth, SHALLOW)
 
     def measure(self, now: float, answered: int) -> None:
-        """So many messages were answered since it was asked last, or became busy."""
+        """Measure its speed by the messages that were answered since the last time, or since it became busy."""
         self.answered += answered
         each = (now - self.busy_since) / answered
         self.busy_since = self.idle_since = now
@@ -375,9 +375,9 @@ class PooledConnection(AsyncSMTP):
             self._depth = max(SHALLOW, min(DEEP, round(AHEAD / max(self.service, 1e-6))))
 
     def tidy(self) -> None:
-        """Where a refused message may have left a transaction open on an idle connection: RSET.
+        """Send RSET on an idle connection, if a refused message may have left a transaction open.
 
-        A server that says no to it is out of step (Exim takes the rest of a chunk that was too large for commands).
+        A server that refuses RSET is out of step (Exim takes the rest of a chunk that was too large for commands).
         """
         session = self._session
         if session.idle and not session.clean and not session.closed:
@@ -397,7 +397,7 @@ class PooledConnection(AsyncSMTP):
             self.close()
 
     def orphaned(self) -> None:
-        """The event loop was closed.  What is under way is ended, without the transport, which cannot do anything."""
+        """End what is under way, as the event loop was closed, without the transport, which cannot do anything."""
         session = self._session
         session.on_output = session.on_chunking = lambda: None
         session.notify = _tell
@@ -433,6 +433,6 @@ def make_connection(
 
 
 def _tell(exchange: Exchange[Any]) -> None:
-    """As a session's `notify`: what waits for a future in a loop that is closed is not told."""
+    """Tell of an exchange, as a session's `notify`, but no future: its event loop is closed."""
     if exchange.on_done is not None:
         exchange.on_done(exchange)

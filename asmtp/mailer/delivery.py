@@ -1,4 +1,4 @@
-"""What callers are told of a message, Receipt and Delivery, and what is told by an exception."""
+"""What callers are told of a message, by a Receipt, a Delivery or an exception."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["Delivery", "Receipt", "own_copy", "refusals", "replies_of", "state_o
 
 @dataclass(slots=True)
 class Receipt:
-    """A server has taken a message, for one recipient at least.
+    """Proof that a server has taken a message, for at least one recipient.
 
     Attributes:
         accepted: the recipients it was taken for, and the replies that said so.  A reply is (code, text), with
             ``enhanced``, the enhanced status code.
         refused: the recipients it was not taken for, and the replies that said so.
-        failed: the recipients of whom neither is known, with the exception whose `state` tells what is.  Empty unless
-            the message took several transactions and one of them came to nothing.
+        failed: recipients whose outcome is unknown, and the exception (its `state` says "not_sent" or "in_doubt").
+            It is empty unless the message took several transactions, and one of them failed.
         reply: the server's reply to the end of the content; of the last transaction, if it took several.
-        relay: who took it, ``"host:port"``.
-        attempts: how often it was tried, 1 where nothing went wrong.
+        relay: the server that took it, ``"host:port"``.
+        attempts: how many times it was tried: 1 if nothing went wrong.
         started, finished: when it was given to the mailer, and when the last reply was in; seconds, as `time.time()`.
     """
 
@@ -43,20 +43,20 @@ class Receipt:
 
     @property
     def complete(self) -> bool:
-        """Whether it was taken for every recipient."""
+        """Whether the message was taken for every recipient."""
         return not self.refused and not self.failed
 
 
 @dataclass(slots=True)
 class Delivery:
-    """What became of one message of :meth:`~asmtp.AsyncMailer.send_all`.
+    """The outcome of one message of :meth:`~asmtp.AsyncMailer.send_all`.
 
     Attributes:
         item: what the iterable gave.
-        envelope: sender and recipients; None where the item could not be read as a message.
+        envelope: sender and recipients; None if the item could not be read as a message.
         state: ``"sent"``, ``"refused"``, ``"not_sent"`` or ``"in_doubt"``, as :attr:`asmtp.SMTPException.state`.
-        receipt: where the server took it, for one recipient at least.
-        error: why it was not sent, or is in doubt.
+        receipt: the server's receipt, if it took the message for at least one recipient.
+        error: why the message was not sent, or is in doubt.
     """
 
     item: Any = field(repr=False)  # what is in a message does not belong into logs
@@ -67,23 +67,23 @@ class Delivery:
 
     @property
     def ok(self) -> bool:
-        """Whether it was sent, to one recipient at least; `receipt.complete` tells whether to all."""
+        """Whether it was sent to at least one recipient; `receipt.complete` says whether to all."""
         return self.state == "sent"
 
 
 def state_of(error: BaseException | None) -> DeliveryState:
-    """What is known of a message that met `error`."""
+    """Return the state of a message whose last try ended in `error`, or None."""
     return "sent" if error is None else getattr(error, "state", None) or "not_sent"
 
 
 def refusals(error: SMTPRecipientsRefused) -> dict[str, Reply]:
-    """Who was refused, and the replies that did it; nobody where it was made by hand, of something else."""
+    """Return the recipients who were refused, and the replies; none if it was made by hand, of something else."""
     found = error.recipients if isinstance(error.recipients, dict) else {}
     return {who: Reply(*reply) for who, reply in found.items() if isinstance(reply, tuple)}
 
 
 def replies_of(error: BaseException) -> list[Reply]:
-    """What the server said, where an error is made of that."""
+    """Return the replies that an error was made of."""
     if isinstance(error, SMTPRecipientsRefused):
         return list(refusals(error).values())
     if isinstance(error, SMTPResponseException):
@@ -93,7 +93,7 @@ def replies_of(error: BaseException) -> list[Reply]:
 
 
 def own_copy(error: SMTPException) -> SMTPException:
-    """An exception of the caller's own, to be raised; its class is another where it is one that cannot be copied."""
+    """Return a copy of an exception for a caller to raise; an SMTPException if its class cannot be copied."""
     try:
         told = copy.copy(error)
         told.__traceback__ = None

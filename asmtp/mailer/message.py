@@ -36,10 +36,10 @@ __all__ = ["DeliveryRequest", "QueuedMessage", "RequestState", "envelope_of", "i
 
 
 def envelope_of(item: Any) -> Envelope:
-    """What `send_all` takes, as an envelope with its content.
+    """Return an item of `send_all` as an envelope with its content.
 
     Raises:
-        TypeError: it is nothing that can be sent.
+        TypeError: it cannot be sent.
         ValueError: an address is wrong, or missing.
     """
     if type(item) is tuple and len(item) == 3:
@@ -54,13 +54,13 @@ def envelope_of(item: Any) -> Envelope:
 
 
 def is_heavy(item: Any) -> bool:
-    """Whether a :class:`QueuedMessage` of it is better made off the event loop: a large email.message.Message."""
+    """Whether a :class:`QueuedMessage` of an item is better made off the event loop: a large email.message.Message."""
     message = item.content if isinstance(item, Envelope) else item[2] if type(item) is tuple and item[2:] else item
     return isinstance(message, Message) and weight(message) > PIECE
 
 
 def _each_once(envelope: Envelope) -> Envelope:
-    """A recipient that is listed twice gets the message once."""
+    """Return the envelope with each recipient once."""
     recipients = envelope.recipients
     if len(recipients) == 1 or len(set(recipients)) == len(recipients):
         return envelope
@@ -71,25 +71,25 @@ def _each_once(envelope: Envelope) -> Envelope:
 
 
 class QueuedMessage:
-    """One message on its way, and what is known of each of its recipients.
+    """One message on its way, and the account of each of its recipients.
 
     Args:
         item: what the caller gave.
         envelope: sender, recipients, and the content.
-        arrived: is called once, with this, when all is known.
+        arrived: is called once, with the message, when all is known.
         time: the same as `time.time()`.
 
     Attributes:
-        content: an email.message.Message is written as octets here, so it can be used for the next message.
+        content: what is sent; the octets of an email.message.Message, which the caller can use for the next message.
         eight_bit: the content was made of such an object, and is not for servers without 8BITMIME: see `seven_bit`.
         octets: about how much memory its content takes.
-        once: there is no second try, as the content is gone when it was sent.
+        once: the content can be read only once, so that there is no second try.
         began: the loop's time at which it was tried first, or None.
         pending: its delivery requests that are not done.
         doubted: the recipients of whom a try is in doubt, with its error, and whether it had accepted them.
 
     Raises:
-        TypeError: the content is nothing that can be sent.
+        TypeError: the content cannot be sent.
         UnicodeEncodeError: a str that is not ASCII.
     """
 
@@ -130,14 +130,14 @@ class QueuedMessage:
         self.relay = ""
 
     def seven_bit(self) -> bytes:
-        """The content for a server without 8BITMIME: 8-bit parts are re-encoded (RFC 6152 §3)."""
+        """Return the content for a server without 8BITMIME: 8-bit parts are re-encoded (RFC 6152 §3)."""
         if self._seven_bit is None:
             message = email.message_from_bytes(self.content, policy=email.policy.default)
             self._seven_bit = flatten(message, utf8=self.envelope.international, seven_bit=True)
         return self._seven_bit
 
     def took(self, outcome: Outcome, relay: str) -> None:
-        """A server took it for some of the recipients."""
+        """Enter that a server took the message for some of the recipients."""
         if self.accepted:
             self.accepted.update(outcome.accepted)
         else:
@@ -146,7 +146,7 @@ class QueuedMessage:
         self.relay = relay
 
     def failed_for(self, recipients: Iterable[str], error: Exception) -> None:
-        """It came to nothing for these."""
+        """Enter that a try has failed for these recipients."""
         if isinstance(error, SMTPRecipientsRefused):
             replies = refusals(error)
             self.refused.update(replies)
@@ -154,7 +154,7 @@ class QueuedMessage:
         self.failed.update(dict.fromkeys(recipients, error))
 
     def doubt(self, who: str, error: Exception, *, accepted: bool) -> None:
-        """Keep in mind that a recipient may have it by a try that ended in `error`.
+        """Remember that a recipient may have the message by a try that ended in `error`.
 
         Args:
             accepted: the server had accepted the recipient; else it had not answered to that.
@@ -163,7 +163,7 @@ class QueuedMessage:
         self.doubted[who] = (error, accepted or (before is not None and before[1]))
 
     def known(self, states: Collection[DeliveryState]) -> DeliveryState:
-        """What is known of it, where the rest is not waited for.
+        """Return what is known of the message at this moment.
 
         Args:
             states: those of its transactions that are under way.
@@ -179,7 +179,7 @@ class QueuedMessage:
         return next((state for state in order if state in found), "not_sent")
 
     def so_far(self, time: float) -> Receipt | None:
-        """Return the receipt where the rest is not waited for; None where nobody has it.
+        """Return the receipt at this moment, as nobody waits for the rest; None if no recipient has the message.
 
         Args:
             time: as `time.time()`.
@@ -205,7 +205,9 @@ class QueuedMessage:
         return Receipt(accepted, refused, failed, reply, relay, attempts, self.started, time)
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
-        """All is known: the receipt, or why there is none.  Both, where it was sent to some and others are in doubt.
+        """Return the receipt, or why there is none, as all is known.
+
+        Both are returned if some recipients have the message, and others are in doubt.
 
         Args:
             time: as `time.time()`.
@@ -237,7 +239,7 @@ class QueuedMessage:
         return receipt, error
 
     def _keep_doubts(self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
-        """Say of those who may have it by an earlier try that it is in doubt, whatever the last one came to."""
+        """Enter as in doubt the recipients who may have it by an earlier try, whatever the last try came to."""
         for who, error in self._doubts(accepted, refused, failed).items():
             refused.pop(who, None)
             failed[who] = error
@@ -245,9 +247,9 @@ class QueuedMessage:
     def _doubts(
         self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]
     ) -> dict[str, Exception]:
-        """Return who may have it by an earlier try, though the last one says otherwise, and how that try ended.
+        """Return the recipients who may have it by an earlier try, though the last one says otherwise, and its error.
 
-        Not a recipient that a later try has refused for good, where the earlier one had no answer to it.
+        A recipient that the server has refused for good is not in doubt, unless it had been accepted before.
         """
         found = {}
         for who, (error, was_accepted) in self.doubted.items():
@@ -258,7 +260,7 @@ class QueuedMessage:
         return found
 
     def delivery(self, time: float) -> Delivery:
-        """All is known: what `send_all` tells of it."""
+        """Return what `send_all` tells of the message, as all is known."""
         receipt, error = self.verdict(time)
         return Delivery(self.item, self.envelope, state_of(error), receipt, error)
 

@@ -25,7 +25,7 @@ __all__ = [
 def is_transient(error: Exception) -> bool:
     """Whether a message that met `error` may be sent again and may fare better.
 
-    That is where the server cannot have it and the connection was to blame, or the server said 4yz (RFC 5321 §4.2.1).
+    It may if the server cannot have it and the connection was to blame, or the server said 4yz (RFC 5321 §4.2.1).
     """
     return isinstance(error, SMTPException) and error.transient
 
@@ -34,12 +34,24 @@ def is_transient(error: Exception) -> bool:
 class Retry:
     """How often and when a message is tried again: exponential back-off with jitter.
 
-    What is tried again is what the server cannot have (`not_sent`), or refused for now (4yz).  A message that is
-    `in_doubt` is not, as it may be delivered twice then, unless you ask for it.
+    A message is tried again in three cases; :attr:`~asmtp.mailer.manager.Statistics.retried` counts all of them.
+
+    * The server cannot have it (`not_sent`), or refused it for now (4yz): after a wait, which counts as one of the
+      `attempts`.  If some of its recipients were refused for now, it is tried again for those.  A message that is
+      `in_doubt` may be delivered twice by another try, so there is none unless you ask for it.
+    * The server has reached a limit that says nothing of the message, of connections, of messages on a connection, or
+      of its rate: as soon as the limit allows it, for `within` seconds.  No attempt is counted.
+    * The server closed a connection before it saw the message, or was out of step there: at once, also with
+      ``retry=None``.  No attempt is counted.  A message is tried again so at most 3 times if the connection, which had
+      served others, ended at this message; once if the server did not let it begin; and each time if it stood behind
+      the message at which the connection ended, or behind the probe of BDAT.
+
+    What can be read only once, a file or an iterator, is not tried again.
 
     Attributes:
-        attempts: how often it is tried in all, at least 1.
-        within: seconds from the first try in which another may begin; None: without limit.
+        attempts: how many times it is tried in all, at least 1.
+        within: seconds from the first try in which another may begin; None: without limit.  With None, the server's
+            limits count as refusals, as there would be no end.
         initial: seconds before the second try.
         factor: each further wait is so many times as long.
         maximum: seconds that no wait exceeds.
@@ -71,12 +83,12 @@ class Retry:
             raise ValueError(f"retry.jitter must be from 0 to 1, not {self.jitter!r}")
 
     def delay(self, attempts: int, elapsed: float, error: Exception, chance: float) -> float | None:
-        """Seconds to wait before the next try, or None: it is over.
+        """Return the seconds to wait before the next try, or None if there is none.
 
         Args:
-            attempts: how often it was tried.
+            attempts: how many times it was tried.
             elapsed: seconds since the first try began.
-            error: what it met.
+            error: how the last try ended.
             chance: a random number from 0 to 1.
         """
         doubtful = getattr(error, "state", None) == "in_doubt"
@@ -85,7 +97,7 @@ class Retry:
         return self.wait(attempts, elapsed, chance)
 
     def wait(self, attempts: int, elapsed: float, chance: float) -> float | None:
-        """The same, where it is known that another try makes sense."""
+        """Return the same if it is known that another try makes sense."""
         if attempts >= self.attempts:
             return None
         try:
@@ -100,11 +112,11 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """A relay that cannot be reached, or takes nothing, is left alone for a while, longer each time.
+    """How long a relay is left alone that cannot be reached, or takes nothing: longer each time.
 
     Attributes:
-        failures: how often in a row it could not be reached.
-        until: when it may be tried again.
+        failures: how many times in a row it failed.
+        until: when it may be tried again; seconds, by the clock of `now`.
     """
 
     failures: int = 0
@@ -114,7 +126,7 @@ class Backoff:
     MAXIMUM = 60.0
 
     def failed(self, now: float, chance: float) -> Backoff:
-        """It could not be reached.
+        """Return the back-off after another failure.
 
         Args:
             chance: a random number from 0 to 1.
@@ -123,7 +135,7 @@ class Backoff:
         return Backoff(self.failures + 1, now + seconds * (1 - chance / 2))
 
     def expired(self, now: float) -> bool:
-        """Whether it may be tried."""
+        """Whether the relay may be tried."""
         return now >= self.until
 
 

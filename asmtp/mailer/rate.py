@@ -29,7 +29,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How much may be sent in a time.
+    """The most that may be sent in a time.
 
     Attributes:
         messages: so many each `per` seconds, or None: no limit.
@@ -52,7 +52,7 @@ class Rate:
 
     @classmethod
     def of(cls, value: str | Rate) -> Rate:
-        """From ``"100/s"``, ``"6000/min"``, ``"100 messages/s, 500 recipients/s"``, ``"1000/10min"``, or what is one.
+        """Read a rate: ``"100/s"``, ``"6000/min"``, ``"9/10min"``, ``"100 messages/s, 500 recipients/s"``, or a Rate.
 
         Raises:
             ValueError, TypeError: it is none of these.
@@ -77,9 +77,9 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class RateLimiter:
-    """A rate being kept: what may go now.  Each change is a new value.
+    """Keeps to a rate: says when the next message may go.  Each change is a new value.
 
-    It adapts: a server that says it is sent too much halves the rate, which recovers over a minute.
+    A server that says it is sent too much halves the rate, which recovers over a minute.
 
     Attributes:
         rate: the limit.
@@ -102,16 +102,16 @@ class RateLimiter:
     """The share that is left in any case."""
 
     def factor(self, now: float) -> float:
-        """The share of the rate that is in use, 0 to 1."""
+        """Return the share of the rate that is in use, 0 to 1."""
         return min(1.0, self.share + (now - self.changed) / self.RECOVERY)
 
     def wait(self, now: float) -> float:
-        """Seconds until the next message may go; 0: now."""
+        """Return the seconds until the next message may go; 0: now."""
         seconds = max(self.messages_at, self.recipients_at) - self.TOLERANCE - now
         return seconds if seconds > 1e-6 else 0.0  # less than a clock can tell is nothing
 
     def sent(self, now: float, recipients: int) -> RateLimiter:
-        """A message to so many recipients goes now."""
+        """Return the limiter after a message to so many recipients went at `now`."""
         per = self.rate.per / self.factor(now)
         messages_at, recipients_at = self.messages_at, self.recipients_at
         if self.rate.messages is not None:
@@ -121,7 +121,7 @@ class RateLimiter:
         return dataclasses.replace(self, messages_at=messages_at, recipients_at=recipients_at)
 
     def throttled(self, now: float) -> RateLimiter:
-        """The server said that it is sent too much.  Several replies within a second count once."""
+        """Return the limiter after the server said that it is sent too much.  Replies within a second count once."""
         if now - self.changed < 1.0 and self.share < 1.0:
             return self
         return dataclasses.replace(self, share=max(self.LEAST, self.factor(now) / 2), changed=now)
@@ -129,10 +129,10 @@ class RateLimiter:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveRateLimiter:
-    """A rate that nobody gave: what a server took before it said that it is sent too much.
+    """Finds a rate that nobody gave: what a server took before it said that it is sent too much.
 
     Nothing goes for a moment; then one message finds out whether more is taken, and the others follow at about what
-    was taken in a second.  The rate grows again, in case that it was not the limit.  Each change is a new value.
+    was taken in a second.  The rate grows again, in case it was not the limit.  Each change is a new value.
 
     Attributes:
         rate: messages a second, at `since`.
@@ -157,30 +157,33 @@ class AdaptiveRateLimiter:
 
     @classmethod
     def of(cls, taken: float, now: float) -> AdaptiveRateLimiter:
-        """The server said that it is sent too much, and had taken so many messages in the last second.
+        """Return the limiter after the server said that it is sent too much: it took `taken` messages in a second.
 
-        Where it had taken none, nothing is known of what it takes.
+        If it had taken none, nothing is known of what it takes.
         """
         return cls(max(1.0, cls.SHARE * taken) if taken else math.inf, now, now + cls.MOMENT)
 
     def wait(self, now: float) -> float:
-        """Seconds until the next message may go; 0: now."""
+        """Return the seconds until the next message may go; 0: now."""
         seconds = self.at - now
         return seconds if seconds > 1e-6 else 0.0
 
     def sent(self, now: float, recipients: int) -> AdaptiveRateLimiter:
-        """A message goes now; how many recipients it has does not matter, as nobody knows what counts."""
+        """Return the limiter after a message went at `now`.
+
+        The number of its recipients does not matter, as nobody knows what the server counts.
+        """
         if self.trying:
             return dataclasses.replace(self, at=now + self.MOMENT)
         rate = self.rate * 2 ** min((now - self.since) / self.DOUBLING, 20)
         return dataclasses.replace(self, at=max(self.at, now - 0.1) + 1 / rate)
 
     def took(self, now: float) -> AdaptiveRateLimiter:
-        """One was taken: the others may follow."""
+        """Return the limiter after a message was taken: the others may follow."""
         return dataclasses.replace(self, trying=False, at=min(self.at, now)) if self.trying else self
 
     def throttled(self, now: float, taken: float) -> AdaptiveRateLimiter:
-        """The server said it again; what it said to the messages that went together counts once."""
+        """Return the limiter after the server said it again; replies to messages that went together count once."""
         if self.trying and now < self.at:
             return self
         if taken:
@@ -191,7 +194,7 @@ class AdaptiveRateLimiter:
         """Whether nothing is taken at all: the message that was to find out was refused, too.
 
         Args:
-            taken: when one was taken last.
+            taken: when a message was taken last.
         """
         return self.trying and self.at > self.since + self.MOMENT and taken < self.since
 
@@ -201,10 +204,10 @@ class AdaptiveRateLimiter:
 
 
 class RateMeter:
-    """How many messages were taken in about the last second.
+    """Measures how many messages a server takes a second.
 
     Attributes:
-        last: when one was taken last.
+        last: when a message was taken last.
     """
 
     __slots__ = ("_before", "_count", "_since", "last")
@@ -214,7 +217,7 @@ class RateMeter:
         self._count = self._before = 0
 
     def took(self, now: float, count: int) -> None:
-        """So many were taken."""
+        """Count messages that were taken."""
         if now - self._since >= 1:
             self._before = self._count if now - self._since < 2 else 0
             self._since, self._count = now, 0
@@ -222,7 +225,7 @@ class RateMeter:
         self.last = now
 
     def rate(self, now: float) -> int:
-        """Messages a second."""
+        """Return the messages that were taken in about the last second."""
         if now - self._since >= 2:
             return 0
         return self._count if now - self._since >= 1 else max(self._count, self._before)

@@ -1,4 +1,4 @@
-"""A relay as the pool knows it: whether it is to be left alone, and what it takes."""
+"""A relay as the pool knows it: whether it is left alone, and how much it takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Kept", "RelayState"]
 
 ALONE = 0.5
-"""Seconds between two tries of a relay that cannot be reached, where there is no other."""
+"""Seconds between two tries of a relay that cannot be reached, if there is no other."""
 
 HANGING = 10.0
 """Seconds, at least, after which a connection that is being opened is not waited for alone; some greet after 5 s."""
@@ -34,7 +34,7 @@ LEARNT = 600.0
 _WHY = 4000  # characters of what is told of a connection: a certificate may have many names
 
 CERTAIN = 10
-"""Recipients that a server took before it said "452", which may mean other things too, without an enhanced code."""
+"""A bare 452 (no enhanced code) counts as a limit of recipients only if at least so many were accepted before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Kept:
     """What a mailer remembers of a relay from one event loop to the next.
 
     Attributes:
-        logins: what it said to logins.
+        logins: what its servers said to logins.
         chunking: what its connections have shown of BDAT.
     """
 
@@ -51,15 +51,15 @@ class Kept:
 
 
 class RelayState:
-    """A relay, and what was learnt of it.
+    """A relay, and what the pool has learnt of it.
 
     Args:
         kept: what was learnt of it before.
 
     Attributes:
-        backoff: whether it is to be left alone.
-        failed_at: the loop's time at which it could not be reached, or was of no use, last.
-        lasting: why, where that is nothing that passes: a wrong password, say.
+        backoff: until when it is left alone.
+        failed_at: the loop's time at which it last could not be reached, or was of no use.
+        lasting: why, if that does not pass by itself: a wrong password, say.
         connect, service: seconds it takes to connect, and for a message, as last seen.
         sessions: its TLS sessions, which connections resume.
         logins, chunking: see :class:`Kept`.
@@ -91,11 +91,11 @@ class RelayState:
 
     @property
     def patience(self) -> float:
-        """Seconds after which a connection that is being opened is taken to hang."""
+        """Seconds after which a connection that is being opened counts as hanging."""
         return max(HANGING, 3 * self.connect)
 
     def failed(self, now: float, error: BaseException, chance: float) -> None:
-        """It could not be reached, or is of no use.
+        """Note that it could not be reached, or is of no use.
 
         Args:
             chance: a random number from 0 to 1.
@@ -106,16 +106,16 @@ class RelayState:
         self.lasting = None if is_transient(self.no_connection(error)) else error
 
     def next_try(self, *, alone: bool) -> float:
-        """The loop's time at which it may be tried.
+        """Return the loop's time at which it may be tried.
 
         Args:
-            alone: there is no other, so that all wait for it.
+            alone: there is no other relay, so that all messages wait for it.
         """
         soon = self.failed_at + ALONE
         return soon if alone and self.lasting is None else max(soon, self.backoff.until)
 
     def no_connection(self, error: BaseException) -> SMTPException:
-        """What a message is told that there was no connection for: an exception of its own."""
+        """Return the exception for a message that got no connection, for the reason `error`."""
         if isinstance(error, SMTPException):
             told = own_copy(error)
             told.state = error.state or "not_sent"
@@ -132,37 +132,37 @@ class RelayState:
     # ---- what it takes ----------------------------------------------------------------------
 
     def most_connections(self, limit: int, now: float) -> int:
-        """How many connections it may have."""
+        """Return how many connections it may have."""
         return min(limit, self._cap) if now < self._cap_until else limit
 
     def shrink(self, connections: int, now: float) -> None:
-        """It does not take more connections than these."""
+        """Note that it takes no more connections than so many."""
         self._cap = max(1, connections)
         self._cap_until = now + SHRUNK
 
     def most_recipients(self, now: float) -> int | None:
-        """The most it takes in one transaction, as far as it is known."""
+        """Return how many recipients it takes in a transaction, or None if that is not known."""
         return self._most_recipients if now < self._recipients_until else None
 
     def crowded(self, taken: int, now: float, *, certain: bool) -> None:
-        """It took so many recipients of a transaction, and no more (RFC 5321 §4.5.3.1.10).
+        """Note that it took so many recipients in a transaction, and no more (RFC 5321 §4.5.3.1.10).
 
         Args:
-            certain: it said that they are too many.
+            certain: the server said that they are too many.
         """
         if certain or taken >= CERTAIN:
             self._most_recipients = max(1, taken)
             self._recipients_until = now + LEARNT
 
     def most_messages(self, now: float) -> int | None:
-        """The most it takes on one connection, as far as it is known."""
+        """Return how many messages it takes on a connection, or None if that is not known."""
         return self._most_messages if now < self._messages_until else None
 
     def ended(self, answered: int, now: float, *, certain: bool = False) -> None:
-        """It ended a busy connection after so many messages.  Twice after as many, that is its limit.
+        """Note that it ended a busy connection after so many messages: after as many twice, that is its limit.
 
         Args:
-            certain: it said that they are enough.
+            certain: the server said that they are enough.
         """
         if certain or answered == self._ended_after:
             self._most_messages = answered
