@@ -26,7 +26,7 @@ from asmtp.sync.driver import DrivenConnection, without_loop
 from asmtp.transport.connection import Connection
 from asmtp.transport.socketview import SocketView
 
-__all__ = ["BlockingClient", "BlockingClientSSL", "BlockingLMTPClient"]
+__all__ = ["BlockingClient", "BlockingSSLClient", "BlockingLMTPClient"]
 
 T = TypeVar("T")
 
@@ -274,7 +274,7 @@ class BlockingClient(AsyncSMTP):
         return (await self._run(what, raw=True))[0]
 
 
-class BlockingClientSSL(BlockingClient, AsyncSMTP_SSL):
+class BlockingSSLClient(BlockingClient, AsyncSMTP_SSL):
     """As :class:`~asmtp.SMTP_SSL` drives it."""
 
     _called = "SMTP_SSL"

@@ -9,7 +9,7 @@ from asmtp.client.address import LMTP_PORT, SMTP_SSL_PORT
 from asmtp.client.settings import Options
 from asmtp.protocol.hidden import hide
 from asmtp.sync.calls import DEFAULT_TIMEOUT
-from asmtp.sync.client import BlockingClientSSL, BlockingLMTPClient
+from asmtp.sync.client import BlockingLMTPClient, BlockingSSLClient
 from asmtp.sync.smtp import SMTP
 from asmtp.transport.tls import check_context, context_from_files, verifying_context
 
@@ -25,7 +25,7 @@ class SMTP_SSL(SMTP):
     """
 
     default_port = SMTP_SSL_PORT
-    _client_class = BlockingClientSSL
+    _client_class = BlockingSSLClient
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import pytest
 
 import asmtp
 from asmtp.protocol.reply import Reply
-from asmtp.sync.client import BlockingClient, BlockingClientSSL, BlockingLMTPClient
+from asmtp.sync.client import BlockingClient, BlockingLMTPClient, BlockingSSLClient
 from tests.conftest import Certificates
 from tests.fakes.background import calling
 from tests.fakes.relay import Relay
@@ -102,7 +102,7 @@ def test_what_does_not_fit_the_send_buffer_leaves(loop: asyncio.AbstractEventLoo
 
 
 def test_under_tls(loop: asyncio.AbstractEventLoop, certificates: Certificates) -> None:
-    facade = Facade(loop, BlockingClientSSL(local_hostname="client.example", ssl_context=certificates.trusting))
+    facade = Facade(loop, BlockingSSLClient(local_hostname="client.example", ssl_context=certificates.trusting))
     with relay_at(tls=certificates.server) as relay:
         facade.connect("127.0.0.1", relay.port)
         assert facade(facade.client.sendmail("a@b.example", "c@d.example", "x" * 300_000)) == {}
