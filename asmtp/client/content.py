@@ -33,11 +33,12 @@ WHOLE = 1 << 16
 """Octets up to which content goes with its envelope in one write; more waits until the envelope is accepted."""
 
 
-async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tuple[Body, Pieces]:
+async def body_of(content: Content, offload: Offload, *, eight_bit: bool, utf8: bool = False) -> tuple[Body, Pieces]:
     """Return the body for a transaction, and the pieces to stream if the body does not hold the content itself.
 
     Args:
         eight_bit: the server takes 8-bit content; if not, a message object is re-encoded.
+        utf8: write UTF-8 in the header fields of a message object, as it is sent with SMTPUTF8.
 
     Raises:
         TypeError: the content is of no kind that can be sent.
@@ -45,7 +46,7 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool) -> tup
         OSError: a file cannot be opened.
     """
     if isinstance(content, Message):
-        content = await _flattened(content, offload, eight_bit=eight_bit)
+        content = await _flattened(content, offload, eight_bit=eight_bit, utf8=utf8)
     if isinstance(content, str):
         content = to_octets(content)
     if isinstance(content, memoryview):
@@ -116,10 +117,13 @@ def whole(octets: bytes) -> Body:
     return Body(octets, wire_size(octets), eight_bit=not octets.isascii())
 
 
-async def _flattened(message: Message[Any, Any], offload: Offload, *, eight_bit: bool) -> bytes:
-    octets: bytes = await offload(flatten, message) if weight(message) > PIECE else flatten(message)
+async def _flattened(message: Message[Any, Any], offload: Offload, *, eight_bit: bool, utf8: bool) -> bytes:
+    def flattened() -> bytes:
+        return flatten(message, utf8=utf8)
+
+    octets: bytes = await offload(flattened) if weight(message) > PIECE else flattened()
     if not eight_bit and not octets.isascii():
-        octets = await offload(lambda: flatten(message, seven_bit=True))
+        octets = await offload(lambda: flatten(message, utf8=utf8, seven_bit=True))
     return octets
 
 

@@ -35,7 +35,12 @@ T = TypeVar("T")
 
 
 class Link:
-    """The base of every client: one connection after the other, with the same settings."""
+    """The base of every client: one connection after the other, with the same settings.
+
+    A pool's connection and a facade's client override steps of it: `_made` (there is a connection now, which is not
+    connected yet), `_greet`, `_keep_chunking`, `_new_session`, `_shown` and `_audit`; and of :class:`~asmtp.AsyncSMTP`
+    `_welcome`, of :class:`~asmtp.client.commands.Commands` `_name_under_tls`.
+    """
 
     default_port = SMTP_PORT
     default_tls: TLSMode | None = None

@@ -258,7 +258,9 @@ class AsyncSMTP(Commands):
             return await self._transact(envelope, whole(msg), None)
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
-        body, pieces = await body_of(msg, self._environment.offload, eight_bit=self.has_extn("8bitmime"))
+        body, pieces = await body_of(
+            msg, self._environment.offload, eight_bit=self.has_extn("8bitmime"), utf8=envelope.international
+        )
         try:
             return await self._transact(envelope, body, pieces)
         finally:

@@ -395,6 +395,23 @@ async def test_smtputf8_only_where_a_local_part_needs_it() -> None:
         assert relay.letters[1].parameters == "size=4 SMTPUTF8 BODY=8BITMIME"
 
 
+async def test_an_address_of_a_header_is_no_encoded_word_where_there_is_smtputf8() -> None:
+    """RFC 2047 §5: an encoded word must not stand in an address; with SMTPUTF8, the field is in UTF-8 (RFC 6532)."""
+    made = EmailMessage()
+    made["From"] = author = "jürgen@example.com"
+    made["To"] = WHO[0]
+    made["Subject"] = "Grüße"
+    made.set_content("hi\n")
+    async with relaying(Relay()) as relay, client(relay) as smtp:
+        await smtp.sendmail(author, WHO, made)
+        await smtp.send_message(made)
+        for letter in relay.letters:
+            assert "From: jürgen@example.com\r\n".encode() in letter.content
+            assert "Subject: Grüße\r\n".encode() in letter.content
+        await smtp.sendmail(SENDER, WHO, made)  # nothing asks for SMTPUTF8
+        assert relay.letters[2].content.isascii()
+
+
 async def test_smtputf8_where_it_is_not_offered() -> None:
     async with relaying(Relay(common=("8BITMIME",))) as relay, client(relay) as smtp:
         for who in ((SENDER, "bärbel@y.example"), ("bärbel@x.example", WHO)):
