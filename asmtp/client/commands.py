@@ -87,8 +87,7 @@ class Commands(AuthObjects, Link):
         """
         line = command(cmd, args, argument="cmd", encoding=self.command_encoding, secret=self.in_challenge)
         replies = await self._run(dialogue.raw_write(self._session, line, command=True), raw=True)
-        reply: Reply = replies[0]
-        return reply
+        return replies[0]
 
     async def helo(self, name: str = "") -> Reply:
         """Say HELO (RFC 5321 §4.1.1.1), with the name of this machine unless another is given."""

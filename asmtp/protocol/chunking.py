@@ -150,7 +150,7 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
     group = Group(b"".join([line for line, _ in lines]), tuple([trigger for _, trigger in lines]))
     verdict = Chunking.SHOWN
     replies: list[Reply] = yield group
-    reply: Reply = replies[-1]
+    reply = replies[-1]
     for number, stage in enumerate(stages):
         if number:
             reply = yield from _next(session)
@@ -178,7 +178,7 @@ def _one_by_one(session: Session, stages: Stages) -> Generator[Group, Any, Chunk
         for line, trigger in stage:
             group = Group(line, (trigger,))
             replies: list[Reply] = yield group
-            reply: Reply = replies[0]
+            reply = replies[0]
             _check_in_step(session, reply)
             if trigger is Trigger.mail and not reply.ok:
                 verdict = _worse(verdict, Chunking.INCONCLUSIVE)
@@ -217,7 +217,7 @@ def _next(session: Session, line: bytes = b"") -> Generator[Group, Any, Reply]:
         line: a command to write before.  The next reply may still be to what was written in front of it.
     """
     replies: list[Reply] = yield Group(line, (Trigger.other,) if line else (), more=True)
-    reply: Reply = replies[0]
+    reply = replies[0]
     _check_in_step(session, reply)
     return reply
 
@@ -240,7 +240,7 @@ def _until_help(session: Session) -> Generator[Group, Any, None]:
     """
     group = Group(b"help\r\n", (Trigger.other,), more=True)
     replies: list[Reply] = yield group
-    reply: Reply = replies[0]
+    reply = replies[0]
     answers = 0
     while reply.code == 250:
         answers += 1

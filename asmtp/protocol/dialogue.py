@@ -73,7 +73,7 @@ def hello(session: Session, verb: str, name: str) -> Dialogue[Reply]:
     if verb.lower() != "helo":
         session.extensions = Extensions()
     replies: list[Reply] = yield group
-    reply: Reply = replies[0]
+    reply = replies[0]
     if reply.ok:
         # RFC 5321 §4.1.4: a server clears its buffers at EHLO "exactly as if a RSET command had been issued".
         session.mark_clean(group)

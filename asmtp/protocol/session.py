@@ -311,7 +311,7 @@ class Session:
     # ---- dialogues --------------------------------------------------------------------------
 
     def _may_start(self, exchange: Exchange[Any]) -> bool:
-        if self.paused or self.error is not None:
+        if self.paused or not self.writable:
             return False
         if not self._owed:
             return True
