@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TOP = "asmtp.mailer.mailer"
-MOST = 12
-"""Modules in the longest chain today.  The aim is 11: lower this with each module that leaves the chain."""
+MOST = 11
+"""Modules in the longest chain."""
 
 
 def file_of(module: str) -> Path | None:

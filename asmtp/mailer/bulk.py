@@ -214,7 +214,7 @@ class BulkSend:
         return await call_in_thread(self.prepared, item, abandon=True)
 
     def _pulled(self, task: asyncio.Task[None]) -> None:
-        """The iterable has come to its end, or its task has: take no more messages."""
+        """Take no more messages, as the task that asks the iterable has ended."""
         if not task.cancelled():
             self.error = task.exception()
             if isinstance(self.error, StopAsyncIteration):  # as a generator does: else it would be taken for the end
@@ -291,7 +291,7 @@ class BulkSend:
 
     @property
     def stopping(self) -> asyncio.Task[None] | None:
-        """The task that asks the iterable and was cancelled, until it has ended."""
+        """The task that asks the iterable, if it was cancelled and has not ended."""
         return self._task if self.state is STOPPING else None
 
     @property

@@ -352,7 +352,7 @@ def _relays(
     timeouts: float | Timeouts | EllipsisType | None,
     options: RelayOptions,
 ) -> list[Relay]:
-    """The relays, with the options that are to hold for all.
+    """Return the relays, with the options that are to hold for all.
 
     Raises:
         ValueError, TypeError: one is wrong.

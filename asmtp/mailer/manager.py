@@ -178,7 +178,7 @@ class QueueManager:
             queue.give_up(lambda request: request.message.arrived is bulk.arrived)
 
     def left(self, bulk: BulkSend, deliveries: Iterable[Delivery]) -> None:
-        """A bulk send is done; nobody has taken these deliveries."""
+        """Forget a bulk send that is done, and keep the deliveries that nobody has taken."""
         self._bulk_sends.discard(bulk)
         self._unclaimed += deliveries
 
@@ -189,7 +189,7 @@ class QueueManager:
         return unclaimed
 
     def _settled(self) -> None:
-        """A batch of messages was judged."""
+        """Let the bulk sends see to a batch of messages that was judged."""
         for bulk in list(self._bulk_sends):
             bulk.settled()
 
@@ -208,7 +208,7 @@ class QueueManager:
         return None
 
     def _bereaved(self, queue: DeliveryQueue) -> None:
-        """Its loop was closed, as between one asyncio.run() and the next, and the connections went with it."""
+        """End a queue whose event loop was closed, as between one asyncio.run() and the next."""
         self._queue = None
         queue.orphaned()
         self._retried += queue.retried

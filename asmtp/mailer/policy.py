@@ -171,16 +171,16 @@ def any_throttling(replies: Iterable[Reply]) -> bool:
 
 
 class Limit(enum.Enum):
-    """What a server has enough of."""
+    """A limit that a server has reached."""
 
     CONNECTIONS = "connections"
-    """There are too many: this one is of no use."""
+    """There are too many connections: this one is of no use."""
     MESSAGES = "messages"
-    """This connection has taken as many as it takes, and the server says so."""
+    """This connection has taken as many messages as it takes, and the server says so."""
     SENDER = "sender"
-    """It may be that, and it may be about this sender."""
+    """It may be that limit, or the server may refuse this sender."""
     RATE = "rate"
-    """It is sent too much at a time."""
+    """The server is sent too much at a time."""
 
 
 _ENOUGH = re.compile(
@@ -191,7 +191,7 @@ _ENOUGH = re.compile(
 
 
 def _kind(reply: Reply) -> Limit | None:
-    """What one reply says by its words, its code, and its enhanced code."""
+    """Return the limit that one reply tells of by its words, its code, and its enhanced code."""
     if not 400 <= reply.code <= 499:
         return None
     # Office 365: "432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded".
@@ -204,10 +204,10 @@ def _kind(reply: Reply) -> Limit | None:
 
 
 def limit_of(error: BaseException, taken: int) -> Limit | None:
-    """Which limit of the server a message met, if it did.
+    """Return the limit of the server's that a message met, if it did.
 
     Args:
-        error: what it met.
+        error: how its try ended.
         taken: how many messages the connection took before.
     """
     if isinstance(error, SMTPServerDisconnected):  # it was written behind another that was told

@@ -55,7 +55,7 @@ class Line(Protocol):
         """Judge a request whose try has ended."""
 
     def settled(self) -> None:
-        """A batch of them was judged, and others are on their way."""
+        """Tell those who wait that a batch was judged, and others are on their way."""
 
     def refill(self) -> None:
         """Put the requests of a batch that are tried again at once at the head of the line."""
@@ -119,7 +119,7 @@ class Pool:
 
     @property
     def last_taken(self) -> float:
-        """The loop's time at which a message was taken last."""
+        """The loop's time at which the last message was taken."""
         return self._meter.last
 
     # ---- what to do next --------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Pool:
                 task.cancel()
 
     def _not_opened(self, opening: Opening, error: BaseException) -> None:
-        """A connection could not be opened: see whether there will be another for those who wait."""
+        """Note that a connection could not be opened, and turn away the messages that will get no other."""
         now = self.loop.time()
         relay = opening.relay
         here = sum(each.relay is relay and not each.retiring for each in self.connections)
@@ -284,7 +284,7 @@ class Pool:
         return now if all(other.hangs(now) for other in self._opening.values()) else failed.begun
 
     def _on_lost(self, connection: PooledConnection) -> None:
-        """A connection is gone; what it means is judged when it is known how much it answered."""
+        """Keep a lost connection until it is known how much it answered: see `_bury`."""
         if connection in self.connections:
             self.connections.remove(connection)
             self._lost.append(connection)
@@ -346,7 +346,7 @@ class Pool:
             self._limiter = limiter.throttled(now, self._meter.rate(now))
 
     def distrust(self, relay: RelayState, error: Exception) -> None:
-        """A relay takes connections, but no messages: another one, if there is any, should serve for a while."""
+        """Have another relay serve for a while, if there is one, as this one takes connections, but no messages."""
         if len(self.relays) > 1:
             relay.failed(self.loop.time(), error, random.random())
             for connection in self.connections:
@@ -354,7 +354,7 @@ class Pool:
                     self._retire(connection)
 
     def crowded(self, connection: PooledConnection, why: Exception) -> None:
-        """A relay has too many connections: this one is used no more, and so many as are left are enough."""
+        """Use a connection no more, as its relay has too many, and open no more than are left."""
         connection.retire()  # and `_care` closes it
         now, relay = self.loop.time(), connection.relay
         left = sum(other.relay is relay and not other.retiring for other in self.connections)
@@ -364,7 +364,7 @@ class Pool:
             relay.failed(now, why, random.random())
 
     def heed_end(self, connection: PooledConnection, messages: int, *, certain: bool = False) -> None:
-        """A relay takes so many messages on a connection, and ends it, or says so."""
+        """Note that a relay has ended a connection after so many messages, or says that it takes no more."""
         relay, now = connection.relay, self.loop.time()
         relay.ended(messages, now, certain=certain)
         for other in self.connections:
@@ -372,7 +372,7 @@ class Pool:
                 other.at_most(relay.most_messages(now))
 
     def alone(self, connection: PooledConnection) -> None:
-        """A relay takes no transaction behind an unanswered message: Haraka says 503 to its RSET, Courier loses it."""
+        """Send a relay one message at a time: it refuses a RSET behind an unanswered one, or loses it (Courier)."""
         for other in {connection, *self.connections}:
             if other.relay is connection.relay:
                 other.alone()
@@ -380,7 +380,7 @@ class Pool:
     # ---- tries that have ended --------------------------------------------------------------
 
     def finish(self, request: DeliveryRequest) -> None:
-        """A try has ended; it is judged together with others, behind what is being read."""
+        """Have a try judged that has ended, together with others, behind what is being read."""
         if request.state is not DONE:
             request.state = ENDED
         self._ended.append(request)
@@ -439,7 +439,7 @@ class Pool:
         return list(answered)
 
     def _heed_taken(self, request: DeliveryRequest, relay: RelayState, now: float) -> None:
-        """A message was taken, which says something of its relay, too."""
+        """Note that a relay takes messages, as it took one that it had refused, or that came after failures."""
         relay.backoff = Backoff()
         if request.spent and len(self.relays) == 1:  # it was the connection, not the sender
             relay.ended(request.spent, now)
@@ -478,7 +478,7 @@ class Pool:
         self.queue.close()
 
     def orphaned(self) -> None:
-        """The loop was closed, and the connections with it: what is under way is handed back at once."""
+        """End what is under way at once: the event loop was closed, and the connections with it."""
         self._closed = self._sweeping_soon = True  # nothing can be put off any more
         for connection in self.connections:
             connection.orphaned()

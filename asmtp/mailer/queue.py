@@ -236,7 +236,7 @@ class DeliveryQueue:
             self._pool.finish(request)
 
     def settled(self) -> None:
-        """A batch of requests was judged, and others are on their way."""
+        """Tell those who wait that a batch was judged, and others are on their way."""
         self._on_settled()
         if self._quiet is not None and not self.in_flight and not self._quiet.done():
             self._quiet.set_result(None)
@@ -268,7 +268,7 @@ class DeliveryQueue:
         self._close(request)
 
     def _close(self, request: DeliveryRequest) -> None:
-        """A request is done: its message's account has what became of it."""
+        """Close a request: its message's account has what became of it."""
         request.state = DONE
         message = request.message
         message.pending.remove(request)
@@ -277,7 +277,7 @@ class DeliveryQueue:
             message.arrived(message)
 
     def _give_up(self, request: DeliveryRequest) -> None:
-        """A request that is on no connection is not tried any more."""
+        """End a request that is on no connection."""
         error = request.error
         if not isinstance(error, Exception):
             error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
@@ -286,7 +286,7 @@ class DeliveryQueue:
         self._close(request)
 
     def _refused_for_some(self, request: DeliveryRequest, outcome: Outcome, relay: RelayState) -> None:
-        """A message was taken, but not for everyone: some may get a transaction of their own."""
+        """Give the recipients whom the server did not take another transaction, if that makes sense."""
         message, refused = request.message, outcome.refused
         others = SMTPRecipientsRefused({who: reply for who, reply in refused.items() if not too_many_recipients(reply)})
         limit = limit_of(others, 0)

@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from asmtp.mailer.rate import AdaptiveRateLimiter, RateLimiter
@@ -184,7 +184,7 @@ def decide(view: View[K], now: float) -> Decision[K]:
     # What is being opened has no room, and is not chosen.
     candidates: list[K | _Awaited] = [*serving, *(_Awaited(each.left(now), relay.service) for each in trying)]
     chosen, opened = assign(candidates, allowed, spare, relay.connect, relay.service)
-    decision.assign = chosen  # type: ignore[assignment]
+    decision.assign = cast("list[K]", chosen)
     if len(chosen) == allowed and sum(each.room for each in serving) > allowed:
         decision.short_since = math.inf
     elif opened or opening or view.short_since == math.inf:

@@ -270,6 +270,17 @@ async def test_a_connection_that_ends_as_it_is_used(end: str, shape: tuple[str, 
         assert len(relay.guests) == 4
 
 
+async def test_what_is_tried_again_silently_is_counted(shape: tuple[str, ...]) -> None:
+    """Also without a Retry: the server closes a connection that has served, before it sees the message."""
+    relay = Door(shape)
+    relay.tired = 2
+    async with relaying(relay), mailer(relay, connections=1, retry=None) as posting:
+        for number in range(3):
+            assert (await one(posting, number)).attempts == 1
+        assert posting.stats.retried == 1
+        assert relay.numbers == [0, 1, 2]
+
+
 @pytest.mark.virtual_clock
 async def test_all_of_them_end_as_they_are_used() -> None:
     async with relaying(Door(latency=0.1)) as relay, mailer(relay, connections=3, retry=None) as posting:
