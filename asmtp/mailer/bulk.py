@@ -461,7 +461,7 @@ class BulkSend:
 
 
 class Deliveries(AsyncIterator[Delivery]):
-    """What `send_all` returns: an async iterator of :class:`~asmtp.Delivery`."""
+    """The result of `send_all`: an async iterator of :class:`~asmtp.Delivery`."""
 
     def __init__(self, bulk: BulkSend, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
         self._bulk = bulk

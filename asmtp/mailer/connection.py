@@ -53,7 +53,7 @@ _carried: contextvars.ContextVar[DeliveryRequest] = contextvars.ContextVar("_car
 
 
 class ConnectionState(enum.Enum):
-    """What a pool does with a connection.
+    """The states of a pool's connection.
 
     ======== ============================================================= ==========
     state    what happens                                                  next state
@@ -82,7 +82,7 @@ class PooledConnection(AsyncSMTP):
     """An open connection, what it has done, and how much more it can be given.
 
     Args:
-        relay: where to.
+        relay: where it leads.
         on_ended: is called with each request whose try has ended here.
         on_lost: is called when the connection is gone.
         on_probed: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.

@@ -1,4 +1,4 @@
-"""What callers are told of a message, by a Receipt, a Delivery or an exception."""
+"""The outcome of a message as callers are told: a Receipt, a Delivery or an exception."""
 
 from __future__ import annotations
 

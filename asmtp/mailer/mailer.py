@@ -32,7 +32,7 @@ __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_
 
 
 class RelayOptions(SharedOptions, total=False):
-    """What may be said of all relays at once, over what their URLs say: see :class:`~asmtp.Relay`."""
+    """Options that may be given for all relays at once, and override those of their URLs: see :class:`~asmtp.Relay`."""
 
     local_hostname: str | None
     source_address: tuple[str, int] | None
@@ -63,10 +63,10 @@ class AsyncMailer:
         relay: a URL, such as ``"smtps://user:secret@smtp.example.com"``, a :class:`~asmtp.Relay`, or several of them:
             the first that can be reached is used.  By default what the environment has in ASMTP_URL.
         connections: how many connections may be open.  They are opened as the load asks.
-        window: how many messages may be unanswered on one of them, where the server allows that; by default what the
+        window: how many messages may be unanswered on one of them, if the server allows that; by default what the
             URL says, or else 100.
         rate: the most that may be sent, such as ``"100/s"``, or a :class:`~asmtp.Rate`.  It is lowered for a while
-            where the server says that it is sent too much.
+            if the server says that it is sent too much.
         retry: what is tried again, and when; None: nothing is.
         timeouts: seconds for every phase, None for no limits, or :class:`~asmtp.Timeouts`; by default what the URL
             says, or else ``Timeouts()``.
@@ -139,7 +139,7 @@ class AsyncMailer:
 
     @property
     def stats(self) -> Statistics:
-        """What it is doing, and has done."""
+        """Counts of what the mailer is doing, and has done."""
         return self._manager.stats
 
     # ---- what people call -------------------------------------------------------------------
@@ -164,13 +164,13 @@ class AsyncMailer:
             sender, recipients: by default those of the message's headers.
             mail_options: ESMTP parameters for MAIL.
             rcpt_options: ESMTP parameters for every RCPT.
-            require_all: raise SMTPRecipientsRefused where a recipient is refused, though others have the message;
-                its `state` is "sent" then, and its `receipt` tells for whom.
+            require_all: raise SMTPRecipientsRefused if a recipient is refused, though others have the message;
+                its `state` is "sent" then, and its `receipt` says for whom.
             timeout: seconds for the whole, waiting in line and all tries included; None: without limit.
             requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
 
         Returns:
-            Who has it and who has not, and what the server said.
+            The recipients that the message was taken for, those it was not taken for, and the server's replies.
 
         Raises:
             SMTPRecipientsRefused, SMTPSenderRefused, SMTPDataError: the server said no, in the end.
@@ -179,7 +179,7 @@ class AsyncMailer:
             SMTPTimeoutError: the seconds of `timeout`, or of a phase, were over; `state` tells as well.
             SMTPException: as :class:`~asmtp.AsyncSMTP` raises them.
             SMTPStateError: the mailer was closed.
-            asyncio.CancelledError: the caller was cancelled; it has a `state`, too, and a `receipt` where some of the
+            asyncio.CancelledError: the caller was cancelled; it has a `state`, too, and a `receipt` if some of the
                 recipients have it by then.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
@@ -239,7 +239,7 @@ class AsyncMailer:
         """Send many messages, and tell of each what became of it.
 
         It pulls messages as they can be sent, and never holds more than a bounded number.  Nothing that goes wrong with
-        one of them stops the others.  What the iterable itself raises is raised when the rest is told.
+        one of them stops the others.  An exception of the iterable itself is raised when the rest is told.
 
         Args:
             messages: an iterable or async iterable of EmailMessage, :class:`~asmtp.Envelope` with content, or
@@ -249,7 +249,7 @@ class AsyncMailer:
                 limit.
 
         Returns:
-            An async iterator of :class:`~asmtp.Delivery`.  Where the mailer is closed meanwhile, it tells what is known
+            An async iterator of :class:`~asmtp.Delivery`.  If the mailer is closed meanwhile, it tells what is known
             and raises SMTPStateError.  Leaving the loop ends it: no more is pulled, what is in
             flight is finished, and :meth:`drain` (or the iterator's own `aclose`) returns what is known of it.
         """
@@ -286,8 +286,8 @@ class AsyncMailer:
         """Wait until nothing is in flight.
 
         Returns:
-            What became of the messages of loops over `send_all` that were left; of the last 10,000, if they are more.
-            A loop is left when nothing refers to its iterator any more; who keeps it asks its `aclose`.
+            Deliveries of abandoned `send_all` loops (at most the last 10,000).  A loop is abandoned when nothing refers
+            to its iterator any more; a caller who keeps the iterator gets them from its `aclose`.
         """
         await self._manager.quiet()
         return self._manager.claimed()
@@ -339,7 +339,7 @@ def _enveloped(
 
 
 def check_limit(name: str, seconds: float | None) -> None:
-    """Raise TypeError or ValueError where it is neither a number of seconds nor None."""
+    """Raise TypeError or ValueError if `seconds` is neither a number above 0 nor None."""
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
         raise TypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
     if seconds is not None and not seconds > 0:

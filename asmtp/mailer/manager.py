@@ -1,4 +1,4 @@
-"""What is behind a mailer: the queue of the present event loop, the bulk sends, and the counts over all of them."""
+"""The machinery of a mailer: the queue of the present event loop, the bulk sends, and the counts over all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNCLAIMED = 10_000
 
 
 class Statistics(NamedTuple):
-    """What a mailer is doing, and has done.
+    """Counts of what a mailer is doing, and has done.
 
     Attributes:
         open, opening: connections.
@@ -96,7 +96,7 @@ class QueueManager:
 
     @property
     def stats(self) -> Statistics:
-        """What the mailer is doing, and has done."""
+        """Counts of what the mailer is doing, and has done."""
         queue = self._queue
         now = (0, 0, 0, 0) if queue is None else (queue.connections, queue.opening, queue.waiting, queue.in_flight)
         retried = self._retried + (0 if queue is None else queue.retried)

@@ -266,7 +266,7 @@ class QueuedMessage:
 
 
 class RequestState(enum.Enum):
-    """Where a delivery request is.
+    """The states of a delivery request.
 
     ======== ================================================== ==========================================
     state    what happens                                       next state
@@ -304,7 +304,7 @@ class DeliveryRequest:
         state: where it is.
         attempts: how many tries were counted, the present one included.
         since: the loop's time at which it was put in line.
-        begun: when it was given to a connection, by events.clock; if there is somebody who listens to events.
+        begun: when it was given to a connection, by events.clock, if events are listened to.
         connection: the connection that it is or was on.
         exchange, task: what is under way there: an exchange for a short content, a task for what is large or has to be
             read first.

@@ -46,7 +46,7 @@ class Retry:
       served others, ended at this message; once if the server did not let it begin; and each time if it stood behind
       the message at which the connection ended, or behind the probe of BDAT.
 
-    What can be read only once, a file or an iterator, is not tried again.
+    Content that can be read only once, a file or an iterator, is not sent again.
 
     Attributes:
         attempts: how many times it is tried in all, at least 1.
@@ -141,7 +141,7 @@ class Backoff:
 
 # ---- what a reply says of the server -------------------------------------------------------------
 
-# What servers say when they are sent too much: there is no code for it, and 4.7.x says "policy" of greylisting too.
+# Words of servers that are sent too much: there is no code for it, and 4.7.x says "policy" of greylisting too.
 # Too many recipients may be those of one message (but Postfix's "from" is a rate); too many messages "in this
 # connection" (Exim, Amazon), and too many errors, ask for another connection.
 _TOO_MUCH = re.compile(

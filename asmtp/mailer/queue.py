@@ -118,7 +118,7 @@ class DeliveryQueue:
         """Stop a message that nobody wants any more, as far as it can be stopped.
 
         Returns:
-            What is known of it at this moment.
+            The state of the message at this moment.
         """
         for request in self._taken_back(lambda request: request.message is message):
             self._give_up(request)
@@ -316,7 +316,7 @@ class DeliveryQueue:
         return set(crowded)
 
     def _again_for(self, request: DeliveryRequest, later: dict[str, Reply], limit: Limit | None) -> bool:
-        """Whether there is another transaction for these recipients, who were refused for now."""
+        """Try again for recipients who were refused for now, if that makes sense; return whether it is tried."""
         if self._retry is None:
             return False
         again = DeliveryRequest(request.message, request.only(later), request.attempts)

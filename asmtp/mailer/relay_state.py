@@ -39,7 +39,7 @@ CERTAIN = 10
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a mailer remembers of a relay from one event loop to the next.
+    """The part of a relay's state that a mailer keeps from one event loop to the next.
 
     Attributes:
         logins: what its servers said to logins.

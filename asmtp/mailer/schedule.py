@@ -1,4 +1,4 @@
-"""What the pool decides, without I/O: which connection is given each message, and which are opened, and closed.
+"""The decisions of the pool, without I/O: which connection is given each message, and which are opened, and closed.
 
 :func:`decide` is a function of a :class:`View` of the pool at one moment; the pool carries out its :class:`Decision`.
 
@@ -109,7 +109,7 @@ K = TypeVar("K", bound=Connection)
 
 @dataclass(frozen=True, slots=True)
 class View(Generic[K]):
-    """What there is at one moment.
+    """The pool and its queue at one moment.
 
     Attributes:
         relays: in the order of preference.
@@ -139,14 +139,14 @@ class View(Generic[K]):
 
 @dataclass(slots=True)
 class Decision(Generic[K]):
-    """What is to be done.
+    """The things that the pool is to do.
 
     Attributes:
         assign: the connections to be given the first messages of the line, in order.
         open: to which relays a connection is opened.
         abandon: what is not opened after all, as it hangs, and another relay serves.
         retire: connections that are given no more messages, and closed.
-        turn_away: no connection can be had to this relay: whoever waits is told why.
+        turn_away: no connection can be had to this relay: the messages that wait are told why.
         wake_at: when to decide again, though nothing happens before.
         paced: decide again when the limiter lets the next message go.
         short_since: since when there has been no room for more messages.  The load that can be seen is what is in
@@ -164,7 +164,7 @@ class Decision(Generic[K]):
 
 
 def decide(view: View[K], now: float) -> Decision[K]:
-    """Decide who is given a message, and which connections are opened and closed."""
+    """Decide which connections are given a message, and which are opened and closed."""
     decision: Decision[K] = Decision(short_since=view.short_since)
     allowed = view.waiting if view.limiter is None else _allowed(view.limiter, view.recipients, now)
     if not allowed:
@@ -181,7 +181,7 @@ def decide(view: View[K], now: float) -> Decision[K]:
         return decision
     trying = [each for each in opening if each.relay is relay]
     spare = _spare(view, decision, relay, trying, now, served=bool(serving))
-    # What is being opened has no room, and is not chosen.
+    # A connection that is being opened has no room, and is not chosen.
     candidates: list[K | _Awaited] = [*serving, *(_Awaited(each.left(now), relay.service) for each in trying)]
     chosen, opened = assign(candidates, allowed, spare, relay.connect, relay.service)
     decision.assign = cast("list[K]", chosen)
