@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from tests.fakes.relay import PATH, Letter
 from tests.fakes.script import Peer, listening
+from tests.fakes.server import PATH, Letter
 
 __all__ = ["Careless", "Front", "careless", "fronted"]
 

@@ -20,8 +20,8 @@ import ssl
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from tests.fakes.relay import PATH, Letter
 from tests.fakes.script import Peer, Scripted, Step, drip, octets, start_tls
+from tests.fakes.server import PATH, Letter
 
 __all__ = ["NOBODY", "PASSWORD", "USER", "Liar", "Says", "Slowly"]
 

@@ -1,22 +1,23 @@
 """A strict SMTP and LMTP server in the test's own loop, which can be slow, picky and wrong on purpose.
 
-It answers whatever one read brought in one write, and remembers all it saw.  What a client must not do (write
-before it may, say) it notes down in `violations`, which the fixture checks when the test is over.
+It is :class:`tests.fakes.server.Server` behind a socket: it answers in one write whatever one read brought, and
+remembers all that it saw.  What a client must not do (write before it may, say) it notes down in `violations`, which
+are checked when the test is over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from tests.fakes.script import Peer, listening
+from tests.fakes.server import Letter, Server
 
-__all__ = ["SHAPES", "Letter", "Relay", "relaying"]
+__all__ = ["SHAPES", "Conversation", "Letter", "Relay", "relaying"]
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -27,18 +28,6 @@ SHAPES: dict[str, tuple[str, ...]] = {
 """What decides how a message is written."""
 
 COMMON = ("8BITMIME", "SIZE 50000000", "SMTPUTF8", "DSN")
-
-PATH = re.compile(r"(?:from|to):<([^>]*)>(.*)", re.IGNORECASE)
-
-
-@dataclass
-class Letter:
-    """A message that was taken."""
-
-    sender: str
-    recipients: list[str]
-    content: bytes
-    parameters: str = ""
 
 
 @dataclass
@@ -57,6 +46,9 @@ class Relay:
         stalling: read nothing while replies are not taken.
         goes_on: do not close behind a 421.
     """
+
+    conversation: ClassVar[type[Conversation]]
+    """The class of its connections, for servers that do something else."""
 
     offers: tuple[str, ...] = ()
     common: tuple[str, ...] = COMMON
@@ -82,7 +74,8 @@ class Relay:
         self.held = asyncio.Event()
 
     def accept(self) -> Conversation:
-        conversation = Conversation(self)
+        """Return the protocol of a new connection."""
+        conversation = self.conversation(self)
         self.connections.append(conversation)
         return conversation
 
@@ -108,35 +101,23 @@ class Relay:
             conversation.transport.write(line.encode() + b"\r\n")
 
     async def quiet(self) -> None:
-        """Until every connection is closed."""
+        """Wait until every connection is closed."""
         for conversation in self.connections:
             await conversation.closed.wait()
 
 
-class Conversation(Peer):
+class Conversation(Server, Peer):
     """One connection."""
 
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(())
-        self.relay = relay
-        self._buffer = b""
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._replies: list[str] = []
-        self._held: list[str] = []
-        self._content: bytearray | None = None  # behind a 354
-        self._chunk = 0  # octets of the present chunk still to come
-        self._last = False
-        self._chunk_reply: str | None = None
-        self._busy = False
-        self._turns = 0
-        self._reset()
+    relay: Any  # a Relay; of the subclass's own class
 
-    def _reset(self) -> None:
-        self.sender: str | None = None
-        self.parameters = ""
-        self.recipients: list[str] = []
-        self.body = bytearray()
-        self.failed = False
+    def __init__(self, relay: Relay) -> None:
+        Peer.__init__(self, ())
+        Server.__init__(self, lmtp=relay.lmtp, impatient=relay.quick_tempered, goes_on=relay.goes_on)
+        self.relay = relay
+        self.letters = relay.letters
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._turns = 0
 
     # ---- asyncio.Protocol -------------------------------------------------------------------
 
@@ -144,11 +125,11 @@ class Conversation(Peer):
         self.transport = cast("asyncio.Transport", transport)
         if self.relay.stalling:
             self.transport.set_write_buffer_limits(0)
-        self._later(lambda: self._reply(self.relay.greeting))
+        self._later(lambda: self.say(self.relay.greeting))
 
     def data_received(self, data: bytes) -> None:
         self.relay.reads.append(data)
-        self._later(lambda: self._take(data))
+        self._later(lambda: self.receive(data))
 
     def pause_writing(self) -> None:
         self.relay.stalls += 1
@@ -176,177 +157,61 @@ class Conversation(Peer):
 
     def flush(self) -> None:
         """Send the replies that are due."""
-        if self._replies and not self.transport.is_closing() and not self._busy:
-            self.transport.write("".join(line + "\r\n" for line in self._replies).encode())
-            if self._leaving:
+        if self.replies and not self.transport.is_closing():
+            self.transport.write("".join(line + "\r\n" for line in self.replies).encode())
+            if self.done:
                 self.transport.close()
-            self._replies.clear()
+            self.replies.clear()
+
+    # ---- the server -------------------------------------------------------------------------
 
     @property
-    def _leaving(self) -> bool:
-        return bool(self._replies) and self._replies[-1].startswith("421") and not self.relay.goes_on
+    def hears(self) -> bool:
+        return super().hears and not self.transport.is_closing()
 
-    def _reply(self, line: str) -> None:
-        self._replies.append(line)
+    def answer(self, verb: str, line: str) -> str | None:
+        return cast("str | None", self.relay.answer(verb, line))
 
-    # ---- what comes -------------------------------------------------------------------------
+    def keywords(self) -> list[str]:
+        return ["relay.example", *self.relay.common, *self.relay.offers]
 
-    def _take(self, data: bytes) -> None:
-        self._buffer += data
-        while self._buffer and not self.transport.is_closing():
-            step = self._take_chunk if self._chunk else self._line if self._content is None else self._take_content
-            if not step() or self._leaving:
-                break
+    def line(self, octets: bytes) -> None:
+        super().line(octets)
+        early = bytes(self._in[2:] if self._read == self._read_content else self._in)
+        if early and self._read != self._read_chunk and "PIPELINING" not in self.relay.offers:
+            self.relay.violations.append(f"written before the reply to {octets!r}: {early!r}")
 
-    def _line(self) -> bool:
-        line, end, rest = self._buffer.partition(b"\n")
-        if not end:
-            return False
-        self._buffer = rest
-        assert line.endswith(b"\r"), f"a bare LF: {line!r}"
-        self._command(line[:-1].decode())
-        if rest and not self._chunk and "PIPELINING" not in self.relay.offers:
-            self.relay.violations.append(f"written before the reply to {line!r}: {rest!r}")
-        return True
+    def command(self, line: str) -> None:
+        self.relay.commands.append(line)
+        super().command(line)
 
-    def _take_content(self) -> bool:
-        assert self._content is not None
-        self._content += self._buffer
-        self._buffer = b""
-        end = 0 if self._content.startswith(b".\r\n") else self._content.find(b"\r\n.\r\n")
-        if end < 0:
-            return False
-        start = end if end == 0 else end + 2
-        self._buffer = bytes(self._content[start + 3 :])
-        content = bytes(self._content[:start])
-        self._content = None
-        if b"\n" in content.replace(b"\r\n", b"") or b"\r" in content.replace(b"\r\n", b""):
-            self.relay.violations.append("bare CR or LF in content")
-        content = re.sub(rb"(?m)^\.", b"", content)
-        self._end(content)
-        return True
-
-    def _take_chunk(self) -> bool:
-        piece = self._buffer[: self._chunk]
-        self._buffer = self._buffer[len(piece) :]
-        self._chunk -= len(piece)
-        self.body += piece
-        if not self._chunk:
-            self._chunk_end()
-        return True
-
-    def _chunk_end(self) -> None:
-        if self.failed:
-            self._reply(self._chunk_reply or "503 5.5.1 no valid recipients")
-        elif self._last:
-            self._end(bytes(self.body))
-        else:
-            self._reply(self._chunk_reply or "250 2.0.0 chunk taken")
-
-    def _end(self, content: bytes) -> None:
-        assert self.sender is not None
-        taken = []
-        for place in self.recipients if self.relay.lmtp else [""]:
-            line = self.relay.answer("." + place, content.decode("latin-1")) or "250 2.0.0 taken"
-            self._reply(line)
-            if line.startswith("2"):
-                taken += [place] if place else self.recipients
-        if taken:
-            self.relay.letters.append(Letter(self.sender, taken, content, self.parameters))
-        self._reset()
-        if self.relay.forgetful:
-            self._buffer = b""
-        if self.relay.quick_tempered:
-            self._busy = True
-            asyncio.get_running_loop().call_soon(self._calm)
-
-    def _calm(self) -> None:
-        self._busy = False
+    def do_quit(self, line: str) -> None:
+        super().do_quit(line)
         self.flush()
 
-    # ---- commands ---------------------------------------------------------------------------
+    def do_data(self, line: str) -> None:
+        if self.recipients and self._in:
+            self.relay.violations.append(f"content before the 354: {bytes(self._in)!r}")
+        super().do_data(line)
 
-    def _command(self, line: str) -> None:
-        relay = self.relay
-        relay.commands.append(line)
-        verb = line.split(" ")[0].upper()
-        if self._busy:
-            self._reply("503 5.5.1 not now")
-            return
-        special = relay.answer(verb, line)
-        refused = special is not None and special[0] in "45"
-        if verb == "BDAT":  # its octets come, whatever the answer
-            self._chunk_reply = special
-            self.failed = self.failed or refused or not self.recipients
-        elif refused:
-            self._reply(cast("str", special))
-        if verb == "BDAT" or not refused:
-            getattr(self, "_do_" + verb.lower(), self._do_other)(line)
-            if special is not None and verb != "BDAT":
-                self._replies[-1] = special
-
-    def _do_other(self, line: str) -> None:
-        self._reply("500 5.5.2 what?")
-
-    def _hello(self, line: str) -> None:
-        self._reset()
-        lines = ["relay.example", *self.relay.common, *self.relay.offers]
-        for text in lines[:-1]:
-            self._reply("250-" + text)
-        self._reply("250 " + lines[-1])
-
-    _do_ehlo = _do_lhlo = _hello
-
-    def _do_helo(self, line: str) -> None:
-        self._reset()
-        self._reply("250 relay.example")
-
-    def _do_noop(self, line: str) -> None:
-        self._reply("250 2.0.0 ok " + line[5:])
-
-    def _do_rset(self, line: str) -> None:
-        self._reset()
-        self._reply("250 2.0.0 reset")
-
-    def _do_quit(self, line: str) -> None:
-        self._reply("221 2.0.0 bye")
-        self.flush()
-        self.transport.close()
-
-    def _do_mail(self, line: str) -> None:
-        found = PATH.search(line)
-        if self.sender is not None or found is None:
-            # So do most servers: and a RCPT behind it goes to the transaction that is open.
-            self._reply("503 5.5.1 sender already given")
-            return
-        self.sender, self.parameters = found[1], found[2].strip()
-        self._reply("250 2.1.0 sender ok")
-
-    def _do_rcpt(self, line: str) -> None:
-        found = PATH.search(line)
-        if self.sender is None or found is None:
-            self._reply("503 5.5.1 need MAIL first")
-            return
-        self.recipients.append(found[1])
-        self._reply("250 2.1.5 recipient ok")
-
-    def _do_data(self, line: str) -> None:
-        if not self.recipients:
-            self._reply("503 5.5.1 no valid recipients")
-            return
-        if self._buffer:
-            self.relay.violations.append(f"content before the 354: {self._buffer!r}")
-        self._content = bytearray()
-        self._reply("354 go ahead")
-
-    def _do_bdat(self, line: str) -> None:
+    def do_bdat(self, line: str) -> None:
         if "CHUNKING" not in self.relay.offers:
             self.relay.violations.append("BDAT without CHUNKING")
-        words = line.upper().split()
-        self._last = words[-1] == "LAST"
-        self._chunk = int(words[1])
-        if not self._chunk:
-            self._chunk_end()
+        super().do_bdat(line)
+
+    def end_of_data(self, stuffed: bytes) -> None:
+        lines = stuffed.replace(b"\r\n", b"")
+        if b"\n" in lines or b"\r" in lines:
+            self.relay.violations.append("bare CR or LF in content")
+        super().end_of_data(stuffed)
+
+    def end(self, content: bytes) -> None:
+        super().end(content)
+        if self.relay.forgetful:
+            self._in.clear()
+
+
+Relay.conversation = Conversation
 
 
 R = TypeVar("R", bound=Relay)

@@ -42,21 +42,40 @@ RETRIES = [
 ]  # fmt: skip
 
 
+class _Moody(Conversation):
+    relay: Mood
+    _deaf = False
+
+    def receive(self, octets: bytes) -> None:
+        if self._deaf:
+            return
+        try:
+            super().receive(octets)
+        except _Gone as gone:
+            self._deaf = True
+            action = gone.args[0]
+            if action == CLOSES:
+                self.flush()
+                self.transport.close()
+            elif action == RESETS:
+                self.transport.abort()
+
+    def flush(self) -> None:
+        if not self._deaf or self.transport.is_closing():
+            super().flush()
+
+
 @dataclass
 class Mood(Relay):
     """A relay with an action, from `ACTIONS`, at the nth of a verb, of all its connections together."""
 
+    conversation = _Moody
     moods: dict[tuple[str, int], str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.answer = self.mood
-
-    def accept(self) -> Conversation:
-        conversation = _Moody(self)
-        self.connections.append(conversation)
-        return conversation
 
     def mood(self, verb: str, line: str) -> str | None:
         """The reply to give; at what is no reply the connection ends, or hears nothing any more."""
@@ -70,29 +89,6 @@ class Mood(Relay):
 
 class _Gone(Exception):
     pass
-
-
-class _Moody(Conversation):
-    relay: Mood
-    _deaf = False
-
-    def _take(self, data: bytes) -> None:
-        if self._deaf:
-            return
-        try:
-            super()._take(data)
-        except _Gone as gone:
-            self._deaf = True
-            action = gone.args[0]
-            if action == CLOSES:
-                self.flush()
-                self.transport.close()
-            elif action == RESETS:
-                self.transport.abort()
-
-    def flush(self) -> None:
-        if not self._deaf or self.transport.is_closing():
-            super().flush()
 
 
 def mailing(data: FuzzedData) -> None:

@@ -117,50 +117,34 @@ class Gate:
         await self.event.wait()
 
 
-class Tired(Relay):
-    """Closes each connection when it has taken so many messages.
-
-    `bye` is what it says to the next MAIL then; empty: it closes without a word, behind the reply to the last one.
-    """
-
-    most = 10
-    bye = ""
-
-    def accept(self) -> Conversation:
-        conversation = _Tired(self)
-        self.connections.append(conversation)
-        return conversation
-
-
 class _Tired(Conversation):
     relay: Tired
     taken = 0
 
-    def _command(self, line: str) -> None:
+    def command(self, line: str) -> None:
         if self.taken >= self.relay.most and line.upper().startswith("MAIL"):
             self.relay.commands.append(line)
-            self._reply(self.relay.bye)
+            self.say(self.relay.bye)
         else:
-            super()._command(line)
+            super().command(line)
 
-    def _end(self, content: bytes) -> None:
-        super()._end(content)
+    def end(self, content: bytes) -> None:
+        super().end(content)
         self.taken += 1
         if self.taken >= self.relay.most and not self.relay.bye:
             self.flush()
             self.transport.close()
 
 
-class Impatient(Relay):
-    """Counts RSETs as Exim does, but for one behind a message that it took, and ends the connection after so many."""
+class Tired(Relay):
+    """Closes each connection when it has taken so many messages.
 
+    `bye` is what it says to the next MAIL then; empty: it closes without a word, behind the reply to the last one.
+    """
+
+    conversation = _Tired
     most = 10
-    bye = "554 Too many nonmail commands"
-
-    def accept(self) -> Conversation:
-        conversation = _Impatient(self)
-        self.connections.append(conversation)
-        return conversation
+    bye = ""
 
 
 class _Impatient(Conversation):
@@ -168,16 +152,24 @@ class _Impatient(Conversation):
     idle = 0
     taken = 0  # as many letters as there were when an RSET was free
 
-    def _command(self, line: str) -> None:
+    def command(self, line: str) -> None:
         if line.upper() == "RSET":
             self.idle += self.taken == len(self.relay.letters)
             self.taken = len(self.relay.letters)
         if self.idle > self.relay.most:
-            self._reply(self.relay.bye)
+            self.say(self.relay.bye)
             self.flush()
             self.transport.close()
         else:
-            super()._command(line)
+            super().command(line)
+
+
+class Impatient(Relay):
+    """Counts RSETs as Exim does, but for one behind a message that it took, and ends the connection after so many."""
+
+    conversation = _Impatient
+    most = 10
+    bye = "554 Too many nonmail commands"
 
 
 class Comings:

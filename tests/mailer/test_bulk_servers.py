@@ -13,7 +13,7 @@ import asmtp
 from asmtp import Delivery, Retry
 from tests.fakes.clock import now
 from tests.fakes.people import SENDER
-from tests.fakes.relay import SHAPES, Relay, relaying
+from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.mailer.mailing import Impatient, Tired, agree, answering, comings_and_goings, item, items, mailer, till
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("bdat_at_once")]
@@ -255,20 +255,25 @@ async def test_a_server_that_falls_silent() -> None:
         assert states["in_doubt"] >= 1
 
 
+class _OneOfFew(Conversation):
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(relay)
+        self.crowded = sum(not each.closed.is_set() for each in relay.connections) >= 2
+
+    def say(self, reply: str) -> None:
+        super().say("421 4.7.0 too many connections" if self.crowded else reply)
+
+
+class Few(Relay):
+    """Takes two connections at a time."""
+
+    conversation = _OneOfFew
+
+
 @pytest.mark.virtual_clock
 async def test_a_server_that_takes_few_connections() -> None:
     """Those that it takes do the work; the mailer does not knock for each message."""
-    relay = Relay(SHAPES["pipelining"], latency=0.1)
-    made = relay.accept
-
-    def accept() -> Any:
-        conversation = made()
-        alive = [each for each in relay.connections if not each.closed.is_set() and each is not conversation]
-        if len(alive) >= 2:
-            conversation._reply = lambda line, reply=conversation._reply: reply("421 4.7.0 too many connections")  # type: ignore[method-assign,misc]
-        return conversation
-
-    relay.accept = accept  # type: ignore[method-assign]
+    relay = Few(SHAPES["pipelining"], latency=0.1)
     async with relaying(relay), mailer(relay, connections=8, retry=PATIENT) as posting:
         assert agree(relay, await all_of(posting, 150), 150) == {"sent": 150}
         assert len(relay.connections) < 20

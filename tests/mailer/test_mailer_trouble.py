@@ -158,26 +158,22 @@ async def test_a_slow_server_is_not_a_hung_one() -> None:
 # ---- a message that servers do not survive -----------------------------------------------------
 
 
-class Mortal(Relay):
-    """Dies of a recipient called poison: the connection is cut."""
-
-    deaths = 0
-
-    def accept(self) -> Conversation:
-        conversation = _Mortal(self)
-        self.connections.append(conversation)
-        return conversation
-
-
 class _Mortal(Conversation):
     relay: Mortal
 
-    def _command(self, line: str) -> None:
+    def command(self, line: str) -> None:
         if "poison" in line:
             self.relay.deaths += 1
             self.kill()
         else:
-            super()._command(line)
+            super().command(line)
+
+
+class Mortal(Relay):
+    """Dies of a recipient called poison: the connection is cut."""
+
+    conversation = _Mortal
+    deaths = 0
 
 
 @pytest.mark.virtual_clock

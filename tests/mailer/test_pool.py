@@ -31,49 +31,6 @@ pytestmark = pytest.mark.usefixtures("bdat_at_once")
 # ---- connections, as a server sees them --------------------------------------------------------
 
 
-class Door(Relay):
-    """Counts who is there at once, and can have enough of it.
-
-    Attributes:
-        room: more than so many at once get the greeting `full`.
-        tired: a connection that has taken so many messages gets `bye` for the next MAIL.
-        most_recipients: a transaction that has so many gets `crowded` for the next RCPT.
-        silent: so many more connections are not greeted.
-        present, most: how many are there, and were.
-        house: the same of several doors together.
-        turned_away: how many got `full`.
-        times: when each letter was taken.
-    """
-
-    room = 1000
-    full = "421 4.7.0 relay.example Error: too many connections from 127.0.0.1"
-    tired = 1_000_000
-    bye = "421 relay.example too many messages in this connection"
-    most_recipients = 1_000_000
-    crowded = "452 4.5.3 Error: too many recipients"
-    silent = 0
-    present = 0
-    most = 0
-    turned_away = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.times: list[float] = []
-        self.guests: list[Guest] = []
-        self.house = [0, 0]
-
-    def accept(self) -> Conversation:
-        guest = Guest(self)
-        self.guests.append(guest)
-        self.connections.append(guest)
-        return guest
-
-    @property
-    def numbers(self) -> list[int]:
-        """Which of `items` it has taken."""
-        return [int(letter.sender[1:].partition("@")[0]) for letter in self.letters]
-
-
 class Guest(Conversation):
     relay: Door
 
@@ -104,17 +61,17 @@ class Guest(Conversation):
         self.relay.house[0] -= 1
         super().connection_lost(exc)
 
-    def _reply(self, line: str) -> None:
+    def say(self, reply: str) -> None:
         instead, self.instead = self.instead, ""
-        super()._reply(instead or line)
+        super().say(instead or reply)
 
     def flush(self) -> None:
-        full = self._replies == [self.relay.full]
+        full = self.replies == [self.relay.full]
         super().flush()
         if full:
             self.transport.close()
 
-    def _command(self, line: str) -> None:
+    def command(self, line: str) -> None:
         relay = self.relay
         verb = line.split(" ")[0].upper()
         self.mails += verb == "MAIL"
@@ -122,16 +79,57 @@ class Guest(Conversation):
             verb == "RCPT" and len(self.recipients) >= relay.most_recipients
         ):
             relay.commands.append(line)
-            super()._reply(relay.bye if verb == "MAIL" else relay.crowded)
+            super().say(relay.bye if verb == "MAIL" else relay.crowded)
         else:
-            super()._command(line)
+            super().command(line)
 
-    def _end(self, content: bytes) -> None:
+    def end(self, content: bytes) -> None:
         before = len(self.relay.letters)
-        super()._end(content)
+        super().end(content)
         taken = len(self.relay.letters) - before
         self.taken += taken
         self.relay.times += [now()] * taken
+
+
+class Door(Relay):
+    """Counts who is there at once, and can have enough of it.
+
+    Attributes:
+        room: more than so many at once get the greeting `full`.
+        tired: a connection that has taken so many messages gets `bye` for the next MAIL.
+        most_recipients: a transaction that has so many gets `crowded` for the next RCPT.
+        silent: so many more connections are not greeted.
+        present, most: how many are there, and were.
+        house: the same of several doors together.
+        turned_away: how many got `full`.
+        times: when each letter was taken.
+    """
+
+    conversation = Guest
+    room = 1000
+    full = "421 4.7.0 relay.example Error: too many connections from 127.0.0.1"
+    tired = 1_000_000
+    bye = "421 relay.example too many messages in this connection"
+    most_recipients = 1_000_000
+    crowded = "452 4.5.3 Error: too many recipients"
+    silent = 0
+    present = 0
+    most = 0
+    turned_away = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.times: list[float] = []
+        self.house = [0, 0]
+
+    @property
+    def guests(self) -> list[Guest]:
+        return cast("list[Guest]", self.connections)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which of `items` it has taken."""
+        return [int(letter.sender[1:].partition("@")[0]) for letter in self.letters]
 
 
 async def send(posting: AsyncMailer, count: int) -> None:

@@ -22,36 +22,25 @@ ENOUGH = "452 4.5.3 Session: Too many messages sent"
 pytestmark = pytest.mark.virtual_clock
 
 
+class _Guest(Conversation):
+    relay: Crowded
+
+    def __init__(self, relay: Crowded) -> None:
+        super().__init__(relay)
+        welcome = [each for each in relay.connections if not each.closed.is_set() and not getattr(each, "bad", False)]
+        self.bad = len(welcome) >= relay.most
+
+    def answer(self, verb: str, line: str) -> str | None:
+        return f"{self.relay.code} {CROWDED}" if self.bad and verb == self.relay.where else None
+
+
 class Crowded(Relay):
     """Takes so many connections, and says at `where` to the others that they are too many."""
 
+    conversation = _Guest
     most = 3
     where = "MAIL"
     code = 450
-
-    def accept(self) -> Conversation:
-        conversation = _Guest(self)
-        alive = [each for each in self.connections if not each.closed.is_set() and not getattr(each, "bad", False)]
-        conversation.bad = len(alive) >= self.most
-        self.connections.append(conversation)
-        return conversation
-
-
-class _Guest(Conversation):
-    relay: Crowded
-    bad = False
-
-    def _answer(self, verb: str, line: str) -> str | None:
-        relay = self.relay
-        return f"{relay.code} {CROWDED}" if self.bad and verb == relay.where else None
-
-    def _command(self, line: str) -> None:
-        self.relay.answer = self._answer
-        super()._command(line)
-
-    def _end(self, content: bytes) -> None:
-        self.relay.answer = self._answer
-        super()._end(content)
 
 
 async def all_of(posting: asmtp.AsyncMailer, count: int) -> list[Delivery]:
@@ -149,32 +138,28 @@ async def test_without_an_end_tries_are_counted() -> None:
 # ---- so many messages on a connection ------------------------------------------------------------
 
 
-class Spent(Relay):
-    """Says to MAIL that a connection has taken as many as it takes, and leaves it open (OpenSMTPD: max-mails)."""
-
-    most = 100
-    enough = ENOUGH
-
-    def accept(self) -> Conversation:
-        conversation = _Spent(self)
-        self.connections.append(conversation)
-        return conversation
-
-
 class _Spent(Conversation):
     relay: Spent
     taken = 0
 
-    def _command(self, line: str) -> None:
+    def command(self, line: str) -> None:
         if self.taken >= self.relay.most and line.upper().startswith("MAIL"):
             self.relay.commands.append(line)
-            self._reply(self.relay.enough)
+            self.say(self.relay.enough)
         else:
-            super()._command(line)
+            super().command(line)
 
-    def _end(self, content: bytes) -> None:
-        super()._end(content)
+    def end(self, content: bytes) -> None:
+        super().end(content)
         self.taken += 1
+
+
+class Spent(Relay):
+    """Says to MAIL that a connection has taken as many as it takes, and leaves it open (OpenSMTPD: max-mails)."""
+
+    conversation = _Spent
+    most = 100
+    enough = ENOUGH
 
 
 @pytest.mark.sampled

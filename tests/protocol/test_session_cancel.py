@@ -9,7 +9,8 @@ import pytest
 from asmtp.protocol.dialogue import greeting
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
-from tests.protocol.echo import Delivered, Echo
+from tests.fakes.server import Letter
+from tests.protocol.echo import Echo
 from tests.protocol.letters import SHAPES, STARTS, TWO_BY_BDAT, opened, replies
 from tests.protocol.transcript import Start, play, state_of
 
@@ -38,18 +39,18 @@ class Run:
     def check_next(self) -> None:
         """The next message gets its own replies and goes out under its own name, or nothing is written."""
         first, second = (self.session.start(STARTS[name].make(self.session)) for name in ("two", "noop"))
-        before = list(self.server.delivered)
+        before = list(self.server.letters)
         while self.turn():
             pass
-        after = self.server.delivered[len(before) :]
+        after = self.server.letters[len(before) :]
         if self.session.closed:
             assert first.error is not None
             assert state_of(first) == "not_sent"
-            assert Delivered("c@x", ("d@x",), b"Two\r\n") not in after
+            assert Letter("c@x", ["d@x"], b"Two\r\n") not in after
         else:
             assert first.result.reply == (250, b"Two")
             assert second.result == (250, b"noop")
-            assert after[-1] == Delivered("c@x", ("d@x",), b"Two\r\n")
+            assert after[-1] == Letter("c@x", ["d@x"], b"Two\r\n")
 
 
 # Whether the connection can go on when the sender goes after so many of the replies.
@@ -101,7 +102,7 @@ def test_at_every_step_of_streamed_content(shape: str, lmtp: bool) -> None:
         run.session.cancel(one)
         seen.append(not run.session.closed)
         run.check_next()
-        assert not [letter for letter in run.server.delivered if letter.content not in (b"Hi.\r\n", b"Two\r\n")]
+        assert not [letter for letter in run.server.letters if letter.content not in (b"Hi.\r\n", b"Two\r\n")]
     assert seen == STREAM_GOES_ON[shape]
 
 

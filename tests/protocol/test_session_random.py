@@ -14,7 +14,8 @@ from asmtp.protocol.dialogue import quit_, single
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.state import State
 from asmtp.protocol.verdict import NotBegun, Outcome
-from tests.protocol.echo import Delivered, Echo
+from tests.fakes.server import Letter
+from tests.protocol.echo import Echo
 from tests.protocol.letters import SHAPES, letter, opened, streamed
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
@@ -132,7 +133,7 @@ class World:
             self.flush()
             if self.coming:
                 self.act("deliver", 1 << 20)
-            elif self.server.closed and not self.session.closed:
+            elif self.server.done and not self.session.closed:
                 self.session.receive_eof()
             elif not any(self._finish_streams()):
                 return
@@ -152,7 +153,7 @@ class World:
             session.start(quit_(), alone=True)
             self.drain()
         elif how == "421":
-            self.server.closed = True
+            self.server.done = True
             session.receive_data(self.coming + b"421 bye\r\n")
             session.receive_eof()
         elif how == "nonsense":
@@ -165,7 +166,7 @@ class World:
             session.close()
 
     def check(self) -> None:
-        for delivered in self.server.delivered:
+        for delivered in self.server.letters:
             self.check_delivered(delivered)
         for sent in self.sent:
             self.check_said(sent)
@@ -175,20 +176,20 @@ class World:
             else:
                 assert isinstance(exchange.error, SMTPException)
 
-    def check_delivered(self, delivered: Delivered) -> None:
+    def check_delivered(self, delivered: Letter) -> None:
         """Each message is whole, and went out under its own name to its own recipients."""
         number = int(delivered.sender[1:-2])
         assert delivered.content == self.sent[number].content
         assert set(delivered.recipients) <= set(self.sent[number].recipients)
 
     def check_said(self, sent: Sent) -> None:
-        delivered = [letter for letter in self.server.delivered if letter.sender == f"s{sent.number}@x"]
+        delivered = [letter for letter in self.server.letters if letter.sender == f"s{sent.number}@x"]
         assert len(delivered) <= 1
         error = sent.exchange.error
         assert not isinstance(error, SMTPSenderRefused) or error.smtp_code != 503, "a transaction was left open"
         if isinstance(sent.exchange.result, Outcome):
             assert delivered
-            assert tuple(sent.exchange.result.accepted) == delivered[0].recipients
+            assert list(sent.exchange.result.accepted) == delivered[0].recipients
             refused = set(sent.recipients) - set(delivered[0].recipients)
             assert set(sent.exchange.result.refused) == refused
         elif isinstance(error, NotBegun | OSError) and not isinstance(error, SMTPException):
