@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import pytest
 
 import asmtp
-from tests.fakes.careless import BLOCKED, Careless, Front, careless, fronted
+from tests.fakes.careless import BLOCKED, Careless, Front, fronted
+from tests.fakes.relay import relaying
 
 LETTER = b"Subject: hi\r\n\r\nNOOP this\r\n"
 INJECTED = (
@@ -140,7 +141,7 @@ def told_wrongly(backend: Careless, told: list[Any]) -> list[str]:
 @contextlib.asynccontextmanager
 async def hidden(backend: Careless, behind: str) -> AsyncIterator[Server]:
     """Run it, or a proxy in front of it."""
-    async with careless(backend) if behind == "itself" else fronted(backend, reads=behind == "reads") as server:
+    async with relaying(backend) if behind == "itself" else fronted(backend, reads=behind == "reads") as server:
         yield server
 
 

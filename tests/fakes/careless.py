@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from tests.fakes.relay import Conversation, Relay, relaying
 from tests.fakes.script import Peer, listening
-from tests.fakes.server import PATH, Letter
+from tests.fakes.server import Server
 
-__all__ = ["Careless", "Front", "careless", "fronted"]
+__all__ = ["Careless", "Front", "fronted"]
 
 OFFERS = ("PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES", "CHUNKING", "SIZE 1048576")
 
@@ -21,130 +22,64 @@ ERRORS = 3
 """Commands that it does not know, before it has enough."""
 
 
-class Careless:
-    """The server, and what it has seen on all connections.
+class _Careless(Conversation):
+    relay: Careless
+
+    def __init__(self, relay: Careless) -> None:
+        super().__init__(relay)
+        self._reads = relay.chunks
+        self._errors = 0
+
+    def answer(self, verb: str, line: str) -> str | None:
+        if verb == "MAIL":
+            self._forget()
+        elif verb == "RCPT" and "<nobody" in line:
+            return "550 5.1.1 no such user"
+        elif verb == "RCPT" and self.sender is None:
+            return "502 5.5.1 MAIL first"
+        elif verb == "DATA" and not self.recipients:
+            return "502 5.5.1 RCPT first"
+        return None
+
+    def do_other(self, line: str) -> None:
+        self._errors += 1
+        self.say("500 5.5.2 what?" if self._errors <= ERRORS else "500 5.5.1 too many errors")
+        self.done = self._errors > ERRORS
+
+    def do_data(self, line: str) -> None:
+        Server.do_data(self, line)  # what is behind it is no violation of the client's: it is what a chunk says
+
+    def do_bdat(self, line: str) -> None:
+        if self.recipients and self.sender == self.relay.unwanted:
+            self.say("552 5.3.4 too much")
+        elif self.recipients or self._reads:
+            self._reads -= not self.recipients
+            super().do_bdat(line)
+        else:
+            self.refuse_chunk()
+
+    def refuse_chunk(self) -> None:
+        self.say("502 5.5.1 RCPT first")
+
+
+class Careless(Relay):
+    """The server.
 
     Args:
-        reads: how many chunks without recipients it reads on each connection, as it should, before it does no more.
+        chunks: how many chunks without recipients it reads on each connection, as it should, before it does no more.
         unwanted: it refuses this sender's content by 552, and does not read it either.
-
-    Attributes:
-        letters: what it took.
-        commands: each line that it took for a command, right or wrong.
     """
 
-    def __init__(self, reads: int = 0, *, unwanted: str = "", lmtp: bool = False) -> None:
-        self.reads = reads
-        self.unwanted = unwanted
-        self.lmtp = lmtp
-        self.host = ""
-        self.port = 0
-        self.letters: list[Letter] = []
-        self.commands: list[str] = []
-        self.peers: list[Peer] = []
+    conversation = _Careless
 
-    def accept(self) -> Peer:
-        peer = Peer([Conversation(self)])
-        self.peers.append(peer)
-        return peer
+    def __init__(self, chunks: int = 0, *, unwanted: str = "", lmtp: bool = False) -> None:
+        super().__init__(OFFERS, (), lmtp=lmtp)
+        self.chunks = chunks
+        self.unwanted = unwanted
 
     def carried_out(self, content: bytes) -> list[str]:
-        """The commands that are lines of a content."""
+        """Return the commands that are lines of a content."""
         return [command for command in self.commands if command and command in content.decode().split("\r\n")]
-
-
-class Conversation:
-    """One connection; as a step of a script it is all of it."""
-
-    def __init__(self, server: Careless) -> None:
-        self.server = server
-        self.reads = server.reads
-        self.errors = 0
-        self.peer: Peer
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sender: str | None = None
-        self.recipients: list[str] = []
-
-    async def __call__(self, peer: Peer) -> None:
-        self.peer = peer
-        self._say("220 careless.example ESMTP")
-        while self.errors <= ERRORS and (line := await read_line(peer)) is not None:
-            self.server.commands.append(line)
-            verb = line.split(" ")[0].split(":")[0].upper()
-            if verb == "QUIT":
-                self._say("221 2.0.0 bye")
-                break
-            await getattr(self, "_do_" + verb.lower(), self._do_other)(line)
-        peer.transport.close()
-
-    def _say(self, *lines: str) -> None:
-        self.peer.transport.write("".join(f"{line}\r\n" for line in lines).encode())
-
-    async def _do_other(self, line: str) -> None:
-        self.errors += 1
-        self._say("500 5.5.2 what?" if self.errors <= ERRORS else "500 5.5.1 too many errors")
-
-    async def _do_ehlo(self, line: str) -> None:
-        self._reset()
-        self._say("250-careless.example", *[f"250-{keyword}" for keyword in OFFERS], "250 HELP")
-
-    _do_lhlo = _do_ehlo
-
-    async def _do_noop(self, line: str) -> None:
-        self._say("250 2.0.0 I have done nothing")
-
-    async def _do_rset(self, line: str) -> None:
-        self._reset()
-        self._say("250 2.0.0 reset")
-
-    async def _do_mail(self, line: str) -> None:
-        self._reset()
-        found = PATH.search(line)
-        assert found is not None
-        self.sender = found[1]
-        self._say("250 2.1.0 sender ok")
-
-    async def _do_rcpt(self, line: str) -> None:
-        found = PATH.search(line)
-        assert found is not None
-        if found[1].startswith("nobody"):
-            self._say("550 5.1.1 no such user")
-        elif self.sender is None:
-            self._say("502 5.5.1 MAIL first")
-        else:
-            self.recipients.append(found[1])
-            self._say("250 2.1.5 recipient ok")
-
-    async def _do_data(self, line: str) -> None:
-        if not self.recipients:
-            self._say("502 5.5.1 RCPT first")
-            return
-        self._say("354 go ahead")
-        content = b""
-        while (piece := await read_line(self.peer)) not in (".", None):
-            assert piece is not None
-            content += piece.removeprefix(".").encode() + b"\r\n"
-        self._took(content)
-
-    async def _do_bdat(self, line: str) -> None:
-        octets = int(line.split(" ")[1])
-        if not self.recipients:
-            if self.reads:
-                self.reads -= 1
-                await self.peer.take(octets)
-            self._say("502 5.5.1 RCPT first")
-        elif self.sender == self.server.unwanted:
-            self._say("552 5.3.4 too much")
-        else:
-            self._took(await self.peer.take(octets))
-
-    def _took(self, content: bytes) -> None:
-        assert self.sender is not None
-        self.server.letters.append(Letter(self.sender, self.recipients, content))
-        self._say(*["250 2.0.0 taken"] * (len(self.recipients) if self.server.lmtp else 1))
-        self._reset()
 
 
 BLOCKED = "blocked@x.example"
@@ -237,30 +172,16 @@ async def read_line(peer: Peer) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def careless(server: Careless) -> AsyncIterator[Careless]:
-    """Run a server on a free port."""
-    async with listening(server.accept) as (server.host, server.port):
-        try:
-            yield server
-        finally:
-            await _end(server.peers)
-
-
-@contextlib.asynccontextmanager
 async def fronted(backend: Careless, *, reads: bool) -> AsyncIterator[Front]:
     """Run a server, and a proxy in front of it."""
     front = Front(backend, reads=reads)
-    async with careless(backend), listening(front.accept) as (front.host, front.port):
+    async with relaying(backend), listening(front.accept) as (front.host, front.port):
         try:
             yield front
         finally:
-            await _end(front.peers)
-
-
-async def _end(peers: list[Peer]) -> None:
-    await asyncio.sleep(0)  # one that was accepted just now has no transport yet
-    for peer in peers:
-        peer.kill()
-        await peer.closed.wait()
-        assert peer.task is not None
-        await peer.task
+            await asyncio.sleep(0)  # one that was accepted just now has no transport yet
+            for peer in front.peers:
+                peer.kill()
+                await peer.closed.wait()
+                assert peer.task is not None
+                await peer.task
