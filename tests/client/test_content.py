@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from asmtp.client.content import PIECE, WHOLE, body_of, whole
+from asmtp.protocol.content import encode_content
+from tests.client.contents import KINDS
 
 calls: list[str] = []
 
@@ -69,6 +71,19 @@ async def test_large_content_is_sliced(make: Callable[[bytes], Any]) -> None:
 async def test_whether_large_content_is_8_bit(make: Callable[[bytes], Any]) -> None:
     assert not (await collected(make(b"x" * 2 * WHOLE)))[0].eight_bit
     assert (await collected(make(b"x" * 2 * WHOLE + b"\xff")))[0].eight_bit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_kind_comes_out_octet_for_octet(kind: str, tmp_path: Path) -> None:
+    content, arrives = KINDS[kind](tmp_path / "message")
+    body, pieces = await collected(content)
+    octets = b"".join(pieces) if body.data is None else body.data
+    assert encode_content(octets, stuff=False) == arrives
+    assert body.size is None or abs(body.size - len(arrives)) <= 2  # of a file, line ends are not counted
+    assert body.eight_bit or octets.isascii()
+    if kind.endswith("file"):
+        assert not content.closed  # it is the caller's
+        content.close()
 
 
 async def test_a_view_of_wider_items_is_measured_in_octets() -> None:

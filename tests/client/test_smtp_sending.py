@@ -1,11 +1,11 @@
-"""Messages of every kind, delivered octet for octet; and every way in which a server says no."""
+"""Messages, delivered octet for octet; and every way in which a server says no."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from email.message import EmailMessage, Message
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,11 @@ import pytest
 import asmtp
 from asmtp import AsyncSMTP
 from asmtp.client.content import WHOLE
+from tests.client.contents import KINDS, LARGE, LARGE_SENT, ROUTES, pieces
 from tests.fakes.people import SENDER, WHO
 from tests.fakes.relay import SHAPES, Relay, relaying
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
-
-
-SMALL = b"Subject: hi\r\n\r\n.\r\n..\r\n.dot\r\nlone\nand\rends\r\n\r\n.\r\nlast"
-SMALL_SENT = b"Subject: hi\r\n\r\n.\r\n..\r\n.dot\r\nlone\r\nand\r\nends\r\n\r\n.\r\nlast\r\n"
-LARGE = (b"Subject: hi\r\n\r\n" + b".line\r\n" * 100_000)[:-1]
-LARGE_SENT = LARGE + b"\n"
 
 
 def message(text: str = "hello\n", **fields: str) -> EmailMessage:
@@ -43,48 +38,31 @@ def compat32() -> Message:
     return made
 
 
-async def pieces(octets: bytes, size: int) -> AsyncIterator[bytes]:
-    for start in range(0, len(octets), size):
-        yield octets[start : start + size]
-
-
 def client(relay: Relay, **options: Any) -> AsyncSMTP:
     return AsyncSMTP(relay.host, relay.port, "me.example", **options)
 
 
 # ---- kinds of content -------------------------------------------------------------------------
 
-KINDS: dict[str, Callable[[bytes, Path], Any]] = {
-    "str": lambda octets, path: octets.decode("ascii"),
-    "bytes": lambda octets, path: octets,
-    "bytearray": lambda octets, path: bytearray(octets),
-    "memoryview": lambda octets, path: memoryview(octets),
-    "path": lambda octets, path: path,
-    "binary file": lambda octets, path: path.open("rb"),
-    "unbuffered file": lambda octets, path: path.open("rb", buffering=0),
-    "BytesIO": lambda octets, path: io.BytesIO(octets),
-    "async generator": lambda octets, path: pieces(octets, 1000),
-    "async generator of octets": lambda octets, path: pieces(octets, 1 if len(octets) < 1000 else 100_000),
-}
 
-
-@pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_every_kind_arrives_octet_for_octet(kind: str, size: str, shape: tuple[str, ...], tmp_path: Path) -> None:
-    octets, sent = (SMALL, SMALL_SENT) if size == "small" else (LARGE, LARGE_SENT)
-    path = tmp_path / "message"
-    path.write_bytes(octets)
-    content = KINDS[kind](octets, path)
+@pytest.mark.parametrize("kind", ROUTES)
+async def test_content_arrives_octet_for_octet(kind: str, shape: tuple[str, ...], tmp_path: Path) -> None:
+    content, arrives = KINDS[kind](tmp_path / "message")
     async with relaying(Relay(shape)) as relay, client(relay) as smtp:
         assert await smtp.sendmail(SENDER, WHO, content) == {}
         # And a second one behind it.
         assert await smtp.sendmail(SENDER, "c@y.example", b"next") == {}
         assert [letter.recipients for letter in relay.letters] == [[WHO], ["c@y.example"]]
-        assert relay.letters[0].content == sent
-        assert relay.letters[1].content == b"next\r\n"
-    if kind.endswith("file"):
-        assert not content.closed  # it is the caller's
-        content.close()
+        assert [letter.content for letter in relay.letters] == [arrives, b"next\r\n"]
+
+
+async def test_a_file_stays_open_for_the_caller(tmp_path: Path) -> None:
+    content, arrives = KINDS["large binary file"](tmp_path / "message")
+    async with relaying(Relay()) as relay, client(relay) as smtp:
+        await smtp.sendmail(SENDER, WHO, content)
+        assert relay.letters[0].content == arrives
+    assert not content.closed
+    content.close()
 
 
 async def test_a_memoryview_that_is_not_of_octets() -> None:
