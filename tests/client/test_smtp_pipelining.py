@@ -339,7 +339,7 @@ async def test_a_refusal_and_a_server_that_does_not_take_rset() -> None:
 
 
 @pytest.mark.parametrize("shape", ["pipelining", "both"])
-async def test_a_thousand_recipients_and_a_server_that_reads_no_further_until_its_replies_are_read(shape: str) -> None:
+async def test_a_thousand_recipients_and_a_server_that_waits_for_its_replies_to_be_read(shape: str) -> None:
     people = [f"recipient{number}.{'x' * 400}@y.example" for number in range(1000)]
     answer: Any = lambda verb, line: f"250 2.1.5 {line} ok" if verb == "RCPT" else None  # noqa: E731
     relay = Relay(SHAPES[shape], stalling=True, answer=answer)

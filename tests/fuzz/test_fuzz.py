@@ -158,6 +158,7 @@ def command_line(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_command_line(tmp_path: Path) -> None:
     listed = command_line("--list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(TARGETS)

@@ -401,6 +401,7 @@ async def test_a_producer_that_waits_for_the_consumer() -> None:
         assert gate.waiting == 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_others_have_their_turns_while_it_pulls(synchronous: bool) -> None:
     """However many it may pull: an iterable that never waits does not hold the loop up."""

@@ -255,6 +255,7 @@ async def test_what_a_login_raises_ends_the_message(what: str, where: str, retry
         assert asked <= 2 * now() + 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("what", RAISED)
 async def test_what_content_raises_ends_the_message(what: str) -> None:
     async def content() -> AsyncIterator[bytes]:

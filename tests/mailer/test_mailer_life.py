@@ -484,6 +484,7 @@ def test_one_loop_after_the_other(loop: str, first: str) -> None:
     gc.collect()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("then", ["aclose", "anext", "send", "abort", "nothing"])
 @pytest.mark.parametrize("content", [b"hi", b"hi" * (1 << 16)], ids=["small", "large"])

@@ -47,6 +47,7 @@ async def all_of(posting: asmtp.AsyncMailer, count: int) -> list[Delivery]:
     return [delivery async for delivery in posting.send_all(items(count))]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("code", [421, 432, 451])
 @pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize(("connections", "most"), [(4, 3), (6, 1)])

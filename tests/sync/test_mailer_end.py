@@ -476,6 +476,7 @@ def test_a_server_that_does_not_answer_does_not_hold_up_the_end() -> None:
         stop.go.set()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("text", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_program_that_forgets_to_close(text: str) -> None:
     with relay_at(relay_of(answering(RCPT_no="550 5.1.1 no"))) as relay:

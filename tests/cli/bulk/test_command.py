@@ -268,6 +268,7 @@ def shut_port() -> Iterator[int]:
         yield mine.getsockname()[1]
 
 
+@pytest.mark.sampled
 async def test_no_server(folder: Path, path: str, shut_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending_module, "HOPELESS", 20)
     fill(folder, 100)
