@@ -1,4 +1,4 @@
-"""What every test has: both event loops (or a virtual clock), and checks that nothing blocks and nothing is left."""
+"""Set up every test: both event loops (or a virtual clock), and checks that nothing blocks and nothing is left."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
-    """Every async test runs on both loops, or on the virtual clock."""
+    """Run every async test on both loops, or on the virtual clock."""
     if item.get_closest_marker("virtual_clock") is not None:
         return {"virtual_clock": VirtualClockLoop}
     return LOOPS
@@ -80,7 +80,7 @@ def _mark_all_but_a_sample(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Under coverage: what is run is run by this test, its tasks and callbacks too."""
+    """Tell coverage which test runs, so that the lines of its tasks and callbacks count for it, too."""
     coverage = Coverage.current()
     if coverage is not None:
         coverage.switch_context(item.nodeid.removesuffix(".py").replace("/", ".").replace(".py::", "."))
@@ -93,7 +93,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @functools.cache
 def blockbuster() -> BlockBuster:
-    """Made once: it takes its time."""
+    """Return the blocker.  It is made once, as that takes time."""
     made = BlockBuster("asmtp")
     for name in MORE_THAT_BLOCKS:
         made.functions[name] = BlockBusterFunction(None, name, scanned_modules="asmtp")
@@ -102,7 +102,7 @@ def blockbuster() -> BlockBuster:
 
 @pytest.fixture
 def nothing_blocks() -> Iterator[None]:
-    """A call in asmtp that would block the loop fails the test."""
+    """Fail the test if a call in asmtp would block the loop."""
     blockbuster().activate()
     yield
     blockbuster().deactivate()
@@ -110,7 +110,7 @@ def nothing_blocks() -> Iterator[None]:
 
 @pytest.fixture
 async def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """No task goes on behind the test, and no exception is lost."""
+    """Fail the test if a task goes on behind it, or if an exception is lost."""
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
@@ -135,7 +135,7 @@ def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 @pytest.fixture
 def transports(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Transport]:
-    """The client's transports, in the order in which they were made."""
+    """Return the client's transports, in the order in which they were made."""
     made: list[asyncio.Transport] = []
     original = Connection.connection_made
 
@@ -164,7 +164,7 @@ class _Counting:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the client has written, one entry for each `send`.  Not for TLS."""
+    """Return what the client has written, one entry for each `send`.  Not for TLS."""
     seen: list[bytes] = []
     original = Connection.connection_made
 
@@ -183,12 +183,12 @@ class Certificates:
 
     @functools.cached_property
     def server(self) -> ssl.SSLContext:
-        """For 127.0.0.1 and localhost."""
+        """Return a context for a server at 127.0.0.1 and localhost."""
         return self.showing(self.issued)
 
     @functools.cached_property
     def issued(self) -> trustme.LeafCert:
-        """What `server` shows."""
+        """Return the certificate that `server` shows."""
         return self.ca.issue_cert("127.0.0.1", "localhost")
 
     def server_for(self, *names: str) -> ssl.SSLContext:
@@ -202,13 +202,13 @@ class Certificates:
 
     @functools.cached_property
     def trusting(self) -> ssl.SSLContext:
-        """A client that trusts the CA."""
+        """Return a context for a client that trusts the CA."""
         context = ssl.create_default_context()
         self.ca.configure_trust(context)
         return context
 
     def client(self, **attributes: Any) -> ssl.SSLContext:
-        """A client of its own that trusts the CA, with attributes set; `certificate`: with one of ours to show."""
+        """Return a new context for a client that trusts the CA, with attributes; `certificate`: it has one to show."""
         context = ssl.create_default_context()
         self.ca.configure_trust(context)
         if attributes.pop("certificate", False):
@@ -219,7 +219,7 @@ class Certificates:
 
     @functools.cached_property
     def wary(self) -> ssl.SSLContext:
-        """A client that does not."""
+        """Return a context for a client that does not trust the CA."""
         return ssl.create_default_context()
 
 
@@ -234,6 +234,6 @@ def certificates() -> Certificates:
 
 @pytest.fixture
 def bdat_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content goes by BDAT from the first message on, whatever it is: as on a connection that has passed the probe."""
+    """Send content by BDAT from the first message on, whatever it is, as on a connection that has passed the probe."""
     monkeypatch.setattr(Session, "untried", Chunking.SHOWN)
     monkeypatch.setattr(transaction, "_FIELD", re.compile(b""))

@@ -1,4 +1,4 @@
-"""Prints the lowest versions that pyproject.toml names of what the tests need, as constraints for pip.
+"""Print the lowest versions that pyproject.toml names of what the tests need, as constraints for pip.
 
 python tests/lowest_versions.py >constraints && pip install -c constraints -e '.[test]'
 """

@@ -1,4 +1,4 @@
-"""Each module is covered by its own tests, not by what happens to run through it.
+"""Check that each module is covered by its own tests, not by what happens to run through it.
 
 Reads the data of a run under ``coverage run`` with test contexts (see pyproject.toml), counts for each module
 of asmtp the lines that its own test modules ran, and fails where they are too few.
@@ -71,7 +71,7 @@ NEEDED = 0.95
 
 
 def own_tests(module: str) -> tuple[str, ...]:
-    """The prefixes of the contexts that count for a module."""
+    """Return the prefixes of the contexts that count for a module."""
     path = Path(module)
     package = ".".join(["tests", *path.parts[1:-1]])
     return OWN.get(module, (f"{package}.test_{path.stem}",))

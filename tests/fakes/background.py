@@ -1,4 +1,4 @@
-"""The asyncio servers on a thread of their own, for clients that block."""
+"""Run the asyncio servers on a thread of their own, for clients that block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 @contextlib.contextmanager
 def in_background(server: AbstractAsyncContextManager[T]) -> Iterator[T]:
-    """Enter `server`, an async context manager, in a loop on another thread; what went wrong there is raised here."""
+    """Enter `server`, an async context manager, in a loop on another thread; raise here what went wrong there."""
     global _loop
     loop = asyncio.new_event_loop()
     started: concurrent.futures.Future[T] = concurrent.futures.Future()

@@ -1,4 +1,4 @@
-"""Servers that do not read the chunk of a BDAT that they refuse, and take its octets for commands; and what hides them.
+"""Servers that do not read the chunk of a BDAT that they refuse, and a proxy that hides them.
 
 go-smtp, and what is built on it, answers 502 to a BDAT without recipients and goes on with the next line, which is the
 content's.  RFC 3030 §2 puts it in the wrong, but what the content says is carried out all the same.
@@ -163,7 +163,7 @@ async def _there(peer: Peer, writer: asyncio.StreamWriter) -> None:
 
 
 async def read_line(peer: Peer) -> str | None:
-    """The next line without its end; None: the client has closed."""
+    """Return the next line without its end; None: the client has closed."""
     while (end := peer.received.find(b"\n", peer.consumed)) < 0:
         if peer.eof:
             return None

@@ -1,4 +1,4 @@
-"""In front of a server: what ends each TLS handshake that would resume a session, as Haraka has it, with an alert."""
+"""A proxy that ends each TLS handshake that would resume a session with an alert, as Haraka does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Choosy(asyncio.Protocol):
 
 @contextlib.asynccontextmanager
 async def choosy(port: int) -> AsyncIterator[tuple[int, list[str]]]:
-    """Run it in front of a port of this machine: its own port, and the handshakes that it has seen."""
+    """Run it in front of a port of this machine; give its own port, and the handshakes that it has seen."""
     seen: list[str] = []
     async with listening(lambda: Choosy(port, seen)) as address:
         yield address[1], seen

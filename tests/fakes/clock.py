@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer where nothing else is left to do.
+"""An event loop whose clock jumps to the next timer if nothing else is left to do.
 
 So a test of a ten-minute deadline takes milliseconds, and what it measures with ``loop.time()`` is exact.
 """

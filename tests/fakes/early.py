@@ -18,7 +18,7 @@ REFUSAL = b"552 5.3.4 too large"
 
 @contextlib.contextmanager
 def early(*offers: str, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """Run it, for one connection after the other; its port.
+    """Run it, for one connection after the other, and give its port.
 
     Args:
         offers: the extensions.

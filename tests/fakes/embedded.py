@@ -21,7 +21,7 @@ USER, PASSWORD = "tester", "s3cret-Pa55"
 
 
 class Embedded:
-    """The server's handler: what is offered, who may log in, and what came.
+    """The server's handler: it says what is offered and who may log in, and keeps what came.
 
     Args:
         offers: EHLO keywords to add.

@@ -50,12 +50,12 @@ PATIENCE = 4
 
 
 def virtual() -> bool:
-    """Whether the clock jumps."""
+    """Return whether the clock jumps."""
     return isinstance(asyncio.get_running_loop(), VirtualClockLoop)
 
 
 def patience() -> int:
-    """Seconds that the client waits for anything; where they are real ones, none of its deadlines is to be met."""
+    """Return the seconds that the client waits for anything; if they are real ones, no deadline is to be met."""
     return PATIENCE if virtual() else 20
 
 
@@ -158,7 +158,7 @@ class Wire(asyncio.Transport):
     abort = close
 
     def lost(self) -> None:
-        """The relay is told, as by every transport, in the next pass of the loop."""
+        """Tell the relay, as every transport does, in the next pass of the loop."""
         if not self._closing:
             self._closing = True
             asyncio.get_running_loop().call_soon(self._link.conversation.connection_lost, None)
@@ -239,7 +239,7 @@ class Link(asyncio.Protocol):
             self._proxy.active = None
 
     def replied(self, data: bytes) -> None:
-        """The relay has written, whole lines."""
+        """Pass on whole lines that the relay has written."""
         out = bytearray()
         for line in data.splitlines(keepends=True):
             self.record.append(("<", line))
@@ -266,7 +266,7 @@ class Link(asyncio.Protocol):
         out.clear()
 
     def server_closed(self) -> None:
-        """The relay has, as it does after 221 and 421."""
+        """Close, as the relay has, after 221 or 421."""
         if self._down is Flow.OPEN:
             self._up = Flow.DROPPED
             self.transport.close()
@@ -304,7 +304,7 @@ class Link(asyncio.Protocol):
             self._wire.lost()
 
     def release(self) -> None:
-        """What was held back goes on its way."""
+        """Pass on what was held back."""
         if self._up is Flow.HELD:
             self._up = Flow.OPEN
             self._forward(bytes(self._held_up))
@@ -345,7 +345,7 @@ class Proxy:
 
     @property
     def struck(self) -> int:
-        """How many connections were spoiled."""
+        """Return how many connections were spoiled."""
         return sum(link.struck for link in self.links)
 
     def accept(self) -> Link:
@@ -380,13 +380,13 @@ class Proxy:
         asyncio.get_running_loop().call_later(seconds, release)
 
     async def settled(self) -> None:
-        """Until nothing is held back any more: the relay has what it will ever have."""
+        """Wait until nothing is held back any more: then the relay has all that it will ever have."""
         if self._holding:
             await self._released.wait()
 
 
 def _concerned(link: Link, verb: str, line: str) -> str:
-    """Who a reply is about: a recipient, or the message (in brackets) where it is the reply to its content."""
+    """Return whom a reply is about: a recipient, or the message (in brackets) if it answers its content."""
     if verb == "RCPT":
         return line.partition("<")[2].partition(">")[0]
     if verb[0] == "." and len(verb) > 1:
@@ -415,7 +415,7 @@ class Door:
 
 @contextlib.asynccontextmanager
 async def door() -> AsyncIterator[Door]:
-    """A free port of 127.0.0.1."""
+    """Listen on a free port of 127.0.0.1."""
     opened = Door()
     async with listening(opened.accept) as address:
         opened.host, opened.port = address[0], address[1]
@@ -454,7 +454,7 @@ def plans(
     spoiled: Sequence[tuple[str, Callable[[int], bool]]] = (FIRST,),
     half: int | None = None,
 ) -> list[Plan]:
-    """A plan for each point and fault.
+    """Return a plan for each point and fault.
 
     Args:
         link: as a run without a fault has recorded it.
@@ -475,7 +475,7 @@ def plans(
 
 @dataclass
 class Outcome:
-    """What came of many plans.
+    """The results of many plans.
 
     Attributes:
         count: how many there were.
@@ -499,7 +499,7 @@ async def everywhere(
     *,
     at_once: int = 100,
 ) -> Outcome:
-    """Run for each plan; many at once, because where the clock jumps, it does it for all of them."""
+    """Run for each plan; many at once, because the clock jumps for all of them."""
     outcome = Outcome(len(plans), [], [])
     left = iter(plans)
 
@@ -519,7 +519,7 @@ async def everywhere(
 
 
 def points(link: Link, *, fine: bool = True) -> list[Point]:
-    """The points of a connection's dialogue, as a run without a fault has recorded it.
+    """Return the points of a connection's dialogue, as a run without a fault has recorded it.
 
     Args:
         fine: in the middle and at the end of each line that the client wrote, and between its CR and LF; else
@@ -573,7 +573,7 @@ class _Recording:
 
 
 def record_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on, every proxy knows what its clients have written, arrived or not: `Proxy.written`."""
+    """Record what the clients of every proxy write, arrived or not, in `Proxy.written`."""
     original = Connection.connection_made
 
     def connection_made(self: Connection, transport: Any) -> None:

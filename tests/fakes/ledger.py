@@ -1,4 +1,4 @@
-"""What was sent, what was said of it, and what the relay took: the three must agree."""
+"""An account of what was sent, what was said of it, and what the relay took: the three must agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILLER = b"filler " * 10 + b"\r\n"
 
 
 def picky(verb: str, line: str) -> str | None:
-    """The relay's answers: some recipients are not known, and each message is told its own name."""
+    """Return a relay's answers: some recipients are not known, and each message is told its own name."""
     if verb == "RCPT" and "<no-" in line:
         return f"550 5.1.1 {line.partition('<')[2].partition('>')[0]}"
     if verb[0] == ".":
@@ -41,7 +41,7 @@ class Message:
 
     @property
     def good(self) -> list[str]:
-        """Those that a :func:`picky` relay takes."""
+        """Return those that a :func:`picky` relay takes."""
         return [recipient for recipient in self.recipients if not recipient.startswith("no-")]
 
     @property
@@ -53,7 +53,7 @@ class Message:
         return b".end of <%b>\r\n" % self.name.encode()
 
     def ends(self, stream: bytes) -> int:
-        """How many times the whole content, to its very end, is in what a client wrote to a connection."""
+        """Count how often the whole content, to its very end, is in what a client wrote to a connection."""
         count = 0
         place = -1
         while (place := stream.find(self._end, place + 1)) >= 0:
@@ -70,7 +70,7 @@ class Message:
 
 @dataclass
 class Said:
-    """What the client was told of a message.
+    """The words of the client about a message.
 
     Attributes:
         state: "sent", "refused", "not_sent" or "in_doubt"; "unasked" where it was cancelled.
@@ -93,7 +93,7 @@ class Said:
 
 
 def complaints(pairs: Iterable[tuple[Message, Said]], proxy: Proxy) -> list[str]:
-    """What is not as it must be."""
+    """Return all that is not as it must be."""
     pairs = list(pairs)
     letters = proxy.relay.letters
     names = [message.sender for message, _ in pairs]
@@ -140,7 +140,7 @@ def _of(message: Message, said: Said, proxy: Proxy) -> list[str]:
 
 
 def _doubts(message: Message, said: Said, proxy: Proxy) -> list[str]:
-    """Whether there is a reason for doubt: it was written to its end, and there was no answer to that."""
+    """Return whether there is a reason for doubt: it was written to its end, and that was not answered."""
     written = sum(message.ends(bytes(stream)) for stream in proxy.written)
     if not written:
         return ["but its end was never written"]

@@ -1,4 +1,4 @@
-"""A server that is honest but for what it is told to say instead.
+"""A server that is honest, unless it is told to say something else.
 
 What it says is a dict of points of the dialogue (a command's verb; "greeting", "EHLO under TLS", "response" to a
 challenge, "content" when its first octets are there, "." at its end, "afterwards" when a message was answered) to what
@@ -39,7 +39,7 @@ class Slowly(bytes):
 
 
 class Liar(Scripted):
-    """What it is told to say, and what it has seen.
+    """The server: it says what it is told to, and keeps what it has seen.
 
     Args:
         offers, under_tls: EHLO keywords, and those under TLS, if they are others.
@@ -116,7 +116,7 @@ class Conversation:
     # ---- octets -----------------------------------------------------------------------------
 
     async def _line(self) -> str | None:
-        """The next command; None: the client has closed."""
+        """Return the next command; None: the client has closed."""
         peer = self.peer
         while (end := peer.received.find(b"\n", peer.consumed)) < 0:
             if peer.eof:
@@ -141,7 +141,7 @@ class Conversation:
                 peer.transport.resume_reading()
 
     async def _say(self, point: str, *honest: str) -> int:
-        """Answer; the code of what was said, 0 if that was more than words."""
+        """Answer, and return the code of what was said; 0 if that was more than words."""
         lies = self._says.get(point)
         lie = lies.pop(0) if lies else None
         if lie is None:
@@ -237,7 +237,7 @@ class Conversation:
         await self._taken(re.sub(rb"(?m)^\.", b"", stuffed[:-3]))
 
     def _content_ended(self, seen: int) -> int | None:
-        """How many octets there are to the end of the content, the dot's line included; `seen` were looked at."""
+        """Count the octets to the end of the content, the dot's line included; `seen` were looked at."""
         peer = self.peer
         if peer.received.startswith(b".\r\n", peer.consumed):
             return 3
@@ -259,7 +259,7 @@ class Conversation:
             self.failed = True
 
     async def _taken(self, content: bytes, point: str = ".") -> None:
-        """All of a message is there."""
+        """Answer: all of a message is there."""
         self.liar.whole.append(self.sender)
         taken = []
         if not self.recipients or self.failed:

@@ -27,7 +27,7 @@ After = Literal["in step", "closed"]
 
 @dataclass(frozen=True)
 class Contract:
-    """What becomes of the message, and of the connection.
+    """The fate of the message, and of the connection.
 
     Attributes:
         raises: an exception of exactly this class, or None.
@@ -49,28 +49,28 @@ def sent(after: After = "in step", without: Mapping[str, int] | None = None) -> 
 
 
 def refused(raises: type[Exception], code: int, after: After = "in step") -> Contract:
-    """The server said no to the message."""
+    """Expect that the server said no to the message."""
     return Contract(raises, "refused", code, after)
 
 
 def broken(state: DeliveryState, code: int = -1) -> Contract:
-    """The server broke the protocol."""
+    """Expect that the server broke the protocol."""
     return Contract(SMTPProtocolError, state, code)
 
 
 def gone(state: DeliveryState) -> Contract:
-    """The connection is."""
+    """Expect that the connection is gone."""
     return Contract(SMTPServerDisconnected, state)
 
 
 def late(state: DeliveryState) -> Contract:
-    """Nothing came in time."""
+    """Expect that nothing came in time."""
     return Contract(SMTPTimeoutError, state)
 
 
 @dataclass(frozen=True)
 class Lie:
-    """What a server says, and to whom.
+    """Something that a server says, and to whom.
 
     Attributes:
         says: see liar.Liar.
@@ -104,6 +104,6 @@ class Lie:
 
 
 async def content_begun() -> AsyncIterator[bytes]:
-    """Content that has no end before the connection has."""
+    """Yield content that has no end before the connection has."""
     yield b"begun\r\n"
     await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""Lies before there is a message: to who connects, asks for TLS, logs in."""
+"""Lies before there is a message: to a client that connects, asks for TLS, logs in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINE = b"2" * 65536
 
 
 def then(*steps: Step) -> Step:
-    """One after the other."""
+    """Do one step after the other."""
 
     async def step(peer: Peer) -> None:
         for each in steps:
@@ -35,17 +35,17 @@ def then(*steps: Step) -> Step:
 
 
 def says(words: str | bytes, ends: Step = fin) -> Step:
-    """The last words."""
+    """Say some last words."""
     return then(send(words), ends)
 
 
 async def moment(peer: Peer) -> None:
-    """Until the client knows that it is connected."""
+    """Wait until the client knows that it is connected."""
     await asyncio.sleep(0.02)
 
 
 def dripping(start: str, line: str) -> Step:
-    """A reply that has no end, and comes a line every tenth of a second."""
+    """Send a reply that has no end, a line every tenth of a second."""
 
     async def step(peer: Peer) -> None:
         peer.transport.write(octets(start))
@@ -57,7 +57,7 @@ def dripping(start: str, line: str) -> Step:
 
 
 def unable(raises: type[Exception], code: int | None = None, after: str = "closed") -> Contract:
-    """What is asked for when connecting cannot be had."""
+    """Expect that what is asked for when connecting cannot be had."""
     return Contract(raises, "not_sent", code, after)  # type: ignore[arg-type]
 
 
@@ -147,7 +147,7 @@ UNKNOWN = b"250-liar.example\r\n250 AUTH X-MAGIC \xff\r\n"
 
 
 async def _plaintext_later(peer: Peer) -> None:
-    """When the client has begun the handshake."""
+    """Send plaintext when the client has begun the handshake."""
     peer.transport.write(b"220 go\r\n")
     await peer.more()
     await peer.take(peer.coming)
@@ -163,7 +163,7 @@ async def _silent_handshake(peer: Peer) -> None:
 
 
 def _handshake(ends: Step) -> Step:
-    """It ends when the client has begun."""
+    """End when the client has begun the handshake."""
 
     async def step(peer: Peer) -> None:
         peer.transport.write(b"220 go\r\n")

@@ -25,13 +25,13 @@ NEVER = "550 5.7.1 no"
 
 
 async def begun(peer: Peer) -> None:
-    """The first of the content has come."""
+    """Wait for the first of the content."""
     while not peer.coming:
         await peer.more()
 
 
 async def swallow(peer: Peer) -> None:
-    """Whatever comes is content, and has no end."""
+    """Take whatever comes for content that has no end."""
     peer.transport.write(b"354 go\r\n")
     await read_all(peer)
 

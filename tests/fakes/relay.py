@@ -81,7 +81,7 @@ class Relay:
 
     @property
     def verbs(self) -> list[str]:
-        """The commands seen, without their arguments, in upper case."""
+        """Return the commands seen, without their arguments, in upper case."""
         return [command.split(" ")[0].split(":")[0].upper() for command in self.commands]
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""aiosmtpd with SCRAM, by the server's half of the library scramp; and with the lies that a server could tell in it."""
+"""aiosmtpd with SCRAM, by the server's half of the library scramp, and with lies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scram(Embedded):
         self.certificate = ""  # PEM
 
     async def scram(self, name: str, server: Server, args: list[str]) -> AuthResult:
-        """One exchange; the client's initial response is in `args`, or has to be asked for."""
+        """Run one exchange; the client's initial response is in `args`, or has to be asked for."""
         asked = args[1] if len(args) > 1 else None
         first = base64.b64decode(asked) if asked else await self.ask(server, b"")
         self.bound.append(first.split(b",")[0].decode())

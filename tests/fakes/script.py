@@ -1,4 +1,4 @@
-"""A server that does what a script says, octet for octet, and records what it received.
+"""A server that plays a script, octet for octet, and records what it received.
 
 A script is a list of steps, one script a connection::
 
@@ -38,7 +38,7 @@ def octets(what: str | bytes) -> bytes:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Let the loop go on until it is so."""
+    """Let the loop go on until the condition holds."""
     while not condition():  # noqa: ASYNC110  # there is no event for it
         await asyncio.sleep(0)
 
@@ -86,12 +86,12 @@ class Peer(asyncio.Protocol):
             raise
 
     async def more(self) -> None:
-        """Until there is something new."""
+        """Wait until something new has come."""
         self._news.clear()
         await self._news.wait()
 
     async def take(self, count: int) -> bytes:
-        """The next octets; fewer if the client has closed."""
+        """Return the next octets; fewer if the client has closed."""
         while len(self.received) < self.consumed + count and not self.eof:
             await self.more()
         taken = bytes(self.received[self.consumed : self.consumed + count])
@@ -100,12 +100,12 @@ class Peer(asyncio.Protocol):
 
     @property
     def coming(self) -> int:
-        """How many octets no step has asked for."""
+        """Return how many octets no step has asked for."""
         return len(self.received) - self.consumed
 
     @property
     def surplus(self) -> bytes:
-        """What came and no step has asked for."""
+        """Return the octets that no step has asked for."""
         return bytes(self.received[self.consumed :])
 
     def kill(self) -> None:
@@ -207,7 +207,7 @@ async def read_all(peer: Peer) -> None:
 
 
 def start_tls(context: ssl.SSLContext) -> Step:
-    """The server's side of the handshake."""
+    """Do the server's side of the handshake."""
 
     async def step(peer: Peer) -> None:
         loop = asyncio.get_running_loop()
@@ -243,12 +243,12 @@ class Scripted:
 
     @property
     def received(self) -> bytes:
-        """Everything that came, on all connections."""
+        """Return everything that came, on all connections."""
         return b"".join(peer.received for peer in self.peers)
 
     @property
     def peer(self) -> Peer:
-        """The last connection."""
+        """Return the last connection."""
         return self.peers[-1]
 
     def accept(self) -> Peer:
@@ -309,7 +309,7 @@ S = TypeVar("S", bound=Scripted)
 
 @contextlib.asynccontextmanager
 async def running(server: S, **where: Any) -> AsyncIterator[S]:
-    """Run a server; what went wrong with its scripts is raised."""
+    """Run a server; raise what went wrong with its scripts."""
     async with listening(server.accept, **where) as server.address:
         try:
             yield server
@@ -323,5 +323,5 @@ async def running(server: S, **where: Any) -> AsyncIterator[S]:
 
 
 def scripted(*scripts: Sequence[Step], **where: Any) -> contextlib.AbstractAsyncContextManager[Scripted]:
-    """A scripted server, with a script for each connection that will be made."""
+    """Run a scripted server, with a script for each connection that will be made."""
     return running(Scripted(scripts, None), **where)

@@ -112,7 +112,7 @@ class Server:
 
     @property
     def hears(self) -> bool:
-        """Whether it goes on with what came."""
+        """Return whether it goes on with what came."""
         return bool(self._in) and not self.done
 
     def say(self, reply: str) -> None:

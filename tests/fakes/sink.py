@@ -22,7 +22,7 @@ LINE = re.compile(rb"([A-Za-z]+)[^\r\n]*\r\n")
 
 
 class Sink:
-    """What all connections have brought.
+    """The server, with an account of what all connections have brought.
 
     Attributes:
         messages, octets, connections: how many there were.

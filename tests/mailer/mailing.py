@@ -1,4 +1,4 @@
-"""What the tests of the mailer share: mailers, messages with names, and a check of what is said of them."""
+"""Mailers, messages with names, and a check of what is said of them, for all tests of the mailer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Answer = Callable[[str, str], str | None]
 
 
 def mailer(*servers: Relay | Scripted, **options: Any) -> AsyncMailer:
-    """A mailer for servers of the test."""
+    """Return a mailer for servers of the test."""
     where = [asmtp.Relay(server.host, server.port, lmtp=getattr(server, "lmtp", False)) for server in servers]
     return AsyncMailer(where, **{"local_hostname": "me.example", **options})
 
 
 def item(number: int, content: bytes | None = None) -> tuple[str, str, bytes]:
-    """A message with a number, which is in each of its parts."""
+    """Return a message with a number, which is in each of its parts."""
     return f"a{number}@x.example", f"b{number}@y.example", content or b"Subject: %d\r\n\r\nhello\r\n" % number
 
 
@@ -47,7 +47,11 @@ def email(text: str = "hello\n", **fields: str) -> EmailMessage:
 
 
 def answering(**replies: str) -> Answer:
-    """Answers by verb, or by it and the address: ``RCPT="550 no"``, ``RCPT_b1="451 later"``; end: content's."""
+    """Return a relay's `answer`.
+
+    Args:
+        replies: by verb, or by verb and address: ``RCPT="550 no"``, ``RCPT_b1="451 later"``; `end`: of the content.
+    """
 
     def answer(verb: str, line: str) -> str | None:
         for key, reply in replies.items():
@@ -60,24 +64,24 @@ def answering(**replies: str) -> Answer:
 
 
 async def till(condition: Callable[[], Any], step: float = 0.05) -> None:
-    """Let time pass until it is so."""
+    """Let time pass until the condition holds."""
     while not condition():  # noqa: ASYNC110  # there is no event for it
         await asyncio.sleep(step)
 
 
 def people(replies: dict[str, Reply]) -> dict[str, tuple[int, str]]:
-    """Replies, as code and enhanced code."""
+    """Return replies as code and enhanced code."""
     return {who: (reply.code, reply.enhanced) for who, reply in replies.items()}
 
 
 def name(delivery: Delivery) -> int:
-    """Which of `items` it is about."""
+    """Return which of `items` a delivery is about."""
     sender: str = delivery.item[0]
     return int(sender[1 : sender.index("@")])
 
 
 def agree(relay: Relay | Iterable[Relay], deliveries: Iterable[Delivery], count: int) -> Counter[str]:
-    """Each of so many `items` was told of once, and truly; how many were told what.
+    """Check that each of `count` items was told of once, and truly; return how many were told what.
 
     Args:
         relay: who may have taken them.
@@ -106,7 +110,7 @@ def agree(relay: Relay | Iterable[Relay], deliveries: Iterable[Delivery], count:
 
 
 class Gate:
-    """Something that is waited for in a test, and counted."""
+    """An event that counts how many wait for it."""
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
@@ -137,7 +141,7 @@ class _Tired(Conversation):
 
 
 class Tired(Relay):
-    """Closes each connection when it has taken so many messages.
+    """A relay that closes each connection when it has taken `most` messages.
 
     `bye` is what it says to the next MAIL then; empty: it closes without a word, behind the reply to the last one.
     """
@@ -165,7 +169,7 @@ class _Impatient(Conversation):
 
 
 class Impatient(Relay):
-    """Counts RSETs as Exim does, but for one behind a message that it took, and ends the connection after so many."""
+    """A relay that counts RSETs as Exim does, but for one behind each message, and ends the connection after `most`."""
 
     conversation = _Impatient
     most = 10

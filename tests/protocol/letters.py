@@ -1,4 +1,4 @@
-"""What the transcripts are about: sessions of each shape, messages, and whole conversations made of their replies."""
+"""Sessions of each shape, messages, and whole conversations made of their replies, for transcripts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOGIN = Start(
 
 
 def opened(shape: str = "lock-step", *, lmtp: bool = False, **options: Any) -> Callable[[], Session]:
-    """What makes a session that has been greeted by a server of that shape."""
+    """Return a function that makes a session that a server of that shape has greeted."""
 
     def make() -> Session:
         session = Session(lmtp=lmtp, **options)
@@ -52,7 +52,7 @@ def opened(shape: str = "lock-step", *, lmtp: bool = False, **options: Any) -> C
 
 
 def unclean(shape: str = "lock-step", **options: Any) -> Callable[[], Session]:
-    """A session on which a transaction may be open: MAIL was written by hand."""
+    """Return a session on which a transaction may be open: MAIL was written by hand."""
 
     def make() -> Session:
         session = opened(shape, **options)()
@@ -69,7 +69,7 @@ def unclean(shape: str = "lock-step", **options: Any) -> Callable[[], Session]:
 def letter(
     sender: str = "a@x", recipients: Sequence[str] = ("b@x",), content: bytes = CONTENT, *, chunking: bool = True
 ) -> Start:
-    """A message whose content is at hand."""
+    """Return the start of a message whose content is at hand."""
 
     def make(session: Session) -> Dialogue[Any]:
         body = Body(content, len(content), eight_bit=False)
@@ -79,7 +79,7 @@ def letter(
 
 
 def streamed(sender: str = "a@x", recipients: Sequence[str] = ("b@x",), *, chunking: bool = True) -> Start:
-    """A message whose content is pulled."""
+    """Return the start of a message whose content is pulled."""
 
     def make(session: Session) -> Dialogue[Any]:
         body = Body(None, None, eight_bit=False)
@@ -97,7 +97,7 @@ def conversation(
     data: str = "354 go",
     finals: Sequence[str] = ("250 taken",),
 ) -> str:
-    """The transcript of one message called `one`, from the replies to its commands.
+    """Return the transcript of one message called `one`, from the replies to its commands.
 
     Args:
         rset: the reply to the RSET in front; "" for none.
@@ -159,7 +159,7 @@ def _any_ok(replies: Sequence[str]) -> bool:
 
 
 def cut(text: str, replies: int, *instead: str) -> str:
-    """A transcript that ends after so many reply lines; then comes what is given instead."""
+    """Return a transcript that ends after so many reply lines, and then has what is given instead."""
     lines: list[str] = []
     for line in text.splitlines():
         if line.strip().startswith("S:"):

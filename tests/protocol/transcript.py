@@ -1,4 +1,4 @@
-"""Plays a transcript against a Session, in every way in which the server's octets may arrive.
+"""Play a transcript against a Session, in every way in which the server's octets may arrive.
 
 A transcript is read line by line::
 
@@ -45,7 +45,7 @@ SURPLUS = b"250 surplus\r\n"
 
 @dataclass(frozen=True)
 class Start:
-    """How to start a dialogue."""
+    """A way to start a dialogue."""
 
     make: Callable[[Session], Dialogue[Any]]
     alone: bool = False
@@ -54,7 +54,7 @@ class Start:
 
 @dataclass
 class Result:
-    """What came of a transcript."""
+    """The result of a transcript."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     state: str = ""
@@ -69,7 +69,7 @@ Starts = dict[str, Start]
 
 
 class _Split:
-    """How the server's turns are cut into feeds: turn number and octets to feeds."""
+    """A function that cuts the server's turns into feeds: turn number and octets to feeds."""
 
     def __init__(self, turn: int = -1, at: int = 0, *, bytewise: bool = False) -> None:
         self.turn = turn
@@ -150,7 +150,7 @@ class Player:
         return Result(outcomes, self.session.state.name, self.session.clean)
 
     def check_told(self) -> None:
-        """Each owner is told once, when all is over; one that has gone is not told."""
+        """Check that each owner is told once, when all is over, and that one that has gone is not told."""
         for name, exchange in self.exchanges.items():
             if exchange.done:
                 assert self.told[name] == (0 if name in self.cancelled else 1), f"{name} told {self.told[name]} times"
@@ -159,7 +159,7 @@ class Player:
 
 
 def describe(exchange: Exchange[Any]) -> str:
-    """What became of a dialogue, in one line."""
+    """Describe what became of a dialogue, in one line."""
     if not exchange.done:
         return "under way"
     if exchange.error is not None:
@@ -176,17 +176,17 @@ def state_of(exchange: Exchange[Any]) -> str | None:
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    """For whom a message was taken, and for whom not."""
+    """Describe for whom a message was taken, and for whom not."""
     return f"sent {_pairs(outcome.accepted)}" + (f" but not {_pairs(outcome.refused)}" if outcome.refused else "")
 
 
 def _whole(reply: Reply) -> str:
-    """A reply with all of its lines."""
+    """Return a reply with all of its lines."""
     return f"{reply.code} {reply.text}"
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception, with what it knows of the message."""
+    """Describe an exception, with what it knows of the message."""
     text = str(error)
     if isinstance(error, SMTPRecipientsRefused):
         text = _pairs(error.recipients)
@@ -202,7 +202,7 @@ def _pairs(replies: dict[str, Any]) -> str:
 
 
 def parse(text: str) -> list[Step]:
-    """The steps of a transcript; lines of one side in a row are one step."""
+    """Return the steps of a transcript; lines of one side in a row are one step."""
     steps: list[Step] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         side, _, rest = line.partition(" ")
@@ -219,7 +219,7 @@ def parse(text: str) -> list[Step]:
 
 
 def unescaped(text: str) -> bytes:
-    """Octets written with the escapes of a bytes literal."""
+    """Return octets that are written with the escapes of a bytes literal."""
     return re.sub(rb"\\(r|n|x[0-9a-f]{2})", _octet, text.encode())
 
 
@@ -276,7 +276,7 @@ def _once(steps: list[Step], starts: Starts, session: Session, split: _Split) ->
 
 
 def _aftermath(player: Player) -> None:
-    """What is left has to be in step, or closed for good."""
+    """Check that what is left is in step, or closed for good."""
     session = player.session
     if session.closed:
         _check_closed(player)
@@ -310,7 +310,7 @@ def _check_closed(player: Player) -> None:
 
 
 def _with_surplus(steps: list[Step], starts: Starts, make: Callable[[], Session], turn: int) -> None:
-    """A reply that comes in the same octets as the last one owed, or as the one that the next command waits for."""
+    """Send a reply too much, in the same octets as the last one owed, or as the one that the next command waits for."""
     place = [number for number, step in enumerate(steps) if step[0] == "S:"][turn]
     data = steps[place][2]
     plain = played_until(steps[:place], starts, make())
@@ -328,7 +328,7 @@ def _with_surplus(steps: list[Step], starts: Starts, make: Callable[[], Session]
 
 
 def played_until(steps: list[Step], starts: Starts, session: Session) -> Player:
-    """A session as it is after these steps, what was written taken away."""
+    """Return a session as it is after these steps, what was written taken away."""
     player = Player(session, starts)
     for what, name, data in steps:
         if what == "C:":
@@ -341,7 +341,7 @@ def played_until(steps: list[Step], starts: Starts, session: Session) -> Player:
 
 
 def _still_owed(player: Player) -> bool:
-    """Whether commands that were written before this turn still have replies to come."""
+    """Return whether commands that were written before this turn still have replies to come."""
     written = player.output()
     owed = [exchange.group for exchange in player.session._owed]
     return any(group is None or not group.data or group.data not in written for group in owed)

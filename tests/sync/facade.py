@@ -1,4 +1,4 @@
-"""What the tests of the blocking facade share: smtplib beside asmtp, and a check that nothing is left behind."""
+"""Smtplib beside asmtp, and a check that nothing is left behind, for all tests of the blocking facade."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMTPLIB_CLASSES = {value for value in vars(smtplib).values() if isinstance(value
 
 
 def told(error: BaseException) -> tuple[Any, ...]:
-    """What code written for smtplib sees of an exception: the class that it knows, and the attributes."""
+    """Return what code written for smtplib sees of an exception: the class that it knows, and the attributes."""
     kind = next(
         each for each in type(error).__mro__ if each in SMTPLIB_CLASSES or not each.__module__.startswith("asmtp")
     )
@@ -40,7 +40,7 @@ def told(error: BaseException) -> tuple[Any, ...]:
 
 
 def seen(call: Callable[[], Any]) -> Any:
-    """What becomes of a call: its value, or what is `told` of its exception."""
+    """Return the value of a call, or what is `told` of its exception."""
     try:
         return call()
     except Exception as error:
@@ -49,21 +49,21 @@ def seen(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def relay_at(relay: Relay | None = None, **where: Any) -> Iterator[Relay]:
-    """A strict server on a thread of its own."""
+    """Run a relay on a thread of its own."""
     with in_background(relaying(relay or Relay(), **where)) as running:
         yield running
 
 
 @contextlib.contextmanager
 def script_at(*scripts: list[Step], **where: Any) -> Iterator[Scripted]:
-    """A server on a thread of its own that does what a script says."""
+    """Run a server on a thread of its own that plays scripts."""
     with in_background(scripted(*scripts, **where)) as running:
         yield running
 
 
 @contextlib.contextmanager
 def connected(module: Any, relay: Any, **arguments: Any) -> Iterator[Any]:
-    """A client of the server; it is closed without QUIT."""
+    """Connect a client to the server; it is closed without QUIT."""
     smtp = module.SMTP("127.0.0.1", relay.port, **{"local_hostname": "client.example", **arguments})
     try:
         yield smtp
@@ -73,7 +73,7 @@ def connected(module: Any, relay: Any, **arguments: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[asyncio.AbstractEventLoop]]:
-    """Afterwards every private loop is closed without a task, no thread goes on, and no resource is dropped open."""
+    """Check that every private loop is closed without a task, no thread goes on, and nothing is dropped open."""
     loops: list[asyncio.AbstractEventLoop] = []
     complaints: list[dict[str, Any]] = []
     original = SMTP._new_loop

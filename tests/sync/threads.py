@@ -1,4 +1,4 @@
-"""What the tests of Mailer share: a mailer at a relay, calls from many threads, Ctrl-C, and a check of what is left."""
+"""A mailer at a relay, calls from many threads, Ctrl-C, and a check of what is left, for all tests of Mailer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LONG = 20
 
 
 class Stop:
-    """What a relay answers, but at one point only when it is told to; the whole server waits.
+    """A relay's `answer` that at one point waits until it is told to go on; the whole server waits.
 
     Args:
         verb: where, as for :class:`Relay`'s `answer`.
@@ -71,18 +71,18 @@ class Stop:
 
 
 def relay_of(answer: Any = None) -> Relay:
-    """A relay that can do everything."""
+    """Return a relay that can do everything."""
     return Relay(SHAPES["both"], **({} if answer is None else {"answer": answer}))
 
 
 def at(relay: Relay, **options: Any) -> Mailer:
-    """A mailer for a relay."""
+    """Return a mailer for a relay."""
     return Mailer(f"smtp://127.0.0.1:{relay.port}", **{"local_hostname": "me.example", **options})
 
 
 @contextlib.contextmanager
 def mailing(answer: Any = None, **options: Any) -> Iterator[tuple[Relay, Mailer]]:
-    """A relay with these answers, and a mailer for it."""
+    """Run a relay with these answers, and a mailer for it."""
     with relay_at(relay_of(answer)) as relay, at(relay, **options) as mailer:
         try:
             yield relay, mailer
@@ -94,7 +94,7 @@ def mailing(answer: Any = None, **options: Any) -> Iterator[tuple[Relay, Mailer]
 
 @contextlib.contextmanager
 def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Afterwards no thread goes on, no exception was lost, and no resource is dropped open."""
+    """Check that no thread goes on, that no exception was lost, and that nothing is dropped open."""
     before = set(threading.enumerate())
     yield
     gc.collect(1)  # what was dropped open says so now, and fails the test: warnings are errors
@@ -103,13 +103,13 @@ def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def into(told: list[T], source: Iterable[T]) -> None:
-    """Loop, and keep what came, also where the loop ends with an exception."""
+    """Loop, and keep what came, even if the loop ends with an exception."""
     for each in source:
         told.append(each)  # noqa: PERF402  # list.extend says nothing of that
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Wait for what another thread does."""
+    """Wait until another thread has made the condition true."""
     end = time.monotonic() + LONG
     while not condition():
         assert time.monotonic() < end
@@ -146,7 +146,7 @@ def together(count: int, function: Callable[[int], T]) -> list[T]:
 
 @contextlib.contextmanager
 def interrupted(when: threading.Event) -> Iterator[None]:
-    """Ctrl-C comes when the event does and the main thread waits; KeyboardInterrupt is what the block raises."""
+    """Send Ctrl-C when the event comes and the main thread waits, and expect KeyboardInterrupt from the block."""
     main = threading.main_thread().ident
     assert main == threading.get_ident()
 
@@ -188,7 +188,7 @@ def interrupted(when: threading.Event) -> Iterator[None]:
 
 
 def program(text: str, relay: Relay) -> None:
-    """Run a program that has a `mailer`, and a `message`; it has to end by itself, and to say nothing."""
+    """Run a program that has a `mailer` and a `message`, and check that it ends by itself and says nothing."""
     start = (
         "import asmtp, os, sys, threading\n"
         f"mailer = asmtp.Mailer('smtp://127.0.0.1:{relay.port}', local_hostname='me.example', connections=1)\n"
