@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from asmtp.protocol.content import ContentEncoder, encode_content, to_octets, wire_size
+from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end, to_octets, wire_size
 
 CONTENT = st.one_of(
     st.binary(max_size=60),
@@ -127,3 +127,15 @@ def test_to_octets() -> None:
     assert type(to_octets(bytearray(b"abc"))) is bytes
     with pytest.raises(UnicodeEncodeError):
         to_octets("abcü")
+
+
+@given(CONTENT)
+def test_binary_content_is_not_touched(content: bytes) -> None:
+    encoder = AsItIs()
+    assert encoder.encode(content) + encoder.finish() == content
+
+
+@given(CONTENT)
+def test_the_line_end_that_is_added(content: bytes) -> None:
+    wire = encode_content(content, stuff=False)
+    assert len(wire) == wire_size(content) + line_end(content)
