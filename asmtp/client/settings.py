@@ -23,10 +23,7 @@ from asmtp.transport.proxy import check_proxy
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import check_context
 
-__all__ = [
-    "DEFAULT_WINDOW", "DEFAULT_WINDOW_OCTETS", "ConnectionSettings", "Options", "SharedOptions", "TLSMode", "Token",
-    "with_options",
-]  # fmt: skip
+__all__ = ["ConnectionSettings", "Options", "SharedOptions", "TLSMode", "Token", "check_flag", "with_options"]
 
 C = TypeVar("C", bound=type)
 
