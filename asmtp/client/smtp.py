@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterable, Sequence
 from email.message import Message
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypeVar, Unpack
 
 from asmtp.client.address import LMTP_PORT, SMTP_SSL_PORT, check_address
 from asmtp.client.commands import Commands
@@ -44,10 +44,17 @@ from asmtp.transport.connection import Connection
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import unverified_context
 
-__all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"]
+__all__ = ["AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL", "Progress"]
 
 T = TypeVar("T")
 logger = logging.getLogger("asmtp")
+
+
+class Progress(Protocol):
+    """An object that is told how the sending of a message comes along."""
+
+    transaction: Transaction | None
+    """The transaction that was begun last."""
 
 
 @with_options(Options.__annotations__, ConnectionSettings, Options)
@@ -253,16 +260,16 @@ class AsyncSMTP(Commands):
             known(error, error.state or "not_sent")
             raise
 
-    async def _send(self, envelope: Envelope, msg: Content) -> Outcome:
+    async def _send(self, envelope: Envelope, msg: Content, progress: Progress | None = None) -> Outcome:
         if type(msg) is bytes and len(msg) <= WHOLE:
-            return await self._transact(envelope, whole(msg), None)
+            return await self._transact(envelope, whole(msg), None, progress)
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
         body, pieces = await body_of(
             msg, self._environment.offload, eight_bit=self.has_extn("8bitmime"), utf8=envelope.international
         )
         try:
-            return await self._transact(envelope, body, pieces)
+            return await self._transact(envelope, body, pieces, progress)
         finally:
             if pieces is not None:  # close a file, wherever the reading ended
                 await pieces.aclose()
@@ -292,29 +299,32 @@ class AsyncSMTP(Commands):
         sender, recipients, octets, mail_options = composed
         return await self.sendmail(sender, recipients, octets, mail_options, rcpt_options, **requests)
 
-    async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+    async def _transact(
+        self, envelope: Envelope, body: Body, pieces: Pieces, progress: Progress | None = None
+    ) -> Outcome:
         if self._event_log is None:
-            return await self._try_transaction(envelope, body, pieces)
+            return await self._try_transaction(envelope, body, pieces, progress)
         begun = clock()
         try:
-            outcome = await self._try_transaction(envelope, body, pieces)
+            outcome = await self._try_transaction(envelope, body, pieces, progress)
         except BaseException as error:
             self._event_log.delivered(envelope, body.head, None, error, clock() - begun)
             raise
         self._event_log.delivered(envelope, body.head, outcome, None, clock() - begun)
         return outcome
 
-    def _begin(self, envelope: Envelope, body: Body) -> Transaction:
-        return Transaction(self._session, envelope, body, chunking=self.chunking)
-
-    async def _try_transaction(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
+    async def _try_transaction(
+        self, envelope: Envelope, body: Body, pieces: Pieces, progress: Progress | None
+    ) -> Outcome:
         if self.helo_resp is None and self.ehlo_resp is None:
             await self.ehlo_or_helo_if_needed()
         connection = self._live()
         session = self._session
         tries = 0
         while True:
-            transaction = self._begin(envelope, body)
+            transaction = Transaction(session, envelope, body, chunking=self.chunking)
+            if progress is not None:
+                progress.transaction = transaction
             try:
                 if pieces is None:
                     outcome = await connection.run(transaction.run())

@@ -1,31 +1,30 @@
-"""One connection of a pool: an AsyncSMTP that keeps many messages under way, without a task for each."""
+"""One connection of a pool: it keeps many messages under way, without a task for each."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import enum
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from asmtp.client.content import WHOLE, Pieces, whole
-from asmtp.client.events import clock
-from asmtp.client.smtp import AsyncLMTP, AsyncSMTP
+from asmtp.client.content import WHOLE, Content, whole
+from asmtp.client.events import EventLog, clock
+from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, Progress
 from asmtp.errors import SMTPException, SMTPServerDisconnected
 from asmtp.mailer.message import DeliveryRequest, RequestState
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.session import Session
-from asmtp.protocol.transaction import Body, Transaction
+from asmtp.protocol.transaction import Transaction
 from asmtp.protocol.verdict import Outcome
 from asmtp.transport.connection import Connection
 
 if TYPE_CHECKING:
     from asmtp.mailer.relay_state import RelayState
 
-__all__ = ["ConnectionState", "PooledConnection", "PooledLMTPConnection", "make_connection"]
+__all__ = ["ConnectionState", "PooledConnection", "make_connection"]
 
 STALE = 1.0
 """Seconds without traffic after which a connection may be dead without our knowing.
@@ -46,10 +45,6 @@ SHALLOW, DEEP = 4, 16
 
 The next but one has to be there when the next one's content is written, or a round trip is lost.
 """
-
-
-_carried: contextvars.ContextVar[DeliveryRequest] = contextvars.ContextVar("_carried")
-"""The request that the current task sends."""
 
 
 class ConnectionState(enum.Enum):
@@ -78,7 +73,74 @@ RETIRING = ConnectionState.RETIRING
 SENDING = RequestState.SENDING
 
 
-class PooledConnection(AsyncSMTP):
+class _RelayClient(AsyncSMTP):
+    """The client of a pooled connection: it has the settings of a relay, and what its connections have in common.
+
+    Args:
+        on_made: is called when there is a connection, which is not connected yet.
+    """
+
+    def __init__(self, relay: RelayState, on_made: Callable[[Connection], None]) -> None:
+        if relay.config.lmtp:
+            self.lmtp, self.ehlo_msg, self.default_port = True, AsyncLMTP.ehlo_msg, AsyncLMTP.default_port
+        self._set_up(relay.config.host, relay.config.port, relay.config)
+        self._sessions = relay.sessions
+        self._logins = relay.logins
+        self._relay_chunking = relay.chunking
+        self._on_made = on_made
+
+    @property
+    def session(self) -> Session:
+        """The state of the protocol, for one connection."""
+        return self._session
+
+    @property
+    def event_log(self) -> EventLog | None:
+        """The log for the events of one connection; None if nobody listens."""
+        return self._event_log
+
+    async def send(self, envelope: Envelope, content: Content, progress: Progress) -> Outcome:
+        """Send a message, by a task of its own."""
+        return await self._send(envelope, content, progress)
+
+    def _made(self, connection: Connection) -> None:
+        super()._made(connection)
+        self._on_made(connection)
+
+
+class _Carried:
+    """The progress of a message that a task sends: from its transaction on, the session counts it.
+
+    Args:
+        connection: the connection that counts it before and after.
+    """
+
+    __slots__ = ("_begun", "_connection", "_request")
+
+    def __init__(self, connection: PooledConnection, request: DeliveryRequest) -> None:
+        self._connection = connection
+        self._request = request
+        self._begun = False
+
+    @property
+    def transaction(self) -> Transaction | None:
+        """The transaction that was begun last."""
+        return self._request.transaction
+
+    @transaction.setter
+    def transaction(self, transaction: Transaction | None) -> None:
+        self._request.transaction = transaction
+        if not self._begun:
+            self._begun = True
+            self._connection.carried -= 1
+
+    def ended(self) -> None:
+        """Have the connection count the message again, until its task has ended."""
+        if self._begun:
+            self._connection.carried += 1
+
+
+class PooledConnection:
     """An open connection, what it has done, and how much more it can be given.
 
     Args:
@@ -94,6 +156,7 @@ class PooledConnection(AsyncSMTP):
         until: the loop's time at which it is replaced, or None.
         busy_since: the loop's time at which the last replies came, or it became busy.
         idle_since: the loop's time at which it became idle, or the last replies came.
+        carried: messages that have a task and are not the session's yet, or not any more.
         cut: a message was withdrawn while it was under way, which may have ended the connection.
         suspect: the message at which the server ended the connection: the first that had no answer then.
         service: seconds between the replies to two messages while it is busy, on average.
@@ -109,10 +172,10 @@ class PooledConnection(AsyncSMTP):
         on_lost: Callable[[PooledConnection], None],
         on_probed: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
-        self._set_up(relay.config.host, relay.config.port, relay.config)
-        self._sessions = relay.sessions
-        self._logins = relay.logins
-        self._relay_chunking = relay.chunking
+        self._client = _RelayClient(relay, self._made)
+        self.session = self._client.session
+        self._event_log: EventLog | None = None
+        self._chunking = relay.config.chunking
         self.relay = relay
         self._on_ended = on_ended
         self._on_lost = on_lost
@@ -131,15 +194,18 @@ class PooledConnection(AsyncSMTP):
         self.suspect: DeliveryRequest | None = None
         self._depth = 1  # how many messages it is given at a time
         self._recipients: int | None = None
-        self._carried = 0  # messages that have a task and are not the session's yet, or not any more
+        self.carried = 0
         self._tidying = False  # our own RSET is in flight
 
-    def _made(self, transport: Connection) -> None:
-        super()._made(transport)
-        transport.on_lost = lambda: self._on_lost(self)
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._client!r} {self.state.value}>"
 
-    def _keep_chunking(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
-        super()._keep_chunking(session, loop)
+    def _made(self, connection: Connection) -> None:
+        """Have `on_lost` and `on_probed` called, from now on."""
+        connection.on_lost = lambda: self._on_lost(self)
+        self._event_log = self._client.event_log
+        self.session = session = connection.session
+        loop = asyncio.get_running_loop()
         heed = session.on_chunking
 
         def probed() -> None:
@@ -148,31 +214,26 @@ class PooledConnection(AsyncSMTP):
 
         session.on_chunking = probed
 
-    @property
-    def session(self) -> Session:
-        """The state of the protocol."""
-        return self._session
-
     async def open(self) -> None:
         """Connect, greet, and see what the server offers.  Raises what `connect` does."""
-        await self.connect()
-        await self.ehlo_or_helo_if_needed()
-        session = self._session
+        await self._client.connect()
+        await self._client.ehlo_or_helo_if_needed()
+        session = self.session
         session.overlap = self.relay.overlap
         self._depth = session.window if self._flows else SHALLOW
         limits = session.extensions.limits
         self._recipients = limits.get("RCPTMAX")
         self._heed_most_messages(limits.get("MAILMAX"))
         self.at_most(self.relay.most_messages(asyncio.get_running_loop().time()))
-        if self.is_connected:  # it may have been closed in the same breath
+        if self._client.is_connected:  # it may have been closed in the same breath
             self.state = SERVING
 
     def _heed_most_messages(self, announced: int | None) -> None:
         """Heed MAILMAX (RFC 9422 §3): the probe of BDAT has a MAIL, too, and is not made if there are only a few."""
         if announced is None:
             return
-        session = self._session
-        probes = session.chunking is Chunking.UNKNOWN and "chunking" in session.extensions and self.chunking
+        session = self.session
+        probes = session.chunking is Chunking.UNKNOWN and "chunking" in session.extensions and self._chunking
         if probes and announced <= FEW:
             session.chunking = Chunking.NOT_SHOWN
             probes = False
@@ -183,12 +244,21 @@ class PooledConnection(AsyncSMTP):
         if messages is not None:
             self.limit = messages if self.limit is None else min(messages, self.limit)
 
+    def close(self) -> Awaitable[None]:
+        """Close at once: see :meth:`asmtp.AsyncSMTP.close`."""
+        return self._client.close()
+
     # ---- what a pool wants to know ----------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether commands can be sent."""
+        return self._client.is_connected
 
     @property
     def load(self) -> int:
         """How many messages are under way on it; our own RSET does not count."""
-        return self._session.load + self._carried - self._tidying
+        return self.session.load + self.carried - self._tidying
 
     @property
     def busy(self) -> bool:
@@ -198,7 +268,7 @@ class PooledConnection(AsyncSMTP):
     @property
     def usable(self) -> bool:
         """Whether it can be given a message."""
-        able = self.state is SERVING and not self._session.doomed and self.is_connected
+        able = self.state is SERVING and not self.session.doomed and self._client.is_connected
         return able and (self.limit is None or self.begun < self.limit)
 
     @property
@@ -212,14 +282,14 @@ class PooledConnection(AsyncSMTP):
     @property
     def _flows(self) -> bool:
         """Whether a message does not wait for the one before it: by BDAT, behind one another."""
-        session = self._session
+        session = self.session
         flowing = session.chunking is Chunking.SHOWN and session.pipelining and session.overlap
-        return flowing and self.chunking and "chunking" in session.extensions
+        return flowing and self._chunking and "chunking" in session.extensions
 
     @property
     def at_probe(self) -> bool:
         """Whether the probe of BDAT is under way, or the connection has ended within it."""
-        return self._session.chunking is Chunking.PROBING
+        return self.session.chunking is Chunking.PROBING
 
     @property
     def stale(self) -> bool:
@@ -258,9 +328,9 @@ class PooledConnection(AsyncSMTP):
             self.busy_since = now
             apart = self.stale
             if apart:
-                self._session.slow_start()
-        if now < self._relay_chunking.doubted_until and not self.at_probe:
-            self._session.chunking = Chunking.NOT_SHOWN
+                self.session.slow_start()
+        if now < self.relay.chunking.doubted_until and not self.at_probe:
+            self.session.chunking = Chunking.NOT_SHOWN
         request.state = SENDING
         request.connection = self
         request.outcome = request.error = request.transaction = None
@@ -272,15 +342,15 @@ class PooledConnection(AsyncSMTP):
             if message.began is None:
                 message.began = now
             octets = message.content
-            if message.eight_bit and not self.has_extn("8bitmime"):
+            if message.eight_bit and "8bitmime" not in self.session.extensions:
                 octets = message.seven_bit()
             if type(octets) is not bytes or len(octets) > WHOLE:
-                self._carried += 1
+                self.carried += 1
                 request.task = task = asyncio.get_running_loop().create_task(self._carry(request, octets))
                 task.add_done_callback(lambda task: self._carried_off(request, task))
                 return
             transaction = Transaction(
-                self._session, request.envelope, whole(octets), chunking=self.chunking, apart=apart
+                self.session, request.envelope, whole(octets), chunking=self._chunking, apart=apart
             )
         except Exception as error:  # whatever it is, it is this message's
             request.error = error
@@ -289,7 +359,7 @@ class PooledConnection(AsyncSMTP):
             self._on_ended(request)
             return
         request.transaction = transaction
-        request.exchange = exchange = self._session.start(transaction.run())
+        request.exchange = exchange = self.session.start(transaction.run())
         exchange.owner = request
         if exchange.done:
             self._done(exchange)
@@ -304,7 +374,7 @@ class PooledConnection(AsyncSMTP):
             return
         exchange = request.exchange
         assert exchange is not None
-        self._session.cancel(exchange)
+        self.session.cancel(exchange)
         exchange.owner = request  # which wants to know the end all the same
         if exchange.done:
             self._done(exchange)
@@ -320,9 +390,9 @@ class PooledConnection(AsyncSMTP):
 
     async def _carry(self, request: DeliveryRequest, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
-        _carried.set(request)
+        progress = _Carried(self, request)
         try:
-            request.outcome = await self._send(request.envelope, content)
+            request.outcome = await self._client.send(request.envelope, content, progress)
         except SMTPException as error:
             error.state = error.state or "not_sent"
             request.error = error
@@ -332,33 +402,24 @@ class PooledConnection(AsyncSMTP):
             request.error = error
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
-
-    def _begin(self, envelope: Envelope, body: Body) -> Transaction:
-        _carried.get().transaction = transaction = super()._begin(envelope, body)
-        return transaction
-
-    async def _transact(self, envelope: Envelope, body: Body, pieces: Pieces) -> Outcome:
-        self._carried -= 1  # meanwhile the session counts it
-        try:
-            return await super()._transact(envelope, body, pieces)
         finally:
-            self._carried += 1
+            progress.ended()
 
     def _carried_off(self, request: DeliveryRequest, task: asyncio.Task[None]) -> None:
         """Note that the task of a request has ended: one that was cancelled before it began could not do so."""
         if task.cancelled() and request.error is None:
             request.error = asyncio.CancelledError()
-        if not self._session.overlap:  # it has learnt that
+        if not self.session.overlap:  # it has learnt that
             self.alone()
         request.task = None
-        self._carried -= 1
+        self.carried -= 1
         self._on_ended(request)
 
     # ---- between messages -------------------------------------------------------------------
 
     def alone(self) -> None:
         """Send messages one by one from now on: the relay takes no transaction behind an unanswered message."""
-        self._session.overlap = self.relay.overlap = False
+        self.session.overlap = self.relay.overlap = False
         self._depth = min(self._depth, SHALLOW)
 
     def measure(self, now: float, answered: int) -> None:
@@ -370,7 +431,7 @@ class PooledConnection(AsyncSMTP):
         self.service += weight * (each - self.service)
         self.relay.service = self.service
         if self._flows:
-            self._depth = self._session.window
+            self._depth = self.session.window
         else:
             self._depth = max(SHALLOW, min(DEEP, round(AHEAD / max(self.service, 1e-6))))
 
@@ -379,7 +440,7 @@ class PooledConnection(AsyncSMTP):
 
         A server that refuses RSET is out of step (Exim takes the rest of a chunk that was too large for commands).
         """
-        session = self._session
+        session = self.session
         if session.idle and not session.clean and not session.closed:
             self._tidying = True
             exchange = session.start(session.reset())
@@ -393,12 +454,12 @@ class PooledConnection(AsyncSMTP):
         """Look at the reply to our own RSET, which nobody awaits."""
         self._tidying = False
         reply = exchange.result
-        if reply is not None and not reply.ok and self._session.idle:
+        if reply is not None and not reply.ok and self.session.idle:
             self.close()
 
     def orphaned(self) -> None:
         """End what is under way, as the event loop was closed, without the transport, which cannot do anything."""
-        session = self._session
+        session = self.session
         session.on_output = session.on_chunking = lambda: None
         session.notify = _tell
         session.fail(SMTPServerDisconnected("the event loop was closed"))
@@ -412,13 +473,9 @@ class PooledConnection(AsyncSMTP):
         try:
             if self.is_connected:
                 with contextlib.suppress(SMTPException):
-                    await self.quit()
+                    await self._client.quit()
         finally:
             await self.close()
-
-
-class PooledLMTPConnection(PooledConnection, AsyncLMTP):
-    """The same for LMTP."""
 
 
 def make_connection(
@@ -427,9 +484,8 @@ def make_connection(
     on_lost: Callable[[PooledConnection], None] = lambda connection: None,
     on_probed: Callable[[PooledConnection], None] = lambda connection: None,
 ) -> PooledConnection:
-    """Return a connection to a relay by the protocol that it speaks; it is not open yet."""
-    kind = PooledLMTPConnection if relay.config.lmtp else PooledConnection
-    return kind(relay, on_ended, on_lost, on_probed)
+    """Return a connection to a relay; it is not open yet."""
+    return PooledConnection(relay, on_ended, on_lost, on_probed)
 
 
 def _tell(exchange: Exchange[Any]) -> None:
