@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from tests.fakes.relay import Conversation, Relay, relaying
-from tests.fakes.script import Peer, listening
+from tests.fakes.script import Peer, hang_up, listening
 from tests.fakes.server import Server
 
 __all__ = ["Careless", "Front", "fronted"]
@@ -179,9 +179,7 @@ async def fronted(backend: Careless, *, reads: bool) -> AsyncIterator[Front]:
         try:
             yield front
         finally:
-            await asyncio.sleep(0)  # one that was accepted just now has no transport yet
+            await hang_up(front.peers)
             for peer in front.peers:
-                peer.kill()
-                await peer.closed.wait()
                 assert peer.task is not None
                 await peer.task

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
-from tests.fakes.script import Peer, listening
+from tests.fakes.script import Peer, hang_up, listening
 from tests.fakes.server import Letter, Server
 
 __all__ = ["SHAPES", "Conversation", "Letter", "Relay", "relaying"]
@@ -228,8 +228,5 @@ async def relaying(relay: R, **where: Any) -> AsyncIterator[R]:
         try:
             yield relay
         finally:
-            await asyncio.sleep(0)  # one that was accepted just now has no transport yet
-            for conversation in relay.connections:
-                conversation.kill()
-            await relay.quiet()
+            await hang_up(relay.connections)
     assert relay.violations == []

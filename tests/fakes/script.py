@@ -25,8 +25,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 __all__ = [
-    "Peer", "Scripted", "Step", "deaf", "drip", "expect", "fin", "flood", "listening", "nothing_more", "octets",
-    "read_all", "rst", "running", "scripted", "send", "silence", "start_tls", "until",
+    "Peer", "Scripted", "Step", "deaf", "drip", "expect", "fin", "flood", "hang_up", "listening", "nothing_more",
+    "octets", "read_all", "rst", "running", "scripted", "send", "silence", "start_tls", "until",
 ]  # fmt: skip
 
 RST = struct.pack("ii", 1, 0)
@@ -119,6 +119,15 @@ class Peer(asyncio.Protocol):
 
 
 Step = Callable[[Peer], Awaitable[None]]
+
+
+async def hang_up(peers: Sequence[Peer]) -> None:
+    """Close all connections with RST, and wait until they are closed."""
+    await asyncio.sleep(0)  # one that was accepted just now has no transport yet
+    for peer in peers:
+        peer.kill()
+    for peer in peers:
+        await peer.closed.wait()
 
 
 def send(*lines: str | bytes) -> Step:
