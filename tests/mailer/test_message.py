@@ -18,7 +18,7 @@ import asmtp
 from asmtp import Envelope, Reply
 from asmtp.client.content import WHOLE
 from asmtp.mailer.delivery import state_of
-from asmtp.mailer.message import DeliveryRequest, QueuedMessage, envelope_of, is_heavy
+from asmtp.mailer.message import DeliveryRequest, QueuedMessage, RequestState, envelope_of, is_heavy
 from asmtp.protocol.message import flatten
 from asmtp.protocol.verdict import Outcome
 
@@ -484,3 +484,86 @@ def test_duplicates_among_very_many_recipients_are_found_in_one_pass() -> None:
     made = QueuedMessage(None, Envelope("a@b.example", twice, content=b"hi"), lambda queued: None, 0.0)
     assert list(made.envelope.recipients) == everyone
     assert compared < 10_000
+
+
+# ---- delivery requests -------------------------------------------------------------------------
+
+
+def test_a_request_in_its_states() -> None:
+    made = queued(A, B)
+    request = DeliveryRequest(made, made.envelope, 1)
+    assert made.pending == [request]
+    assert (request.state, request.attempts, request.known) == (RequestState.ACTIVE, 1, "not_sent")
+    request.transaction = cast("Any", SimpleNamespace(state="in_doubt"))
+    assert request.known == "in_doubt"
+    request.error = SPAM
+    assert request.known == "refused"
+    request.error, request.outcome = None, outcome(A, B)
+    assert request.known == "sent"
+
+
+@pytest.mark.parametrize(("most", "parts"), [(1, ["a", "b", "c", "d"]), (2, ["ab", "cd"]), (3, ["abc", "d"])])
+def test_a_request_is_split(most: int, parts: list[str]) -> None:
+    made = queued(A, B, C, D)
+    request = DeliveryRequest(made, made.envelope, 2)
+    request.since = 7.0
+    others = request.split(most)
+    assert [list(each.envelope.recipients) for each in (request, *others)] == [addresses(part) for part in parts]
+    assert {(each.since, each.attempts) for each in others} == {(7.0, 2)}
+    assert made.pending == [request, *others]
+
+
+def test_recipients_that_are_refused_for_good_are_not_tried_again() -> None:
+    made = queued(A, B, C)
+    request = DeliveryRequest(made, made.envelope)
+    request.drop_refused(SPAM)
+    request.drop_refused(all_refused(a=LATER))
+    assert request.envelope is made.envelope
+    request.drop_refused(all_refused(a=LATER, b=NO))
+    assert list(request.envelope.recipients) == [A, C]
+    assert made.refused == {B: NO}
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "text"),
+    [
+        (FULL, asmtp.SMTPResponseException, "4.3.1 full"),
+        (error("not_sent"), asmtp.SMTPException, "gone"),
+    ],
+)
+def test_what_the_server_said_is_told_to_others(said: Any, kind: type[asmtp.SMTPException], text: str) -> None:
+    made = queued(A)
+    request = DeliveryRequest(made, made.envelope)
+    request.said = said
+    told: Any = request.said_to_others()
+    assert type(told) is kind
+    assert told is not said
+    assert text in str(told)
+    assert told.state == "not_sent"
+
+
+# Why it is given up, how its try ended; the state, and whether it is that very error.
+GIVEN_UP: list[tuple[asmtp.SMTPException | None, BaseException | None, str, bool]] = [
+    (LATE, None, "not_sent", False),
+    (LATE, SPAM, "refused", True),  # the server has said no, and that is told
+    (LATE, IN_DOUBT, "in_doubt", False),
+    (LATE, asyncio.CancelledError(), "not_sent", False),
+    (None, KeyboardInterrupt(), "not_sent", False),
+]
+
+
+@pytest.mark.parametrize(("why", "met", "state", "itself"), GIVEN_UP)
+def test_a_request_is_given_up(
+    why: asmtp.SMTPException | None, met: BaseException | None, state: str, itself: bool
+) -> None:
+    made = queued(A)
+    request = DeliveryRequest(made, made.envelope)
+    request.withdrawn, request.error = why, met
+    request.give_up()
+    told: Any = made.failed[A]
+    assert told.state == state
+    assert (told is met) is itself
+    assert told is not why
+    if not itself:
+        assert told.__cause__ is met
+        assert str(told).startswith("gone" if why is not None else "given up: KeyboardInterrupt")

@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given, strategies as st
 
 from asmtp import Reply, Retry, errors
-from asmtp.mailer.policy import Backoff, Limit, any_throttling, is_crowded, is_throttling, is_transient, limit_of
+from asmtp.mailer.policy import (
+    Backoff,
+    Limit,
+    any_throttling,
+    is_answered,
+    is_closing,
+    is_crowded,
+    is_throttling,
+    is_transient,
+    limit_of,
+    says_too_many_recipients,
+    too_many_recipients,
+)
 from asmtp.protocol.verdict import NotBegun
 
 C, M, S, P = Limit.CONNECTIONS, Limit.MESSAGES, Limit.SENDER, Limit.RATE
@@ -441,6 +453,43 @@ def test_what_stood_behind_another(text: str, state: Any, taken: int, expected: 
 def test_what_is_no_reply() -> None:
     assert limit_of(ValueError("too many connections"), 0) is None
     assert limit_of(asyncio.CancelledError(), 1) is None
+
+
+REFUSED = with_state(errors.SMTPDataError(554, b"5.7.1 spam"), "refused")
+GOING = with_state(errors.SMTPDataError(421, b"4.3.2 going down"), "refused")
+TOO_FAST = with_state(errors.SMTPDataError(421, b"4.7.0 slow down"), "refused")
+GONE = with_state(errors.SMTPServerDisconnected("gone"), "in_doubt")
+
+
+@pytest.mark.parametrize(
+    ("error", "answered", "closing"),
+    [(REFUSED, True, False), (GOING, False, True), (TOO_FAST, True, False), (GONE, False, False)],
+)
+def test_what_ends_the_connection_is_no_answer(error: Exception, answered: bool, closing: bool) -> None:
+    assert is_answered(error) is answered
+    assert is_closing(error) is closing
+
+
+# A reply to RCPT; whether it may mean that the transaction has too many recipients, and whether it says so.
+TOO_MANY = """
+452 4.5.3 anything | may, says
+452 too many recipients | may, says
+452 Too many RCPT | may, says
+552 5.5.3 no more | may, says
+552 too many recipients | may, says
+452 try later | may
+452 4.2.2 mailbox full: too many messages |
+452 4.3.1 disk full |
+552 mailbox full |
+451 4.5.3 too many recipients | says
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("row", TOO_MANY)
+def test_too_many_recipients(row: str) -> None:
+    line, _, means = row.partition(" |")
+    assert too_many_recipients(reply(line)) is ("may" in means)
+    assert says_too_many_recipients(reply(line)) is ("says" in means)
 
 
 # ---- Backoff -----------------------------------------------------------------------------------
