@@ -1,7 +1,7 @@
-"""Connections: they are opened as the load asks, given messages while they have room, left alone while they are silent,
-and replaced in time.
+"""The connections of a mailer.
 
-:func:`asmtp.mailer.schedule.decide` decides all of that, and :meth:`Pool.dispatch` carries it out.  The messages that
+They are opened as the load asks, given messages while they have room, left alone while they are silent, and replaced in
+time: :func:`asmtp.mailer.schedule.decide` decides that, and :meth:`Pool.dispatch` carries it out.  The messages that
 wait, and those whose try has ended, are the queue's: see :class:`asmtp.mailer.queue.DeliveryQueue`.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.mailer.message import DeliveryRequest, RequestState
@@ -21,44 +21,16 @@ from asmtp.mailer.schedule import LATE, Decision, Opening, View, decide, serving
 
 if TYPE_CHECKING:
     from asmtp.mailer.connection import PooledConnection
+    from asmtp.mailer.queue import DeliveryQueue
     from asmtp.mailer.relay_state import RelayState
 
-__all__ = ["Line", "Pool"]
+__all__ = ["Pool"]
 
 BATCH = 0.0005
 """Seconds that a message which is done waits for others, if its connection has enough to do meanwhile."""
 
 ENDED = RequestState.ENDED
 DONE = RequestState.DONE
-
-
-class Line(Protocol):
-    """The queue of messages, as a pool sees it."""
-
-    @property
-    def ready(self) -> int:
-        """How many requests may be sent now."""
-
-    def recipients(self) -> Iterator[int]:
-        """Return how many recipients each of them has, in order."""
-
-    def next(self, most: int | None) -> DeliveryRequest:
-        """Take the first one out of the line; if it has more than `most` recipients, the others stay."""
-
-    def turn_away(self, relay: RelayState, error: BaseException, until: float, begun: float) -> None:
-        """End the requests that have waited since `until` or longer: there is no connection, and will not be soon."""
-
-    def close(self) -> None:
-        """End all that wait: nothing is sent any more."""
-
-    def ended(self, request: DeliveryRequest) -> None:
-        """Judge a request whose try has ended."""
-
-    def settled(self) -> None:
-        """Tell those who wait that a batch was judged, and others are on their way."""
-
-    def refill(self) -> None:
-        """Put the requests of a batch that are tried again at once at the head of the line."""
 
 
 class Pool:
@@ -78,7 +50,7 @@ class Pool:
         connections: those that are open.
     """
 
-    queue: Line
+    queue: DeliveryQueue
 
     def __init__(
         self,

@@ -191,11 +191,11 @@ class DeliveryQueue:
         for _, _, request in deferred:
             self._give_up(request)
 
-    # ---- what the pool does: it is the queue's Line -----------------------------------------
+    # ---- what the pool does -----------------------------------------------------------------
 
     @property
     def ready(self) -> int:
-        """How many requests may be sent now."""
+        """How many requests are in the active line."""
         return len(self._active)
 
     def recipients(self) -> Iterator[int]:
