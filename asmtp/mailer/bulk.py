@@ -13,7 +13,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asmtp.errors import SMTPStateError
-from asmtp.mailer.delivery import Delivery, state_of
+from asmtp.mailer.delivery import Delivery, FailedDelivery, state_of
 from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.transport.offload import call_in_thread
 
@@ -106,10 +106,10 @@ class BulkSend:
         self._impatience: asyncio.TimerHandle | None = None  # at the end of it
         self._due: dict[QueuedMessage, float] = {}  # their deadlines, the next one first
         self._expiry: asyncio.TimerHandle | None = None
-        self.ready: deque[Delivery] = deque()
+        self.ready: deque[Delivery[Any]] = deque()
         self.state = NEW
         self.error: BaseException | None = None
-        self._order: deque[QueuedMessage | Delivery] = deque()
+        self._order: deque[QueuedMessage | Delivery[Any]] = deque()
         self._in_flight = 0
         self._octets = 0  # of those that are in flight or ready
         self._sizes: deque[int] = deque()  # the octets of each of those that are `ready`
@@ -129,7 +129,7 @@ class BulkSend:
         held = (len(self._order) if self._in_order else self._in_flight) + len(self.ready)
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
-    def prepared(self, item: Any) -> QueuedMessage | Delivery:
+    def prepared(self, item: Any) -> QueuedMessage | Delivery[Any]:
         """Return an item as it is sent, or what is wrong with it.
 
         It is called in any thread, before the iterable is asked for the next item: some callers use one EmailMessage
@@ -140,9 +140,9 @@ class BulkSend:
             envelope = envelope_of(item)
             return QueuedMessage(item, envelope, self.arrived, time.time())
         except Exception as error:
-            return Delivery(item, envelope, state_of(error), None, error)
+            return FailedDelivery(item, envelope, state_of(error), None, error)
 
-    def put(self, prepared: QueuedMessage | Delivery) -> None:
+    def put(self, prepared: QueuedMessage | Delivery[Any]) -> None:
         """Send a message; what is wrong with it is told like everything else."""
         if isinstance(prepared, Delivery):
             self._tell_of(prepared)
@@ -152,7 +152,7 @@ class BulkSend:
                 raise SMTPStateError("not begun: nobody asks for more")
             self._manager.submit(prepared)
         except Exception as error:
-            self._tell_of(Delivery(prepared.item, prepared.envelope, state_of(error), None, error))
+            self._tell_of(FailedDelivery(prepared.item, prepared.envelope, state_of(error), None, error))
             return
         self._in_flight += 1
         self._octets += prepared.octets
@@ -164,7 +164,7 @@ class BulkSend:
         if self._in_order:
             self._order.append(prepared)
 
-    def _tell_of(self, delivery: Delivery) -> None:
+    def _tell_of(self, delivery: Delivery[Any]) -> None:
         """Tell of a message that cannot be sent."""
         self._manager.count(delivery.state)
         if self._in_order:
@@ -208,7 +208,7 @@ class BulkSend:
         finally:
             self._manager.dispatch()
 
-    async def _prepared(self, item: Any) -> QueuedMessage | Delivery:
+    async def _prepared(self, item: Any) -> QueuedMessage | Delivery[Any]:
         """Do the same in another thread, for what takes long."""
         self._manager.dispatch()
         return await call_in_thread(self.prepared, item, abandon=True)
@@ -254,7 +254,7 @@ class BulkSend:
         self._manager.count(delivery.state)
         self._now_ready(delivery, message.octets)
 
-    def _now_ready(self, delivery: Delivery, octets: int) -> None:
+    def _now_ready(self, delivery: Delivery[Any], octets: int) -> None:
         self.ready.append(delivery)
         self._sizes.append(octets)
 
@@ -299,7 +299,7 @@ class BulkSend:
         """Whether all is known."""
         return self.state is STOPPED and not self._in_flight
 
-    async def hand_over(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
+    async def hand_over(self, items: deque[QueuedMessage | Delivery[Any]], told: deque[Delivery[Any]]) -> None:
         """Submit `items` as there is room for them, and collect deliveries into `told`: for a blocking caller.
 
         The caller's thread may fill the one and empty the other meanwhile.
@@ -314,31 +314,31 @@ class BulkSend:
         self._manager.dispatch()
         self._hand_out(told)
 
-    async def remaining(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
+    async def remaining(self, items: deque[QueuedMessage | Delivery[Any]], told: deque[Delivery[Any]]) -> None:
         """Take no more, and collect some of the deliveries that are left into `told`; none if all were told."""
         self.state = STOPPED
         await self.news()
         self._hand_out(told)
 
-    def finish(self, items: deque[QueuedMessage | Delivery], told: deque[Delivery]) -> None:
+    def finish(self, items: deque[QueuedMessage | Delivery[Any]], told: deque[Delivery[Any]]) -> None:
         """Do the same, if the event loop has ended: nothing is waited for."""
         self.state = STOPPED
         while items:
             self.put(items.popleft())
         self._hand_out(told)
 
-    def _hand_out(self, told: deque[Delivery]) -> None:
+    def _hand_out(self, told: deque[Delivery[Any]]) -> None:
         if not self._abandoned:
             told.extend(self._told())
 
-    def _told(self) -> list[Delivery]:
+    def _told(self) -> list[Delivery[Any]]:
         told = list(self.ready)
         self.ready.clear()
         self._octets -= sum(self._sizes)
         self._sizes.clear()
         return told
 
-    async def next(self, messages: Iterable[Any] | AsyncIterable[Any]) -> Delivery:
+    async def next(self, messages: Iterable[Any] | AsyncIterable[Any]) -> Delivery[Any]:
         """Return the next delivery.
 
         Raises:
@@ -359,7 +359,7 @@ class BulkSend:
             await self.news()
         return self.pop()
 
-    def pop(self) -> Delivery:
+    def pop(self) -> Delivery[Any]:
         """Return a delivery that is ready, which makes room for another message."""
         delivery = self.ready.popleft()
         self._octets -= self._sizes.popleft()
@@ -378,7 +378,7 @@ class BulkSend:
             self._news = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._news)
 
-    def _end(self, untold: Iterable[Delivery] = ()) -> None:
+    def _end(self, untold: Iterable[Delivery[Any]] = ()) -> None:
         """End it, as all is known; raise what the iterable raised, and leave `untold` to `drain` then."""
         error, self.error = self.error, None
         self._manager.left(self, untold if error is not None else ())
@@ -430,7 +430,7 @@ class BulkSend:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.abandon)
 
-    def abandon(self, items: Iterable[QueuedMessage | Delivery] = (), told: Iterable[Delivery] = ()) -> None:
+    def abandon(self, items: Iterable[QueuedMessage | Delivery[Any]] = (), told: Iterable[Delivery[Any]] = ()) -> None:
         """Stop, as nobody will ask any more, and leave all deliveries to `drain`.
 
         Args:
@@ -446,7 +446,7 @@ class BulkSend:
         self._abandoned = True
         self.settled()
 
-    async def rest(self) -> list[Delivery]:
+    async def rest(self) -> list[Delivery[Any]]:
         """Stop, wait for what is in flight, and return the deliveries that nobody has taken."""
         self.bereaved()
         self.stop()
@@ -460,17 +460,17 @@ class BulkSend:
         return rest
 
 
-class Deliveries(AsyncIterator[Delivery]):
+class Deliveries(AsyncIterator[Delivery[T]]):
     """The result of `send_all`: an async iterator of :class:`~asmtp.Delivery`."""
 
-    def __init__(self, bulk: BulkSend, messages: Iterable[Any] | AsyncIterable[Any]) -> None:
+    def __init__(self, bulk: BulkSend, messages: Iterable[T] | AsyncIterable[T]) -> None:
         self._bulk = bulk
         self._messages = messages
 
-    def __aiter__(self) -> Deliveries:
+    def __aiter__(self) -> Deliveries[T]:
         return self
 
-    async def __anext__(self) -> Delivery:
+    async def __anext__(self) -> Delivery[T]:
         """Return the next delivery."""
         bulk = self._bulk
         if bulk.ready:
@@ -479,7 +479,7 @@ class Deliveries(AsyncIterator[Delivery]):
         del self  # else the traceback of a cancelled loop refers to it, and nobody would know that the loop was left
         return await bulk.next(messages)
 
-    async def aclose(self) -> list[Delivery]:
+    async def aclose(self) -> list[Delivery[T]]:
         """Take no more messages, and wait for those in flight.
 
         Returns:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, reason
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.reply import Reply
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["Delivery", "FailedDelivery", "Receipt", "SentDelivery", "own_copy", "refusals", "replies_of", "state_of"]
 
-__all__ = ["Delivery", "Receipt", "own_copy", "refusals", "replies_of", "state_of"]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -48,8 +47,10 @@ class Receipt:
 
 
 @dataclass(slots=True)
-class Delivery:
-    """The outcome of one message of :meth:`~asmtp.AsyncMailer.send_all`.
+class _Delivery(Generic[T]):
+    """The outcome of one message of :meth:`~asmtp.AsyncMailer.send_all`: a SentDelivery or a FailedDelivery.
+
+    To type checkers it is the union of the two, so that ``if delivery.ok:`` says which it is.
 
     Attributes:
         item: what the iterable gave.
@@ -59,16 +60,52 @@ class Delivery:
         error: why the message was not sent, or is in doubt.
     """
 
-    item: Any = field(repr=False)  # what is in a message does not belong into logs
+    item: T = field(repr=False)  # what is in a message does not belong into logs
     envelope: Envelope | None
     state: DeliveryState
-    receipt: Receipt | None = field(default=None)
-    error: Exception | None = field(default=None)
+    receipt: Receipt | None = None
+    error: Exception | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether it was sent to at least one recipient; `receipt.complete` says whether to all."""
+        """Tell whether it was sent to at least one recipient; `receipt.complete` says whether to all."""
         return self.state == "sent"
+
+
+@dataclass(slots=True)
+class SentDelivery(_Delivery[T]):
+    """The outcome of a message that was sent to at least one recipient: there is a receipt, and no error."""
+
+    state: Literal["sent"]
+    receipt: Receipt
+    error: None = None
+
+    @property
+    def ok(self) -> Literal[True]:
+        """Tell whether it was sent: it was."""
+        return True
+
+
+@dataclass(slots=True)
+class FailedDelivery(_Delivery[T]):
+    """The outcome of a message that was not sent, or is in doubt: there is an error.
+
+    There is a receipt, too, if some of the recipients have it and others are in doubt.
+    """
+
+    receipt: Receipt | None
+    error: Exception
+
+    @property
+    def ok(self) -> Literal[False]:
+        """Tell whether it was sent: that is not known, or it was not."""
+        return False
+
+
+if TYPE_CHECKING:  # so that `if delivery.ok:` narrows; at run time it is a class, for isinstance
+    Delivery: TypeAlias = SentDelivery[T] | FailedDelivery[T]
+else:
+    Delivery = _Delivery
 
 
 def state_of(error: BaseException | None) -> DeliveryState:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from email.message import Message
 from types import EllipsisType, TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
@@ -27,6 +27,8 @@ from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
 from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
+
+T = TypeVar("T")
 
 __all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit"]
 
@@ -234,8 +236,8 @@ class AsyncMailer:
                 timer.cancel()
 
     def send_all(
-        self, messages: Iterable[Any] | AsyncIterable[Any], *, in_order: bool = False, timeout: float | None = None
-    ) -> Deliveries:
+        self, messages: Iterable[T] | AsyncIterable[T], *, in_order: bool = False, timeout: float | None = None
+    ) -> Deliveries[T]:
         """Send many messages, and tell of each what became of it.
 
         It pulls messages as they can be sent, and never holds more than a bounded number.  Nothing that goes wrong with
@@ -282,7 +284,7 @@ class AsyncMailer:
         if failed:
             raise failed[0]
 
-    async def drain(self) -> list[Delivery]:
+    async def drain(self) -> list[Delivery[Any]]:
         """Wait until nothing is in flight.
 
         Returns:

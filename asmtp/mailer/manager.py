@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asmtp.errors import SMTPStateError
 from asmtp.mailer.bulk import BulkSend
@@ -85,7 +85,7 @@ class QueueManager:
         self._queue: DeliveryQueue | None = None  # of the loop that the mailer is used in, once it is
         self._kept = [Kept() for _ in settings.relays]
         self._bulk_sends: set[BulkSend] = set()
-        self._unclaimed: deque[Delivery] = deque(maxlen=UNCLAIMED)
+        self._unclaimed: deque[Delivery[Any]] = deque(maxlen=UNCLAIMED)
         self._counts: dict[DeliveryState, int] = {"sent": 0, "refused": 0, "not_sent": 0, "in_doubt": 0}
         self._retried = 0  # in event loops that are no more
 
@@ -177,12 +177,12 @@ class QueueManager:
         elif queue is not None:
             queue.give_up(lambda request: request.message.arrived is bulk.arrived)
 
-    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery]) -> None:
+    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery[Any]]) -> None:
         """Forget a bulk send that is done, and keep the deliveries that nobody has taken."""
         self._bulk_sends.discard(bulk)
         self._unclaimed += deliveries
 
-    def claimed(self) -> list[Delivery]:
+    def claimed(self) -> list[Delivery[Any]]:
         """Return the deliveries that nobody has taken, once."""
         unclaimed = list(self._unclaimed)
         self._unclaimed.clear()

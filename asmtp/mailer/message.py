@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from asmtp.client.content import PIECE, WHOLE, check_content
 from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, reason
-from asmtp.mailer.delivery import Delivery, Receipt, own_copy, refusals, replies_of, state_of
+from asmtp.mailer.delivery import (
+    Delivery,
+    FailedDelivery,
+    Receipt,
+    SentDelivery,
+    own_copy,
+    refusals,
+    replies_of,
+    state_of,
+)
 from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
 from asmtp.protocol.envelope import Envelope
@@ -259,10 +268,13 @@ class QueuedMessage:
                 found[who] = error
         return found
 
-    def delivery(self, time: float) -> Delivery:
+    def delivery(self, time: float) -> Delivery[Any]:
         """Return what `send_all` tells of the message, as all is known."""
         receipt, error = self.verdict(time)
-        return Delivery(self.item, self.envelope, state_of(error), receipt, error)
+        if error is not None:
+            return FailedDelivery(self.item, self.envelope, state_of(error), receipt, error)
+        assert receipt is not None
+        return SentDelivery(self.item, self.envelope, "sent", receipt)
 
 
 class RequestState(enum.Enum):

@@ -108,8 +108,8 @@ class Mailer:
         )
 
     def send_all(
-        self, messages: Iterable[Any], *, in_order: bool = False, timeout: float | None = None
-    ) -> Generator[Delivery, None, None]:
+        self, messages: Iterable[T], *, in_order: bool = False, timeout: float | None = None
+    ) -> Generator[Delivery[T], None, None]:
         """Send many messages, and yield a Delivery for each: see :meth:`asmtp.AsyncMailer.send_all`.
 
         The iterable is asked in the calling thread, and may block.  If the caller leaves the loop, what is in flight is
@@ -123,8 +123,8 @@ class Mailer:
         return self._send_all(messages, in_order, timeout)
 
     def _send_all(
-        self, messages: Iterable[Any], in_order: bool, timeout: float | None
-    ) -> Generator[Delivery, None, None]:
+        self, messages: Iterable[T], in_order: bool, timeout: float | None
+    ) -> Generator[Delivery[T], None, None]:
         iterator = iter(messages)
         feed = _Feed(self._started(), in_order, timeout)
         told = feed.told
@@ -161,7 +161,7 @@ class Mailer:
         finally:
             del error  # the error holds this frame
 
-    def drain(self) -> list[Delivery]:
+    def drain(self) -> list[Delivery[Any]]:
         """Wait until nothing is in flight: see :meth:`asmtp.AsyncMailer.drain`.
 
         After the mailer was closed, it returns the deliveries of the messages that were given up then.
@@ -245,8 +245,10 @@ class _Feed:
 
     def __init__(self, thread: LoopThread, in_order: bool, timeout: float | None) -> None:
         self._thread = thread
-        self._batch: deque[QueuedMessage | Delivery] = deque()  # what the iterable gave: the loop's thread takes it out
-        self.told: deque[Delivery] = deque()
+        self._batch: deque[QueuedMessage | Delivery[Any]] = (
+            deque()
+        )  # what the iterable gave: the loop's thread takes it out
+        self.told: deque[Delivery[Any]] = deque()
         self.bulk = thread.call(self._begin, in_order, timeout)
         self.met = time.monotonic()
         self._meetings = 0
@@ -264,7 +266,8 @@ class _Feed:
             self._thread.soon(self._wait, self._meetings)
 
     def meet(
-        self, function: Callable[[deque[QueuedMessage | Delivery], deque[Delivery]], Coroutine[Any, Any, None]]
+        self,
+        function: Callable[[deque[QueuedMessage | Delivery[Any]], deque[Delivery[Any]]], Coroutine[Any, Any, None]],
     ) -> None:
         """Have the loop's thread take the items of the batch, and put in the deliveries that are known."""
         self._meetings += 1

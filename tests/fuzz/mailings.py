@@ -158,13 +158,13 @@ def _item(data: FuzzedData, number: int) -> tuple[str, list[str], bytes]:
 Items = list[tuple[str, list[str], bytes]]
 
 
-async def _all(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Delivery]:
+async def _all(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Delivery[Any]]:
     told = [delivery async for delivery in mailer.send_all(items, in_order=data.flag())]
     assert sorted(delivery.item[0] for delivery in told) == sorted(sender for sender, _, _ in items)
     return told
 
 
-async def _some(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Delivery]:
+async def _some(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Delivery[Any]]:
     """Leave the loop; what was begun is told by `drain`."""
     told = []
     enough = data.between(1, len(items))
@@ -176,22 +176,22 @@ async def _some(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Del
     return told + (await deliveries.aclose() if data.flag() else [])
 
 
-async def _one_by_one(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Delivery]:
+async def _one_by_one(data: FuzzedData, mailer: AsyncMailer, items: Items) -> list[Delivery[Any]]:
     """Send from tasks, of which some are cancelled, or have a limit."""
 
-    async def send(item: tuple[str, list[str], bytes], timeout: float | None, after: float | None) -> Delivery:
+    async def send(item: tuple[str, list[str], bytes], timeout: float | None, after: float | None) -> Delivery[Any]:
         sender, to, content = item
         try:
             async with asyncio.timeout(after):
                 receipt = await mailer.send(content, sender, to, timeout=timeout)
         except asmtp.SMTPException as error:
             assert error.state is not None, error
-            return Delivery(item, None, error.state, error.receipt, error)
+            return asmtp.FailedDelivery(item, None, error.state, error.receipt, error)
         except TimeoutError as error:
             cause: Any = error.__cause__
             known: Any = getattr(cause, "state", None) or "cancelled"
-            return Delivery(item, None, known, getattr(cause, "receipt", None), error)
-        return Delivery(item, None, "sent", receipt, None)
+            return asmtp.FailedDelivery(item, None, known, getattr(cause, "receipt", None), error)
+        return asmtp.SentDelivery(item, None, "sent", receipt)
 
     limits = [(data.pick([None, None, 5]), data.pick([None, None, 0.0, 0.001, 0.1, 5])) for _ in items]
     sending = [asyncio.create_task(send(item, *limit)) for item, limit in zip(items, limits, strict=True)]
@@ -204,7 +204,7 @@ WAYS = [_all, _some, _one_by_one]
 # ---- what has to be so -------------------------------------------------------------------------
 
 
-def _check(relays: list[Mood], told: list[Delivery], *, again: bool) -> None:
+def _check(relays: list[Mood], told: list[Delivery[Any]], *, again: bool) -> None:
     """Compare what was told with what the relays have.
 
     Args:
@@ -228,7 +228,7 @@ def _check(relays: list[Mood], told: list[Delivery], *, again: bool) -> None:
             assert times in possible, f"{sender} to {who}: {delivery}, and it has {had[who]}"
 
 
-def _known(delivery: Delivery, who: str) -> str:
+def _known(delivery: Delivery[Any], who: str) -> str:
     """What was told of a recipient."""
     receipt = delivery.receipt
     if receipt is None:

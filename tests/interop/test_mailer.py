@@ -33,7 +33,7 @@ def relay_at(server: MailServer, shape: str = "bdat-pipelined", port: int | None
 
 
 async def check(
-    server: MailServer, given: Iterable[tuple[Letter, str]], deliveries: Iterable[Delivery]
+    server: MailServer, given: Iterable[tuple[Letter, str]], deliveries: Iterable[Delivery[Any]]
 ) -> Counter[str]:
     """Each letter was told of once, and is where that says; how many were told what."""
     told = {delivery.item[2]: delivery for delivery in deliveries}
@@ -55,7 +55,7 @@ async def check(
     return states
 
 
-async def send_all(posting: AsyncMailer, given: Iterable[tuple[Letter, str]], **options: Any) -> list[Delivery]:
+async def send_all(posting: AsyncMailer, given: Iterable[tuple[Letter, str]], **options: Any) -> list[Delivery[Any]]:
     items = [(letter.sender, recipient, letter.content) for letter, recipient in given]
     return [delivery async for delivery in posting.send_all(items, **options)]
 

@@ -74,13 +74,13 @@ def people(replies: dict[str, Reply]) -> dict[str, tuple[int, str]]:
     return {who: (reply.code, reply.enhanced) for who, reply in replies.items()}
 
 
-def name(delivery: Delivery) -> int:
+def name(delivery: Delivery[Any]) -> int:
     """Return which of `items` a delivery is about."""
     sender: str = delivery.item[0]
     return int(sender[1 : sender.index("@")])
 
 
-def agree(relay: Relay | Iterable[Relay], deliveries: Iterable[Delivery], count: int) -> Counter[str]:
+def agree(relay: Relay | Iterable[Relay], deliveries: Iterable[Delivery[Any]], count: int) -> Counter[str]:
     """Check that each of `count` items was told of once, and truly; return how many were told what.
 
     Args:

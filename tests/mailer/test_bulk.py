@@ -1,4 +1,4 @@
-"""AsyncMailer.send_all: messages in, one Delivery for each out, and never more than a bounded number under way."""
+"""AsyncMailer.send_all: messages in, one Delivery[Any] for each out, and never more than a bounded number under way."""
 
 from __future__ import annotations
 
@@ -96,10 +96,20 @@ async def test_messages_of_every_kind() -> None:
     assert deliveries[1].envelope is given[1]
 
 
+async def test_ok_says_to_a_type_checker_that_there_is_a_receipt() -> None:
+    async with relaying(Relay()) as relay, mailer(relay) as posting:
+        async for delivery in posting.send_all([("a@x.example", "b@y.example", b"hi"), ("a@x.example", "b\n", b"hi")]):
+            if delivery.ok:
+                assert delivery.receipt.complete
+                assert delivery.item[1] == "b@y.example"
+            else:
+                assert delivery.error.args
+
+
 async def test_nothing_to_send() -> None:
     async with relaying(Relay()) as relay, mailer(relay) as posting:
-        assert [delivery async for delivery in posting.send_all([])] == []
-        assert [delivery async for delivery in posting.send_all(asynchronous([]))] == []
+        assert [delivery async for delivery in posting.send_all(list[bytes]())] == []
+        assert [delivery async for delivery in posting.send_all(asynchronous(list[bytes]()))] == []
         assert relay.connections == []
 
 
@@ -432,7 +442,7 @@ async def test_others_have_their_turns_while_it_pulls(synchronous: bool) -> None
 async def test_two_at_once_and_messages_between_them() -> None:
     """Each gets what is its own."""
 
-    async def consume(first: int) -> list[Delivery]:
+    async def consume(first: int) -> list[Delivery[Any]]:
         return [delivery async for delivery in posting.send_all(map(item, range(first, first + 300)))]
 
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, connections=2) as posting:
@@ -447,7 +457,7 @@ async def test_two_at_once_and_messages_between_them() -> None:
 
 
 async def test_two_tasks_share_one() -> None:
-    async def consume() -> list[Delivery]:
+    async def consume() -> list[Delivery[Any]]:
         return [delivery async for delivery in deliveries]
 
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, window=5) as posting:

@@ -53,9 +53,9 @@ class Endless:
             raise
 
 
-async def some(deliveries: Any, count: int) -> list[Delivery]:
+async def some(deliveries: Any, count: int) -> list[Delivery[Any]]:
     """So many, and then the loop is left."""
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     async for delivery in deliveries:
         told.append(delivery)
         if len(told) == count:
@@ -93,7 +93,7 @@ async def test_break_and_drain(synchronous: bool, in_order: bool, shape: tuple[s
 async def test_left_with_messages_in_flight() -> None:
     """They are finished, and waited for."""
     endless = Endless()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
 
     def answer(verb: str, line: str) -> None:
         if verb == "." and len(relay.letters) > 15:
@@ -137,7 +137,7 @@ async def test_what_was_not_begun_says_so() -> None:
 
 async def test_an_exception_in_the_loop() -> None:
     endless = Endless()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay) as posting:
         with pytest.raises(ZeroDivisionError):
             async for delivery in posting.send_all(endless.messages):
@@ -162,7 +162,7 @@ async def test_break_and_leave_the_mailer() -> None:
 
 async def test_several_that_were_left() -> None:
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, window=10) as posting:
-        told: list[Delivery] = []
+        told: list[Delivery[Any]] = []
         for first in (0, 1000, 2000):
             told += await some(posting.send_all(map(item, range(first, first + 1000))), 7)
         told += await posting.drain()
@@ -372,7 +372,7 @@ async def test_those_that_wait_for_another_try_are_not_waited_for() -> None:
 async def test_the_consumer_is_cancelled(after: int, synchronous: bool, in_order: bool, shape: tuple[str, ...]) -> None:
     """Wherever it is: `drain` accounts for every message that was asked for."""
     endless = Endless(synchronous=synchronous)
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     enough = asyncio.Event()
 
     async def consume() -> None:
@@ -401,7 +401,7 @@ async def test_the_consumer_is_cancelled(after: int, synchronous: bool, in_order
 async def test_the_consumer_is_cancelled_inside_the_context_manager(shape: str) -> None:
     """The mailer is closed at once, and everything is told of with what is known of it."""
     endless = Endless()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     mailers: list[AsyncMailer] = []
 
     async def consume() -> None:
@@ -427,7 +427,7 @@ async def test_the_consumer_is_cancelled_inside_the_context_manager(shape: str) 
 
 async def test_a_time_limit_around_the_loop() -> None:
     endless = Endless()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     async with relaying(Relay(SHAPES["both"], hold=5)) as relay, mailer(relay, connections=1) as posting:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
@@ -445,7 +445,7 @@ async def test_a_time_limit_around_the_loop() -> None:
 async def test_the_mailer_is_closed_during_a_run(in_order: bool, shape: tuple[str, ...]) -> None:
     """What was asked for is told of in the loop; then it is said that this was not all."""
     endless = Endless()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
 
     async def consume() -> None:
         with pytest.raises(SMTPStateError, match="not all was taken: the mailer was closed"):
@@ -466,7 +466,7 @@ async def test_the_mailer_is_closed_during_a_run(in_order: bool, shape: tuple[st
 @pytest.mark.parametrize("shape", ["none", "pipelining", "both"])
 async def test_the_mailer_is_aborted_during_a_run(shape: str) -> None:
     endless = Endless()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
 
     async def consume() -> None:
         with pytest.raises(SMTPStateError, match="not all was taken: the mailer was closed"):

@@ -23,7 +23,7 @@ PATIENT = Retry(attempts=10, within=600)
 REFUSED = re.compile("[147]@")
 
 
-async def all_of(posting: asmtp.AsyncMailer, count: int, **options: Any) -> list[Delivery]:
+async def all_of(posting: asmtp.AsyncMailer, count: int, **options: Any) -> list[Delivery[Any]]:
     return [delivery async for delivery in posting.send_all(items(count), **options)]
 
 
@@ -217,7 +217,7 @@ async def test_another_server_stands_in_and_steps_back() -> None:
     """Whichever of the two is there gets the messages, each of them once; the first one as soon as it is back."""
     first, second = Relay(SHAPES["both"], latency=0.01), Relay(SHAPES["both"], latency=0.01)
     async with comings_and_goings(first) as comings, relaying(second), mailer(first, second, retry=PATIENT) as posting:
-        told: list[Delivery] = []
+        told: list[Delivery[Any]] = []
         async for delivery in posting.send_all(slowly(200, 0.5)):
             told.append(delivery)
             if len(told) == 50:
@@ -242,7 +242,7 @@ async def test_a_server_that_falls_silent() -> None:
     """It is given up after the time that was set; what it had not answered is in doubt or goes elsewhere."""
     relay = Relay(SHAPES["both"])
     async with relaying(relay), mailer(relay, connections=1, timeouts=30, retry=PATIENT) as posting:
-        told: list[Delivery] = []
+        told: list[Delivery[Any]] = []
         async for delivery in posting.send_all(slowly(100, 1)):
             told.append(delivery)
             if len(told) == 50:

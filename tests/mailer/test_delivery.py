@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import asmtp
-from asmtp import Delivery, Receipt, Reply
+from asmtp import Delivery, FailedDelivery, Receipt, Reply, SentDelivery
 from asmtp.mailer.delivery import refusals, state_of
 
 A, B, C = (f"{who}@y.example" for who in "abc")
@@ -49,14 +49,22 @@ def test_states(met: BaseException | None, state: str) -> None:
     assert state_of(met) == state
 
 
-@pytest.mark.parametrize(
-    ("state", "ok"), [("sent", True), ("refused", False), ("not_sent", False), ("in_doubt", False)]
-)
-def test_ok(state: Any, ok: bool) -> None:
-    delivery = Delivery("item", None, state)
-    assert delivery.ok is ok
-    assert delivery.receipt is None
+def test_a_delivery_that_is_ok() -> None:
+    receipt = Receipt({}, {}, {}, Reply(250, b""), "h:25", 1, 0.0, 0.0)
+    delivery: Delivery[str] = SentDelivery("item", None, "sent", receipt)
+    assert delivery.ok
+    assert delivery.receipt.complete  # to a type checker it is there
     assert delivery.error is None
+    assert isinstance(delivery, Delivery)
+
+
+@pytest.mark.parametrize("state", ["refused", "not_sent", "in_doubt"])
+def test_a_delivery_that_is_not(state: Any) -> None:
+    delivery: Delivery[str] = FailedDelivery("item", None, state, None, ValueError("why"))
+    assert not delivery.ok
+    assert delivery.error.args == ("why",)
+    assert delivery.receipt is None
+    assert isinstance(delivery, Delivery)
 
 
 def test_refusals_are_replies() -> None:

@@ -78,7 +78,7 @@ async def send(mailer: AsyncMailer, message: Message) -> tuple[Message, Said]:
     return message, said_by(receipt, None, "sent")
 
 
-def told(delivery: Delivery) -> tuple[Message, Said]:
+def told(delivery: Delivery[Any]) -> tuple[Message, Said]:
     assert delivery.ok == (delivery.state == "sent") == (delivery.error is None)
     assert delivery.envelope is delivery.item
     assert isinstance(delivery.item, Item)
@@ -416,9 +416,9 @@ async def test_a_loop_that_is_cancelled(shape: str) -> None:
             async with proxying(opened, relay(shape)) as proxy:
                 async with mailing(proxy, wrong, connections=1, retry=RETRY) as mailer:
                     taken: list[Message] = []
-                    deliveries: list[Delivery] = []
+                    deliveries: list[Delivery[Any]] = []
 
-                    async def loop(mailer: AsyncMailer, taken: list[Message], deliveries: list[Delivery]) -> None:
+                    async def loop(mailer: AsyncMailer, taken: list[Message], deliveries: list[Delivery[Any]]) -> None:
                         def items() -> Iterator[Item]:
                             for message in several(5):
                                 taken.append(message)

@@ -558,7 +558,7 @@ async def test_one_that_was_used_is_pickled_by_its_settings(duplicate: Callable[
 def test_it_is_made_without_a_loop() -> None:
     posting = AsyncMailer("smtp://127.0.0.1:9", local_hostname="me.example")
     assert sum(posting.stats) == 0
-    deliveries = posting.send_all([])
+    deliveries = posting.send_all(list[bytes]())
     del deliveries
     asyncio.run(posting.aclose())
 

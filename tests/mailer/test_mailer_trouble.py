@@ -12,7 +12,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer
-from asmtp.mailer.delivery import Delivery
+from asmtp.mailer.delivery import FailedDelivery
 from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.fakes.script import listening
@@ -250,7 +250,8 @@ async def test_the_time_for_retries_begins_with_the_first_try() -> None:
 
 
 def test_what_is_in_a_message_is_not_in_its_delivery_s_repr() -> None:
-    assert "secret" not in repr(Delivery(("a@x.example", "b@y.example", b"secret"), None, "not_sent"))
+    item = ("a@x.example", "b@y.example", b"secret")
+    assert "secret" not in repr(FailedDelivery(item, None, "not_sent", None, ValueError()))
 
 
 # ---- the end -----------------------------------------------------------------------------------

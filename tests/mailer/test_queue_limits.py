@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Crowded(Relay):
     code = 450
 
 
-async def all_of(posting: asmtp.AsyncMailer, count: int) -> list[Delivery]:
+async def all_of(posting: asmtp.AsyncMailer, count: int) -> list[Delivery[Any]]:
     return [delivery async for delivery in posting.send_all(items(count))]
 
 

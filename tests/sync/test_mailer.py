@@ -399,7 +399,7 @@ def test_send_all_of_an_iterable_that_raises(options: Any, in_order: bool, count
     def fail() -> None:
         raise error
 
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     with mailing(**options) as (relay, mailer):
         with pytest.raises(LookupError) as raised:
             into(told, mailer.send_all(Counted(count, fail), in_order=in_order))
@@ -449,7 +449,7 @@ def test_send_all_does_not_wait_where_the_iterable_is_slow(monkeypatch: pytest.M
 
 
 def test_send_all_tells_while_the_iterable_is_slow() -> None:
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     early = []
 
     def slow() -> Iterator[Any]:
@@ -483,7 +483,7 @@ def test_send_all_in_order_does_not_pile_up_behind_one_that_waits() -> None:
     """What is known and cannot be told yet takes room too."""
     retry = Retry(initial=60, within=None)
     source = Counted(500)
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     with mailing(answering(RCPT_b0="451 4.7.1 later"), connections=1, window=5, retry=retry) as (relay, mailer):
         sending = aside(lambda: into(told, mailer.send_all(source, in_order=True)))
         until(lambda: mailer.stats.sent == 0 and mailer.stats.waiting == 1 and mailer.stats.in_flight == 1)
@@ -679,7 +679,7 @@ def test_interrupted_in_send_all(options: Any) -> None:
     """What was known by then, and what came of the iterable by then, is not lost."""
     stop = Stop(what="Subject: 3\r")
     source = Counted(500, lambda: stop.reached.wait(10) and threading.Event().wait(10))
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     with mailing(stop, **options) as (relay, mailer):
         with interrupted(stop.reached):
             into(told, mailer.send_all(source))
@@ -699,7 +699,7 @@ def test_interrupted_in_the_iterable(options: Any, count: int) -> None:
         waiting.set()
         threading.Event().wait(10)
 
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     with mailing(**options) as (relay, mailer):
         with interrupted(waiting):
             into(told, mailer.send_all(Counted(count, wait)))
@@ -709,7 +709,7 @@ def test_interrupted_in_the_iterable(options: Any, count: int) -> None:
 def test_interrupted_in_the_iterable_while_what_it_gave_waits() -> None:
     """Who waits for room for it does not take what drain is to tell."""
     stop = Stop()
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     with mailing(stop, **SMALL) as (relay, mailer):
         with interrupted(stop.reached):
             into(told, mailer.send_all(Counted(3, lambda: threading.Event().wait(10))))

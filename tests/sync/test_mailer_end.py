@@ -201,7 +201,7 @@ def test_close_during_send_all_of_another_thread() -> None:
         assert more.wait(10)
         yield item(3)
 
-    told: list[Delivery] = []
+    told: list[Delivery[Any]] = []
     with mailing(stop, connections=1, window=1) as (relay, mailer):
         sending = aside(lambda: into(told, mailer.send_all(source())))
         assert stop.reached.wait(10)

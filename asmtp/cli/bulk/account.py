@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asmtp.cli.bulk.wording import for_operators
 from asmtp.errors import (
@@ -145,7 +145,7 @@ class Account:
                 del self.doubtful[key]
 
 
-def outcomes_of(delivery: Delivery, recipients: Sequence[str]) -> dict[str, Outcome]:
+def outcomes_of(delivery: Delivery[Any], recipients: Sequence[str]) -> dict[str, Outcome]:
     """Return what became of a message for each recipient."""
     error = delivery.error
     receipt = delivery.receipt

@@ -202,7 +202,7 @@ class Sending:
 
     # ---- what comes back --------------------------------------------------------------------
 
-    def _arrived(self, delivery: Delivery) -> None:
+    def _arrived(self, delivery: Delivery[Any]) -> None:
         item, envelope = self._handed.pop(id(delivery.item))
         outcomes = outcomes_of(delivery, envelope.recipients)
         self._ended(item, outcomes)

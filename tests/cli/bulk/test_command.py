@@ -30,7 +30,7 @@ from asmtp.cli.bulk.sources import Sources
 from asmtp.cli.bulk.tally import Tally, tell
 from asmtp.cli.bulk.watching import Watching
 from asmtp.cli.demo.server import Inbox, serving
-from asmtp.mailer.delivery import Delivery, Receipt
+from asmtp.mailer.delivery import FailedDelivery, Receipt
 from asmtp.mailer.mailer import AsyncMailer
 from asmtp.mailer.policy import Retry
 from asmtp.mailer.rate import Rate
@@ -512,7 +512,7 @@ def test_outcomes_of_a_message_that_took_several_transactions() -> None:
         1,
     )
     envelope = Envelope("s", ["a", "b", "c", "d", "e"])
-    assert outcomes_of(Delivery(envelope, envelope, "in_doubt", receipt, lost), envelope.recipients) == {
+    assert outcomes_of(FailedDelivery(envelope, envelope, "in_doubt", receipt, lost), envelope.recipients) == {
         "a": Outcome("sent", 250, "2.0.0 queued as 7"),
         "b": Outcome("refused", 450, "x" * 500),
         "c": Outcome("in_doubt", None, "no connection: gone"),
@@ -525,7 +525,7 @@ def test_outcomes_of_a_connection_that_was_refused() -> None:
     error = asmtp.SMTPConnectError(421, b"4.3.2 busy")
     error.state = "not_sent"
     envelope = Envelope("s", ["a"])
-    outcomes = outcomes_of(Delivery(envelope, envelope, "not_sent", None, error), envelope.recipients)
+    outcomes = outcomes_of(FailedDelivery(envelope, envelope, "not_sent", None, error), envelope.recipients)
     assert outcomes == {"a": Outcome("not_sent", 421, "4.3.2 busy")}
 
 

@@ -12,7 +12,7 @@ from asmtp import Rate, Relay, SMTPNotSupportedError, SMTPTimeoutError, Timeouts
 from asmtp.auth.selection import choose
 from asmtp.cli.bulk.account import outcomes_of
 from asmtp.cli.bulk.wording import WORDS, for_operators
-from asmtp.mailer.delivery import Delivery
+from asmtp.mailer.delivery import FailedDelivery
 from asmtp.mailer.mailer import AsyncMailer
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.extensions import Extensions
@@ -86,7 +86,7 @@ def test_every_word_is_said() -> None:
 def test_what_became_of_a_message() -> None:
     envelope = Envelope("a@x.example", ["b@y.example"])
     error = SMTPNotSupportedError(f"no; {WORDS[0][0]}")
-    delivery = Delivery(None, envelope, "not_sent", None, error)
+    delivery = FailedDelivery(None, envelope, "not_sent", None, error)
     (outcome,) = outcomes_of(delivery, envelope.recipients).values()
     assert str(outcome).startswith("not supported by the server: no; begin the URL with smtp+starttls://")
 
