@@ -183,7 +183,10 @@ class Conversation(Server, Peer):
 
     def command(self, line: str) -> None:
         self.relay.commands.append(line)
-        super().command(line)
+        if self._behind:
+            self.say("503 5.5.1 not now")  # and what follows a BDAT is taken for commands
+        else:
+            super().command(line)
 
     def do_quit(self, line: str) -> None:
         super().do_quit(line)

@@ -124,6 +124,7 @@ class Server:
     def _read_line(self) -> bool:
         end = self.line_end.search(self._in)
         if end is None:
+            assert b"\n" not in self._in, f"a bare LF: {bytes(self._in)!r}"
             return False
         line = bytes(self._in[: end.start()])
         del self._in[: end.end()]
