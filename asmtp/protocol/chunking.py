@@ -66,7 +66,7 @@ ANSWERS = 6
 
 
 class Chunking(enum.Enum):
-    """What a connection has shown of refused chunks.
+    """The stages of the question whether a connection reads and drops a refused chunk.
 
     * A probe leads from UNKNOWN to PROBING, and from there to INCONCLUSIVE, SHOWN or NOT_SHOWN.
     * From INCONCLUSIVE a second probe leads to SHOWN or NOT_SHOWN.
@@ -81,7 +81,7 @@ class Chunking(enum.Enum):
 
 
 class LastChunk(enum.Enum):
-    """What a connection has shown of the last chunk, which the server may have refused."""
+    """The fate of the last chunk, which the server may have refused."""
 
     READ = "it was read as content, whether it was taken or not"
     DOUBTED = "it was refused, and no reply has shown yet that it was read all the same"
@@ -93,7 +93,7 @@ DOUBT_LASTS = 3600.0
 
 
 class RelayChunking:
-    """What the connections to a relay have shown.
+    """The findings of all connections to a relay.
 
     Attributes:
         doubted_until: the loop's time, in seconds, up to which content has to go by DATA.
@@ -167,7 +167,7 @@ def _in_one_piece(session: Session, stages: Stages) -> Generator[Group, Any, Chu
         if (yield from _is_misread(session, doubtful=doubtful, last=stage is stages[-1])):
             verdict = Chunking.NOT_SHOWN
     if verdict is not Chunking.SHOWN:
-        session.mark_clean(group)  # else what comes next begins with RSET, whoever writes it: see above
+        session.mark_clean(group)  # else the next transaction begins with RSET: see above
     return verdict
 
 

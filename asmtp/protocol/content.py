@@ -52,7 +52,7 @@ class ContentEncoder:
 
 
 class AsItIs:
-    """Stands in for a ContentEncoder where the content is not text, and goes as it is (BINARYMIME, RFC 3030 §3)."""
+    """Stands in for a ContentEncoder if the content is not text, and goes as it is (BINARYMIME, RFC 3030 §3)."""
 
     def encode(self, chunk: bytes) -> bytes:
         """Return the chunk as it is."""

@@ -1,4 +1,4 @@
-"""What dialogues are made of: groups of commands, and the exchanges that they are under way in."""
+"""The parts of a dialogue: groups of commands, and the exchange in which a dialogue is under way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Phase(enum.Enum):
-    """What a reply is awaited for: each has a time limit of its own (RFC 5321 §4.5.3.2)."""
+    """The reasons to await a reply; each has a time limit of its own (RFC 5321 §4.5.3.2)."""
 
     GREETING = "the greeting"
     COMMAND = "a command"
@@ -28,7 +28,7 @@ class Phase(enum.Enum):
 
 
 class Turn(enum.Enum):
-    """What a dialogue does behind a group, and whether it keeps the turn to write."""
+    """The ways to go on behind a group, with the turn to write or without it."""
 
     UNTIL_REPLY = "keeps the turn, and goes on when all replies that it is owed are in"
     KEEP = "keeps the turn, and goes on at once"
@@ -164,7 +164,7 @@ class Exchange(Generic[T]):
 
     @property
     def phase(self) -> Phase:
-        """What the next reply is awaited for."""
+        """The reason to await the next reply."""
         group = self.group
         assert group is not None
         return group.phase if self.owed > 1 and not group.per_recipient else group.final

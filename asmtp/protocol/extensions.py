@@ -1,4 +1,4 @@
-"""What a server offers: the reply to EHLO or LHLO, parsed (RFC 5321 §4.1.1.1)."""
+"""The extensions that a server offers: the reply to EHLO or LHLO, parsed (RFC 5321 §4.1.1.1)."""
 
 from __future__ import annotations
 

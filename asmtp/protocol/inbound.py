@@ -1,4 +1,4 @@
-"""What the server sends: its octets become replies, and each reply goes to the exchange that is owed it.
+"""The half of a session that reads: octets become replies, and each reply goes to the exchange that is owed it.
 
 RFC 5321 §4.2: "Every command MUST generate exactly one reply", and the replies come in the order of the commands.  So
 the first exchange in line gets the next reply, and a reply that comes when none is in line is out of step.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Inbound"]
 
 _ALERT = b"\x15\x03"
-"""How an alert of TLS begins (RFC 8446 §5.1): a server sends one that has waited for TLS too long."""
+"""The beginning of a TLS alert (RFC 8446 §5.1): a server sends one if it has waited for TLS too long."""
 
 # Looked up once: a member of an enum takes CPython 3.11 70 ns.
 _CLOSING = State.CLOSING
@@ -144,7 +144,7 @@ class Inbound:
     def _match(self, replies: list[Reply], start: int) -> int:
         """Hand replies to the exchange that is owed the next ones, and return the place of the first not taken."""
         if not self.owed or self.owed[0].read == self.reading:
-            # What comes in one read with the reply that let a command be written, was sent before that command.
+            # A reply cannot be to a command that was written during the same read: it was sent before that.
             # surplus:
             #   C: noop
             #   S: 250 ok
@@ -367,7 +367,7 @@ class Inbound:
         self.session.fail(SMTPProtocolError(-1, f"a reply that no command is owed: {shown}".encode()))
 
     def _injected(self, data: bytes) -> None:
-        """Break at what came in plain text where the TLS handshake has to come.
+        """Break at plain text that came in the place of the TLS handshake.
 
         It must not be taken for an answer under TLS (RFC 3207 §6, CVE-2011-0411).
         """

@@ -15,7 +15,7 @@ from asmtp.protocol.extensions import Extensions
 __all__ = ["DeliverBy", "Notify", "Parameters", "Recipient", "Requests", "xclient", "xtext"]
 
 Notify: TypeAlias = "str | Iterable[str]"
-"""When the sender is told: "never", or any of "success", "failure" and "delay" (RFC 3461 §4.1)."""
+"""The cases in which the sender is told: "never", or any of "success", "failure" and "delay" (RFC 3461 §4.1)."""
 
 MAX_ENVID, MAX_ORCPT = 100, 500
 """Characters of ENVID and ORCPT, before they are encoded (RFC 3461 §4.2, §4.4)."""

@@ -1,4 +1,4 @@
-"""The PROXY protocol (HAProxy's proxy-protocol.txt, versions 1 and 2): tell a server first from where we connect."""
+"""The PROXY protocol (HAProxy's proxy-protocol.txt, versions 1 and 2): the client's address, in front of all else."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ MAX_KEPT = 1 << 20
 SHORT = 512
 """Octets that are kept of each reply beyond that: as many as RFC 5321 §4.5.3.1.5 allows a line."""
 
-# RFC 5321 §4.2: a reply is "a three digit number".  What its class means is for the dialogue to say that awaits it.
+# RFC 5321 §4.2: a reply is "a three digit number".  The dialogue that awaits it judges its class.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 
 # RFC 3463 §2.  If a reply has several lines, some servers put the enhanced code on the last one only.
@@ -149,7 +149,7 @@ class ReplyReader:
 
     @property
     def pending(self) -> bytes:
-        """What has come of a reply that is not complete; empty between replies."""
+        """The octets of a reply that is not complete; empty between replies."""
         begun = b"".join(b"%d-%s\n" % (self._code, line) for line in self._lines)
         return begun + bytes(self._partial)
 

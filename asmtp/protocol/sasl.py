@@ -40,7 +40,7 @@ UNPROVEN = -1
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a mechanism may use: who logs in, and where.
+    """The facts that a mechanism may use: who logs in, and where.
 
     Attributes:
         username, password, token: empty: not known.
@@ -201,7 +201,7 @@ class SASLExchange:
 
     def _respond(self) -> bytes | None:
         text = self.reply.message
-        # What PLAIN and LOGIN are asked does not matter: some servers do not even encode it.
+        # The prompts of PLAIN and LOGIN do not matter: some servers do not even encode them.
         self._challenge = text if self.name in ("LOGIN", "PLAIN") else base64.b64decode(text, validate=True)
         return hidden(self._mechanism.send(self._challenge))
 

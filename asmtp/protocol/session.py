@@ -1,6 +1,6 @@
-"""One connection's protocol state, without I/O: the turn to write, and who waits for it.
+"""One connection's protocol state, without I/O: the turn to write, and the dialogues that wait for it.
 
-Begin with :mod:`asmtp.protocol.state`, which explains how it works.  What the server sends is in
+Begin with :mod:`asmtp.protocol.state`, which explains how it works.  The half of a session that reads is
 :mod:`asmtp.protocol.inbound`.
 """
 
@@ -62,7 +62,7 @@ class Session:
     """
 
     untried: ClassVar = Chunking.UNKNOWN
-    """What is known of BDAT on a connection on which it was not tried."""
+    """The value of `chunking` on a connection on which BDAT was not tried."""
 
     declares_line_end: ClassVar = True
     """SIZE counts the line end that is added to content which has none at its end (RFC 1870 §5)."""
@@ -435,7 +435,7 @@ class Session:
             if self.state in HELD and not exchange.raw and exchange.group is not None:
                 self.fail(SMTPServerDisconnected("a command was left in the middle"))
             elif isinstance(exchange.error, SMTPAuthenticationError) and exchange.error.smtp_code == UNPROVEN:
-                # What others have queued behind the login is not for a server that may be another one.
+                # The dialogues behind the login are not for a server that may be another one.
                 self.fail(SMTPServerDisconnected("the server has not proved that it knows the password"))
         if exchange.owed and exchange in self._owed:
             # The dialogue ended early (its content failed, say): its replies are read and dropped.

@@ -19,7 +19,7 @@ its content is written, and the next one's MAIL rides behind its final dot (RFC 
 
 **Owed replies** are a FIFO of :class:`~asmtp.protocol.exchange.Exchange` s, one for each dialogue that has written.  An
 exchange collects the replies that it is owed and then resumes its dialogue; its owner is told once, when there is a
-result.  How replies find their exchange is in :mod:`asmtp.protocol.inbound`.
+result.  :mod:`asmtp.protocol.inbound` finds the exchange of each reply.
 
 **The state** (`Session.state`) says what may be *written*: what has no row in :data:`TRANSITIONS` is not written.  It
 moves when commands are written, and when a reply comes that the next command depends on (the answer to EHLO, DATA,
@@ -72,7 +72,7 @@ __all__ = ["ENDED", "GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "
 
 
 class State(enum.Enum):
-    """Where a connection is, and so what may be written."""
+    """The stages of a connection: each allows other things to be written."""
 
     __hash__ = object.__hash__  # Enum's own is Python code, and the table is looked up for every command
 
@@ -94,7 +94,7 @@ class State(enum.Enum):
 
 
 class Trigger(enum.Enum):
-    """What moves the state: what is written (in lower case), and what else happens."""
+    """The inputs of the table: commands and content that are written (in lower case), and other incidents."""
 
     __hash__ = object.__hash__
 
@@ -166,7 +166,7 @@ def _table() -> dict[tuple[State, Trigger], State]:
         }
     for state in State:
         if state not in ENDED:
-            if state is not State.HANDSHAKE:  # where nothing that comes is a reply
+            if state is not State.HANDSHAKE:  # then nothing that comes is a reply
                 table[state, Trigger.BYE] = State.CLOSING
             table[state, Trigger.END] = State.CLOSED
             table[state, Trigger.FAIL] = State.BROKEN
@@ -174,7 +174,7 @@ def _table() -> dict[tuple[State, Trigger], State]:
 
 
 TRANSITIONS: Final = _table()
-"""(state, trigger) to state.  What is not in it is not possible."""
+"""(state, trigger) to state.  A pair that is not in it is not possible."""
 
 # The states in which nothing may be written until the reply has come, and the codes that let it go on.
 GO_CODES: Final = {

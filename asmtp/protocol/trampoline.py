@@ -1,7 +1,7 @@
-"""Running a generator: each step that it yields is carried out, and the result, or the exception, goes back into it.
+"""Run a generator: carry out each step that it yields, and send the result, or the exception, back into it.
 
-What has to be done, and in which order, is written once as a generator; who runs it decides how a step is carried out:
-awaited, or by calls that block.
+A generator says once which steps there are, and in which order.  Its caller decides how a step is carried out: awaited,
+or by calls that block.
 """
 
 from __future__ import annotations

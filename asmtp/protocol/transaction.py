@@ -1,4 +1,4 @@
-"""A mail transaction: MAIL, RCPT and content as groups of commands.  What the replies mean is in verdict.py.
+"""A mail transaction: MAIL, RCPT and content as groups of commands.  Their replies are judged in verdict.py.
 
 It takes the best shape that the server's extensions allow:
 
@@ -149,7 +149,7 @@ class Transaction:
 
     @property
     def state(self) -> DeliveryState:
-        """What is known of the message if the rest is not waited for."""
+        """The state of the message if the rest is not waited for."""
         return "in_doubt" if self._ended else "not_sent"
 
     def answers(self) -> dict[str, Reply]:

@@ -1,4 +1,4 @@
-"""What the replies to one transaction amount to: an outcome, an error, or what is known if the rest never comes.
+"""The verdict on the replies to one transaction: an outcome, an error, or the state of a message if no more come.
 
 Everything here is a pure function of replies.  A transaction (:mod:`asmtp.protocol.transaction`) writes, and asks:
 
@@ -42,7 +42,7 @@ _NOT_UNDERSTOOD = range(500, 505)
 
 
 class Finals(enum.Enum):
-    """How the content is answered."""
+    """The ways in which content is answered."""
 
     ONE = "by one reply"
     EACH = "by one reply for each recipient that was accepted (LMTP, RFC 2033 §4.2)"
@@ -113,7 +113,7 @@ class NotBegun(SMTPException):
 
 
 class Outcome:
-    """What became of a message that the server took.
+    """The fate of a message that the server took.
 
     Attributes:
         accepted: the recipients it was taken for, and the replies that said so.
