@@ -1,4 +1,4 @@
-"""What `sendmail` is given, as a transaction needs it."""
+"""Content of every kind that `sendmail` takes, as a transaction needs it."""
 
 from __future__ import annotations
 

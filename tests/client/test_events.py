@@ -1,4 +1,4 @@
-"""What is told of a connection: in which order, and that no secret is in it."""
+"""Events of a connection: their order, and that no secret is in them."""
 
 from __future__ import annotations
 

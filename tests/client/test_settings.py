@@ -1,4 +1,4 @@
-"""What is set once for a connection."""
+"""Settings of a connection, and the options that become them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller must not say never reaches the wire."""
+"""Input that a caller must not give never reaches the wire."""
 
 from __future__ import annotations
 

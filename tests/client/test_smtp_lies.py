@@ -65,7 +65,7 @@ def told(*, timed: bool | None = None) -> pytest.MarkDecorator:
 
 @dataclass
 class Seen:
-    """What came of the first message."""
+    """The result of the first message."""
 
     error: Exception | None = None
     without: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ def content_of(lie: Lie) -> Any:
 
 
 def check(lie: Lie, seen: Seen, liar: Liar, raises: type[Exception] | None = None) -> None:
-    """What became of the first message is what the contract says, and it is so.
+    """Check that what became of the first message is what the contract says, and that it is so.
 
     Args:
         raises: instead of what the contract has.
@@ -165,7 +165,7 @@ def all_of(error: BaseException | None) -> str:
 
 @contextlib.contextmanager
 def bounded(lie: Lie) -> Iterator[None]:
-    """What has no end takes no memory."""
+    """Check that what has no end takes no memory."""
     if not lie.endless:
         yield
         return

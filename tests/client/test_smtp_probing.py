@@ -1,4 +1,4 @@
-"""What the probe of BDAT means to a client, to the facade and to a mailer: see tests/protocol/test_chunking.py."""
+"""The probe of BDAT, for a client, the facade and a mailer: see tests/protocol/test_chunking.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server says reaches exceptions, logs and terminals as one printable line of limited length."""
+"""The words of a server reach exceptions, logs and terminals as one printable line of limited length."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 class FakeSocketModule(types.ModuleType):
-    """What `test.mock_socket` is, with a real server behind it; the rest is `socket`."""
+    """A stand-in for `test.mock_socket`, with a real server behind it; the rest is `socket`."""
 
     def __init__(self, path: str) -> None:
         original = importlib.import_module("test.mock_socket")
@@ -158,7 +158,7 @@ def load(path: str) -> dict[str, unittest.TestCase]:
 
 
 def run(test: unittest.TestCase) -> tuple[str, str, list[str]]:
-    """What became of a test, why, and what it left behind: unclosed resources, unraisable exceptions, threads."""
+    """The fate of a test, why, and what it left behind: unclosed resources, unraisable exceptions, threads."""
     support: Any = importlib.import_module("test.support")
     support.environment_altered = False
     result = unittest.TestResult()

@@ -11,7 +11,7 @@ CONTEXT_MANAGER = ("__enter__", "__exit__")
 
 
 def accepts(have: inspect.Signature, want: inspect.Signature) -> bool:
-    """Whether every call that `want` takes means the same to `have`, which may take more."""
+    """Return whether every call that `want` takes means the same to `have`, which may take more."""
     ours, theirs = have.parameters, want.parameters
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     by_place = [name for name, parameter in theirs.items() if parameter.kind is not keyword_only]
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def differences(want: ModuleType, have: ModuleType) -> tuple[int, list[str]]:
-    """How many points were compared, and where `have` does not do for `want`."""
+    """Count the points that were compared, and return where `have` does not do for `want`."""
     comparison = Comparison()
     comparison.module(have, want)
     for name in CLASSES:

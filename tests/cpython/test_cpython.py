@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the tests said, in a process of their own: they patch modules, and start servers on threads."""
+    """Run the tests in a process of their own, and return what they said: they patch modules, and start servers."""
     folder = tmp_path_factory.mktemp("cpython")
     output = folder / "report.json"
     command = [sys.executable, "-W", "default", "-m", "tests.cpython.harness", str(output)]

@@ -83,7 +83,7 @@ class Careless(Relay):
 
 
 BLOCKED = "blocked@x.example"
-"""Whom a proxy refuses as a sender, without its backend."""
+"""The sender whom a proxy refuses, without its backend."""
 
 
 class Front:

@@ -60,11 +60,11 @@ def patience() -> int:
 
 
 ALL = bool(os.environ.get("ASMTP_ALL_FAULTS"))
-"""Whether a test does everything in every way, where otherwise one way is enough."""
+"""True if a test does everything in every way, and not only in one."""
 
 
 class Fault(enum.Enum):
-    """What happens at the point."""
+    """A fault, which happens at the point."""
 
     FIN = "both sides see FIN"
     RST = "both sides see RST"
@@ -79,7 +79,7 @@ class Fault(enum.Enum):
 
 
 TIMELESS = frozenset({Fault.FIN, Fault.RST, Fault.HALF, Fault.DEAF, Fault.BYE, Fault.BUSY})
-"""Those that the client notices without a deadline."""
+"""The faults that the client notices without a deadline."""
 
 SUDDEN = (Fault.FIN, Fault.RST, Fault.HALF, Fault.DEAF, Fault.SERVER, Fault.HOLE, Fault.LATE)
 
@@ -93,7 +93,7 @@ FAULTS: dict[Kind, tuple[Fault, ...]] = {
     # An honest server does not take a message and then say 421: these are said instead of taking it.
     "answer": (Fault.BYE, Fault.BUSY),
 }
-"""What makes sense where."""
+"""The faults that make sense at each kind of point."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do where, and to which connections: they are counted from 0."""
+    """A fault, its point, and the connections that it is for: they are counted from 0."""
 
     point: Point
     fault: Fault
@@ -397,7 +397,7 @@ def _concerned(link: Link, verb: str, line: str) -> str:
 
 
 _PROXIES: dict[int, Proxy] = {}
-"""Those that are running, by their ports."""
+"""The proxies that are running, by their ports."""
 
 
 class Door:

@@ -28,7 +28,7 @@ __all__ = ["NOBODY", "PASSWORD", "USER", "Liar", "Says", "Slowly"]
 USER, PASSWORD = "tester", "s3cret-Pa55word"
 
 NOBODY = "nobody@y.example"
-"""Whom the honest server refuses."""
+"""The recipient whom the honest server refuses."""
 
 Say: TypeAlias = "str | bytes | Step | None"
 Says: TypeAlias = Mapping[str, "Say | list[Say]"]

@@ -25,7 +25,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "pipelining": ("PIPELINING",),
     "both": ("PIPELINING", "CHUNKING"),
 }
-"""What decides how a message is written."""
+"""The offers that decide how a message is written."""
 
 COMMON = ("8BITMIME", "SIZE 50000000", "SMTPUTF8", "DSN")
 

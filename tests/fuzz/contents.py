@@ -11,7 +11,7 @@ TOKENS = [b".", b"\r", b"\n", b"\r\n", b"\r\n.\r\n", b"\n.\n", b"\r.\r", b"..", 
 
 
 def canonical(data: bytes) -> bytes:
-    """What the receiver shall have: each CRLF, CR and LF is a line end, and the last line has one."""
+    """Return what the receiver shall have: each CRLF, CR and LF is a line end, and the last line has one."""
     out = bytearray()
     place = 0
     while place < len(data):
@@ -28,7 +28,7 @@ def canonical(data: bytes) -> bytes:
 
 
 def received(stream: bytes, ends: tuple[bytes, ...]) -> tuple[bytes, bytes]:
-    """What a server makes of DATA's octets, and what it takes for the next command.
+    """Return what a server makes of DATA's octets, and what it takes for the next command.
 
     Args:
         ends: what it takes for a line end; RFC 5321 §2.3.8 has CRLF and nothing else.

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class FuzzedData:
-    """What a target makes its input of: numbers, choices, strings, taken from the front of some octets.
+    """A source of input for a target: numbers, choices, strings, taken from the front of some octets.
 
     When they are used up, each number is 0, each choice the first and each string empty, so that every target comes
     to an end and a shorter input is a simpler one.  (Atheris has a class for this, too; but a file must mean the same

@@ -23,7 +23,7 @@ LONGEST = 20
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed.
+    """A function that is fuzzed.
 
     Attributes:
         run: raises, AssertionError as a rule, where something is wrong.
@@ -69,7 +69,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """How it went."""
+    """The result of a run."""
 
     runs: int
     seconds: float

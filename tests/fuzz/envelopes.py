@@ -1,4 +1,4 @@
-"""What callers say goes into one command line, as what it was meant to be."""
+"""Check that what callers say goes into one command line, as what it was meant to be."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _outcome(data: FuzzedData) -> list[Any]:
 
 
 def _reference(records: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """What the docstrings of the account say, for one message and one recipient at a time."""
+    """A model of what the docstrings of the account say, for one message and one recipient at a time."""
     known: dict[tuple[str, str], str] = {}
     begun: dict[tuple[str, str], bool] = {}
     doubt: dict[tuple[str, str], bool] = {}

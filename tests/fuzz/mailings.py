@@ -229,7 +229,7 @@ def _check(relays: list[Mood], told: list[Delivery[Any]], *, again: bool) -> Non
 
 
 def _known(delivery: Delivery[Any], who: str) -> str:
-    """What was told of a recipient."""
+    """Return what was told of a recipient."""
     receipt = delivery.receipt
     if receipt is None:
         return delivery.state

@@ -83,5 +83,5 @@ def _expected(one: EmailMessage, utf8: bool, seven_bit: bool) -> bytes | Excepti
 
 
 def _line_end_at_end(message: EmailMessage) -> bool:
-    """What Python writes as it is, before it verified that (CVE-2024-6923), and asmtp does not."""
+    """Return whether a value ends with a line end: Python wrote it so before CVE-2024-6923; asmtp does not."""
     return any(str(value)[-1:] in ("\r", "\n") for value in message.values() if str(value))

@@ -16,7 +16,7 @@ TOKENS = [
 
 
 class Reading:
-    """What is read from octets: the replies, what was wrong behind them, and whether a reply is unfinished."""
+    """The result of reading octets: the replies, what was wrong behind them, and whether a reply is unfinished."""
 
     def __init__(self) -> None:
         self.replies: list[tuple[int, bytes]] = []

@@ -50,7 +50,7 @@ class Server(server.Server):
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for a command, and nothing else has come."""
+        """Return whether it waits for a command, and nothing else has come."""
         return self._read == self._read_line and not self._in
 
     def said(self) -> bytes:

@@ -46,7 +46,7 @@ class Honest(World):
         return True
 
     def check_claims(self) -> None:
-        """What is said of each message is what the server knows of it."""
+        """Check that what is said of each message is what the server knows of it."""
         # What had left and was not read any more still tells how far it was written.
         self.server.hang_up()
         self.server.securing = False

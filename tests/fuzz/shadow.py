@@ -1,4 +1,4 @@
-"""What somebody sees who stands on the wire and sets each reply against its command."""
+"""An observer on the wire that sets each reply against its command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def ok(self) -> bool:
-        """Whether it was answered, with 2yz each time."""
+        """Return whether it was answered, with 2yz each time."""
         codes = self.codes[-1:] if self.until_ok else self.codes
         return bool(codes) and all(code // 100 == 2 for code in codes)
 
@@ -56,7 +56,7 @@ class Written:
     content: list[Entry] = field(default_factory=list)
 
     def accepted(self, *, lmtp: bool) -> tuple[str, ...]:
-        """Whom the server has taken it for: everything that counts was answered 2yz."""
+        """Return whom the server has taken it for: everything that counts was answered 2yz."""
         begun = self.mail.ok and (self.rset is None or self.rset.ok)
         if not begun or not self.content or not self.content[-1].last or not self.content[-1].complete:
             return ()
@@ -73,12 +73,12 @@ class Written:
 
     @property
     def prdr(self) -> bool:
-        """Whether there is a reply for each recipient behind 353."""
+        """Return whether there is a reply for each recipient behind 353."""
         return " PRDR" in self.mail.line and bool(self.content) and self.content[-1].codes[:1] == [353]
 
     @property
     def taken(self) -> bool:
-        """Whether the end of the content was answered 2yz at all; a lone dot for nobody is none (RFC 2920 §3.1)."""
+        """Return whether the end of the content was answered 2yz; a lone dot for nobody is none (RFC 2920 §3.1)."""
         if not self.content:
             return False
         final = self.content[-1]
@@ -89,7 +89,7 @@ class Written:
 
     @property
     def lost(self) -> bool:
-        """Whether a part of the content was refused before its end was written."""
+        """Return whether a part of the content was refused before its end was written."""
         if self.content and self.content[-1].last and self.content[-1].complete:
             return False
         return any(code // 100 != 2 and code != 353 for part in self.content for code in part.codes)
@@ -204,7 +204,7 @@ class Shadow:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a reply has begun to come."""
+        """Return whether a reply has begun to come."""
         return bool(self._down)
 
     # ---- what the server says ---------------------------------------------------------------

@@ -56,7 +56,7 @@ class Sent:
 
 
 class World:
-    """What happens between callers and a server; see :mod:`tests.fuzz.sessions` for what has to come of it.
+    """All that happens between callers and a server; see :mod:`tests.fuzz.sessions` for what has to come of it.
 
     Args:
         serve: the server: takes the octets that reach it, and returns those that it says.
@@ -245,7 +245,7 @@ class World:
     # ---- what is on its way -----------------------------------------------------------------
 
     def write(self) -> None:
-        """What was written leaves."""
+        """Let all that was written leave."""
         self.up += self.session.output()
 
     def _serve(self, count: int) -> None:
@@ -272,7 +272,7 @@ class World:
         self.check()
 
     def drain(self, *, finish: bool = True) -> None:
-        """Until nothing moves any more.
+        """Go on until nothing moves any more.
 
         Args:
             finish: what is streamed comes to its end.
@@ -321,7 +321,7 @@ class World:
         return [sent.exchange for sent in self.sent] + [exchange for _, exchange in self.others]
 
     def check(self) -> None:
-        """What is true of a session at any time."""
+        """Check what is true of a session at any time."""
         session = self.session
         everyone = self.exchanges()
         if session.closed:

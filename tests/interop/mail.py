@@ -1,4 +1,4 @@
-"""What the interop tests send, and how it is found again in the mailboxes.
+"""The messages of the interop tests, and how they are found again in the mailboxes.
 
 The invariant is that content arrives as it was given, every line end made CRLF, with one at its end. The servers
 then store LF line ends and put fields of their own in front; that is all they change, as long as the content
@@ -120,12 +120,12 @@ class Letter:
         assert fields[0][1] == b"<%s>\n" % self.sender.encode()
 
     def nowhere(self, server: MailServer) -> bool:
-        """Whether no mailbox has it."""
+        """Return whether no mailbox has it."""
         return not any(server.messages(mailbox, containing=self.marker) for mailbox in MAILBOXES)
 
 
 def as_stored(content: bytes) -> bytes:
-    """What the invariant says that arrives, with the line ends of a mailbox."""
+    """Return what has to arrive, with the line ends of a mailbox."""
     lines = re.split(rb"\r\n|\r|\n", content)
     if lines[-1] == b"":
         lines.pop()

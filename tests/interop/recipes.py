@@ -1,4 +1,4 @@
-"""How each of the servers is installed and started."""
+"""Recipes by which each of the servers is installed and started."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SILENT = ("kdc", "socks", "connect")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one kind of server is installed and started.
+    """The recipe by which one kind of server is installed and started.
 
     The name of a role says how its port is spoken to: `tls` in it means implicit TLS, `haproxy` that a PROXY
     header comes first. Where it begins as one of `SILENT`, the client is the first to speak.

@@ -131,7 +131,7 @@ class MailServer:
         return (signed + b"." + signature).decode()
 
     def messages(self, mailbox: str, containing: bytes = b"") -> list[bytes]:
-        """What was delivered, oldest first, as stored; mailboxes outlive a test, hence the filter."""
+        """Return what was delivered, oldest first, as stored; mailboxes outlive a test, hence the filter."""
         found: list[tuple[int, str, bytes]] = []
         for path in (self.directory / "srv/mail" / mailbox / "new").glob("*"):
             data = path.read_bytes()
@@ -162,7 +162,7 @@ class MailServer:
 
 
 def cache_folder() -> Path:
-    """Where the servers' software is kept between runs."""
+    """Return the folder in which the servers' software is kept between runs."""
     if folder := os.environ.get("ASMTP_INTEROP_CACHE"):
         return Path(folder).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asmtp-interop"
@@ -248,7 +248,7 @@ def download(recipe: recipes.Recipe, folder: Path) -> list[Path]:
 
 
 def archive() -> str:
-    """Where the machine's own apt has Debian's packages from."""
+    """Return the address from which the machine's own apt has Debian's packages."""
     listed = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Component: main", "Created-By: Packages"]
     done = subprocess.run(listed, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     for uri in done.stdout.split():
@@ -364,7 +364,7 @@ def write_files(server: MailServer, token: str) -> None:
 
 
 def greets(server: MailServer, role: str, token: str) -> bool:
-    """Whether this very server answers: another test run's may have taken the port in the meantime."""
+    """Return whether this very server answers: another test run's may have taken the port in the meantime."""
     try:
         with contextlib.ExitStack() as stack:
             sock = stack.enter_context(socket.create_connection((recipes.HOST, server.ports[role]), timeout=5))

@@ -1,4 +1,4 @@
-"""What each server offers, and that it takes it: seen from a bare socket, without the client under test."""
+"""The offers of each server, and that it takes them: seen from a bare socket, without the client under test."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Dialogue:
         return self
 
     def challenge(self, line: str) -> bytes:
-        """What the server answers to a response."""
+        """Return what the server answers to a response."""
         reply = self.send(line)
         assert reply.startswith("334"), reply
         return base64.b64decode(reply[4:])

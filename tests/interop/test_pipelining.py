@@ -69,7 +69,7 @@ async def check_all(server: MailServer, sent: dict[str, list[Letter]]) -> None:
 
 
 async def outcomes(tasks: Iterable[Any]) -> list[dict[str, int] | BaseException]:
-    """What each `sendmail` returned or raised, replies as codes."""
+    """Return what each `sendmail` returned or raised, replies as codes."""
     results = await asyncio.gather(*tasks, return_exceptions=True)
     return [
         result if isinstance(result, BaseException) else {who: reply.code for who, reply in result.items()}
@@ -103,7 +103,7 @@ async def test_small_window(mail_server: MailServer) -> None:
 
 
 def overlapped(written: list[tuple[str, bytes]], first: str, second: str) -> bool:
-    """Whether the second sender's MAIL was written before the recipient of the first was refused."""
+    """Return whether the second sender's MAIL was written before the recipient of the first was refused."""
     refusal = next(place for place, (way, data) in enumerate(written) if way == "<" and data.startswith(b"550"))
     before = b"".join(data for way, data in written[:refusal] if way == ">")
     return f"<{first}>".encode() in before and f"<{second}>".encode() in before

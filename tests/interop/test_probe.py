@@ -97,7 +97,7 @@ async def test_a_message_that_is_withdrawn_behind_its_probe(reads: MailServer) -
 
 
 def noted(server: MailServer) -> list[str]:
-    """What the probe left in the server's log."""
+    """Return what the probe left in the server's log."""
     return [line for line in server.logs().splitlines() if "BDAT" in line or "XASMTP" in line]
 
 

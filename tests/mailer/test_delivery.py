@@ -1,4 +1,4 @@
-"""What callers are told of a message, and what an exception tells of it."""
+"""Receipts and deliveries: all that callers are told of a message, and what an exception tells of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot work is told the same by `verify`, `send` and `send_all` (which `asmtp bulk` is made of)."""
+"""`verify`, `send` and `send_all` (which `asmtp bulk` is made of) say in the same way what cannot work."""
 
 from __future__ import annotations
 

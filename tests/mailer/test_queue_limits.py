@@ -1,4 +1,4 @@
-"""What a server's 4yz says of the server: what it is taken for, and what becomes of the messages."""
+"""Limits that a server tells by 4yz: how they are read, and what becomes of the messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast messages go: rates, what goes when, and what a server that is sent too much changes; as tables."""
+"""Rates, as tables: what goes when, and what a server that is sent too much changes."""
 
 from __future__ import annotations
 

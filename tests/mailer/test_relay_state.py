@@ -1,4 +1,4 @@
-"""What was learnt of a relay: how long it is left alone, and what it takes."""
+"""The state of a relay: how long it is left alone, and what it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pool decides: which connection a message goes to, how many are opened, and which relay serves; as tables."""
+"""Decisions of the pool, as tables: which connection a message goes to, how many are opened, which relay serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server offers, from its reply to EHLO."""
+"""The offers of a server, from its reply to EHLO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made of passwords does not show itself, in whatever frame it is."""
+"""Passwords, and all that is made of them, do not show themselves, in whatever frame they are."""
 
 from __future__ import annotations
 

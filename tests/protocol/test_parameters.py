@@ -1,4 +1,4 @@
-"""What can be asked of a server: as it is written, and what cannot be asked."""
+"""Requests to a server: how they are written, and which cannot be made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server gives back of what was said to it in secret."""
+"""Secrets that a server gives back, and that must not be shown."""
 
 from __future__ import annotations
 

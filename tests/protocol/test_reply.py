@@ -12,7 +12,7 @@ from asmtp.protocol.reply import _SEEN, MAX_KEPT, MAX_LINE, MAX_REPLY, SHORT, Re
 
 
 def read(data: bytes, **limits: Any) -> tuple[list[Reply], SMTPProtocolError | None]:
-    """What comes out of bytes fed whole; and, the same, byte by byte and split in two anywhere."""
+    """Return what comes out of bytes fed whole, and check that the same comes out however they are split."""
     reader = ReplyReader(**limits)
     result = reader.feed(data), reader.error
     for at in range(1, min(len(data), 300)):

@@ -122,12 +122,12 @@ class World:
             self.session.abort(exchange, OSError("no more"))
 
     def flush(self) -> None:
-        """What was written reaches the server."""
+        """Let all that was written reach the server."""
         for reply in self.server.feed(self.session.output()):
             self.coming += reply.encode() + b"\r\n"
 
     def drain(self) -> None:
-        """Until nothing moves any more."""
+        """Go on until nothing moves any more."""
         self.act("resume", 0)
         for _ in range(1000):
             self.flush()

@@ -1,4 +1,4 @@
-"""What the replies to a transaction amount to, as a table; and by its parts."""
+"""The verdict on the replies to a transaction, as a table; and by its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of driven clients share."""
+"""Fixtures for all tests of driven clients."""
 
 from __future__ import annotations
 

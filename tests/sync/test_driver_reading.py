@@ -1,4 +1,4 @@
-"""What a facade needs of a connection: to look, to read and to cut without a pass of the loop."""
+"""A facade's connection looks, reads and cuts without a pass of the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How connections are made: addresses, sockets, source addresses, and the name of this machine."""
+"""Making connections: addresses, sockets, source addresses, and the name of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would block: in a thread, or in its place at the end of the program; and programs that send as they end."""
+"""Calls that would block: in a thread, or in place when the program ends; and programs that send as they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers see of a connection's socket."""
+"""The view that callers have of a connection's socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see on stderr while asmtp bulk goes on."""
+"""The lines that people see on stderr while asmtp bulk goes on."""
 
 from __future__ import annotations
 

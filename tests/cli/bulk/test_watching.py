@@ -1,4 +1,4 @@
-"""What the connections of asmtp bulk do, as it remembers it."""
+"""The doings of asmtp bulk's connections, as it remembers them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What asmtp says to who programs is said in words of the command line there."""
+"""Errors that name arguments of Python name options of the command line there."""
 
 from __future__ import annotations
 
