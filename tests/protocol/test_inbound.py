@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from asmtp.protocol import inbound
-from asmtp.protocol.dialogue import starttls
+from asmtp.protocol.chunking import LastChunk
+from asmtp.protocol.dialogue import raw_write, single, starttls
 from asmtp.protocol.session import Session
-from tests.protocol.letters import STARTS, letter, opened
-from tests.protocol.transcript import Start, parse, play, played_until
+from asmtp.protocol.state import Trigger
+from tests.protocol.letters import STARTS, TWO_BY_BDAT, letter, opened
+from tests.protocol.transcript import Start, describe, parse, play, played_until
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")
 
@@ -196,3 +198,51 @@ def test_progress_counts_replies() -> None:
     assert session.progress == before
     session.receive_data(b"250 k\r\n")
     assert session.progress == before + 1
+
+
+@pytest.mark.parametrize(
+    ("said", "one", "two"),
+    [
+        ("S: 421 bye", "SMTPSenderRefused 421 bye [refused]", f"{BY_421}bye [not_sent]"),
+        ("S: 250 a\nS: 421 bye", "SMTPRecipientsRefused {b@x: 421 bye} [refused]", f"{BY_421}bye [not_sent]"),
+        ("S: 250 a\nS: 250 b\nS: 421 bye", "SMTPDataError 421 bye [refused]", f"{BY_421}bye [not_sent]"),
+        ("S: 421 bye\nS: 503 b", "SMTPSenderRefused 421 bye [refused]", f"{BY_421}bye [in_doubt]"),
+    ],
+)
+def test_the_message_behind_421(said: str, one: str, two: str) -> None:
+    """The server did not look at it, unless it has gone on behind its 421."""
+    result = play(f"{TWO_BY_BDAT}\n{said}\neof", {**STARTS}, both)
+    assert result.outcomes == {"one": one, "two": two}
+    assert result.state == "CLOSED"
+
+
+def test_behind_421_nothing_leaves_that_has_not_left() -> None:
+    """The message that was written in the same breath cannot be there."""
+    session = both()
+    one = session.start(STARTS["one"].make(session))
+    session.output()
+    two = session.start(STARTS["two"].make(session))
+    session.receive_data(b"250 a\r\n421 bye\r\n")
+    assert session.output() == b""
+    session.receive_data(b"250 taken\r\n")
+    session.receive_eof()
+    why = "SMTPProtocolError 250 content accepted though its envelope was refused"
+    assert (describe(one), describe(two)) == (f"{why} [in_doubt]", f"{why} [not_sent]")
+
+
+def test_a_chunk_written_by_hand_that_is_refused_when_nobody_waits() -> None:
+    session = both()
+    chunk = session.start(single(b"BDAT 5 LAST\r\nHi.\r\n", Trigger.bdat_last))
+    session.cancel(chunk)
+    session.receive_data(b"503 no transaction\r\n")
+    assert chunk.done
+    assert session.last_chunk is LastChunk.DOUBTED
+
+
+def test_3yz_to_lines_written_by_hand_is_their_writers() -> None:
+    session = both()
+    lines = session.start(raw_write(session, b"noop\r\nnoop\r\n"), raw=True)
+    session.receive_data(b"354 go\r\n")
+    assert not session.closed
+    session.receive_data(b"250 ok\r\n")
+    assert lines.result == [(354, b"go"), (250, b"ok")]

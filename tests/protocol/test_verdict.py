@@ -79,6 +79,7 @@ VERDICTS: list[tuple[Finals, bool, bool, str, str]] = [
         "250 a, 250 b, 250 c, 500 what",
         "SMTPProtocolError 500 BDAT was offered, and not understood: what [not_sent]",
     ),
+    (SMTP, False, True, "250 a, 250 b, 250 c, 504 what", UNKNOWN_BDAT.replace("502", "504")),
     (SMTP, False, True, "250 a, 250 b, 250 c, 505 what", "SMTPDataError 505 what [refused]"),
     (SMTP, False, True, "250 a, 550 b, 550 c, 503 no", "SMTPRecipientsRefused {b@x: 550 b, c@x: 550 c} [refused]"),
     # LMTP: a reply for each recipient that was accepted.
@@ -95,6 +96,13 @@ VERDICTS: list[tuple[Finals, bool, bool, str, str]] = [
         True,
         "250 a, 250 b, 250 c, 250 b has it, 452 full",
         "sent {b@x: 250 b has it} but not {c@x: 452 full} by 452 full",
+    ),
+    (
+        LMTP,
+        False,
+        True,
+        "250 a, 250 b, 250 c, 503 b not, 250 c has it",
+        "sent {c@x: 250 c has it} but not {b@x: 503 b not} by 250 c has it",
     ),
     (
         LMTP,
