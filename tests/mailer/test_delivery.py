@@ -8,7 +8,7 @@ import pytest
 
 import asmtp
 from asmtp import Delivery, FailedDelivery, Receipt, Reply, SentDelivery
-from asmtp.mailer.delivery import refusals, state_of
+from asmtp.mailer.delivery import own_copy, refusals, replies_of, state_of
 
 A, B, C = (f"{who}@y.example" for who in "abc")
 OK = Reply(250, b"2.1.5 ok")
@@ -72,3 +72,38 @@ def test_refusals_are_replies() -> None:
     found = refusals(asmtp.SMTPRecipientsRefused({A: (550, b"5.1.1 no"), B: LATER}))
     assert found == {A: (550, b"5.1.1 no"), B: LATER}
     assert [reply.enhanced for reply in found.values()] == ["5.1.1", "4.2.0"]
+
+
+@pytest.mark.parametrize(
+    ("met", "replies"),
+    [
+        (asmtp.SMTPRecipientsRefused({A: NO, B: LATER}), [NO, LATER]),
+        (asmtp.SMTPDataError(550, b"5.1.1 no such user"), [NO]),
+        (asmtp.SMTPDataError(550, "5.1.1 no such user"), [NO]),
+        (GONE, []),
+        (ValueError("no"), []),
+    ],
+    ids=repr,
+)
+def test_the_replies_of_an_error(met: Exception, replies: list[Reply]) -> None:
+    assert replies_of(met) == replies
+
+
+class Odd(asmtp.SMTPException):
+    """An exception of a caller's, which cannot be copied."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+@pytest.mark.parametrize(
+    ("met", "kind"), [(error("in_doubt"), asmtp.SMTPServerDisconnected), (Odd("a", "b"), asmtp.SMTPException)]
+)
+def test_an_error_of_one_s_own(met: asmtp.SMTPException, kind: type[asmtp.SMTPException]) -> None:
+    met.state = "in_doubt"
+    met.__cause__ = cause = OSError("gone")
+    told = own_copy(met)
+    assert told is not met
+    assert type(told) is kind
+    assert (str(told), told.state) == (str(met), "in_doubt")
+    assert told.__cause__ is (cause if kind is not asmtp.SMTPException else met)
