@@ -35,7 +35,7 @@ OWN = {
         "tests.client.test_smtp_probing",
     ),
     "asmtp/mailer/manager.py": ("tests.mailer.test_mailer", "tests.mailer.test_bulk_end"),
-    "asmtp/mailer/queue.py": ("tests.mailer.test_mailer", "tests.mailer.test_queue"),
+    "asmtp/mailer/queue.py": ("tests.mailer.test_mailer", "tests.mailer.test_queue", "tests.mailer.test_pool"),
     "asmtp/mailer/pool.py": (
         "tests.mailer.test_pool",
         "tests.mailer.test_queue_limits",
