@@ -180,7 +180,6 @@ class PooledConnection:
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._on_probed = on_probed
-        self._on_done = self._done  # one object for all messages
         self.state = ConnectionState.OPENING
         self.begun = 0
         self.answered = 0
@@ -364,7 +363,7 @@ class PooledConnection:
         if exchange.done:
             self._done(exchange)
         else:
-            exchange.on_done = self._on_done
+            exchange.on_done = self._done
 
     def withdraw(self, request: DeliveryRequest) -> None:
         """Stop a message if it can be stopped; `on_ended` is called in any case."""
