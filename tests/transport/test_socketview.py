@@ -46,6 +46,7 @@ async def test_what_there_is_to_see_of_the_socket() -> None:
                 getattr(sock, name)
         with pytest.raises(AttributeError, match="^sock has no 'sent'$"):
             sock.sent  # noqa: B018
+        assert (sock.getpeercert(), sock.cipher(), sock.version()) == (None, None, None)  # there is no TLS
         # No Nagle: what is written leaves.
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         await smtp.quit()
