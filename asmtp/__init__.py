@@ -1,10 +1,10 @@
-"""asmtp: an asyncio-native SMTP client, with smtplib's API on top.
+r"""asmtp: an asyncio-native SMTP client, with smtplib's API on top.
 
     import asyncio, asmtp
 
     async def main():
         async with asmtp.AsyncSMTP("localhost", 25) as smtp:
-            refused = await smtp.sendmail("a@example.com", ["b@example.com"], "Subject: hi\\r\\n\\r\\nhello")
+            refused = await smtp.sendmail("a@example.com", ["b@example.com"], "Subject: hi\r\n\r\nhello")
 
     asyncio.run(main())
 

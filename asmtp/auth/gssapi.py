@@ -15,7 +15,7 @@ NO_LAYER = 1
 
 
 def gssapi(credentials: Credentials) -> Mechanism:
-    """GSSAPI (RFC 4752): Kerberos 5, with the tickets of the system's cache, or of a password.
+    """Return the mechanism GSSAPI (RFC 4752): Kerberos 5, with the tickets of the system's cache, or of a password.
 
     Raises:
         ImportError: the extra "kerberos" is not installed.
@@ -41,7 +41,7 @@ def _gssapi(context: Any, token: bytes | None, username: str) -> Mechanism:
 
 
 def ntlm(credentials: Credentials) -> Mechanism:
-    """NTLM (MS-SMTPNTLM, MS-NLMP).
+    """Return the mechanism NTLM (MS-SMTPNTLM, MS-NLMP).
 
     Raises:
         ImportError: the extra "ntlm" is not installed.

@@ -30,7 +30,7 @@ _ITERATIONS = re.compile(r"(?:^|,)i=0*([0-9]+)")
 
 
 def plain(credentials: Credentials) -> Mechanism:
-    """PLAIN (RFC 4616)."""
+    """Respond as PLAIN says (RFC 4616)."""
     yield plain_response(credentials.username, credentials.password).encode()
 
 
@@ -40,14 +40,14 @@ def plain_response(username: str, password: str) -> str:
 
 
 def login(credentials: Credentials) -> Mechanism:
-    """LOGIN (draft-murchison-sasl-login): two prompts whose text does not matter."""
+    """Respond as LOGIN says (draft-murchison-sasl-login): two prompts whose text does not matter."""
     yield None
     yield credentials.username.encode()
     yield credentials.password.encode()
 
 
 def cram_md5(credentials: Credentials) -> Mechanism:
-    """CRAM-MD5 (RFC 2195).
+    """Return the mechanism CRAM-MD5 (RFC 2195).
 
     Raises:
         ValueError: this machine's OpenSSL forbids MD5 (FIPS).
@@ -67,12 +67,12 @@ def cram_md5_response(username: str, secret: bytes, challenge: bytes | None) -> 
 
 
 def external(credentials: Credentials) -> Mechanism:
-    """EXTERNAL (RFC 4422 appendix A): the client certificate says who we are; a user name asks to act as another."""
+    """Respond as EXTERNAL says (RFC 4422 appendix A): the certificate says who we are, a user name who we act as."""
     yield credentials.username.encode()
 
 
 def oauthbearer(credentials: Credentials) -> Mechanism:
-    """OAUTHBEARER (RFC 7628)."""
+    """Respond as OAUTHBEARER says (RFC 7628)."""
     name = credentials.username.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 §4
     fields = [b"n,a=%b," % name.encode()]
     if credentials.host:
@@ -85,7 +85,7 @@ def oauthbearer(credentials: Credentials) -> Mechanism:
 
 
 def xoauth2(credentials: Credentials) -> Mechanism:
-    """XOAUTH2, which Google and Microsoft had before there was an RFC."""
+    """Respond as XOAUTH2 says, which Google and Microsoft had before there was an RFC."""
     yield b"user=%b\1auth=Bearer %b\1\1" % (credentials.username.encode(), credentials.token.encode())
     yield b""
 
@@ -116,7 +116,9 @@ def scram(
     proved: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Mechanism:
-    """SCRAM (RFC 5802, RFC 7677), by the library scramp.  To compute the response takes a good part of a second.
+    """Respond as SCRAM says (RFC 5802, RFC 7677), by the library scramp.
+
+    To compute the response takes a good part of a second.
 
     Args:
         name: ``"SCRAM-SHA-256"``, or with ``-PLUS``.

@@ -52,7 +52,7 @@ class Commands(AuthObjects, Link):
 
     @property
     def esmtp_features(self) -> Extensions:
-        """The extensions that the server offers: a dict of lower-case keyword to parameters; empty before EHLO."""
+        """Return the extensions that the server offers: lower-case keyword to parameters; empty before EHLO."""
         return self._session.extensions
 
     @esmtp_features.setter

@@ -104,14 +104,14 @@ class Link:
 
     @property
     def sock(self) -> SocketView | None:
-        """A view of the socket; None without a connection."""
+        """Return a view of the socket; None without a connection."""
         if not self.is_connected or self._connection is None:
             return None
         return SocketView(self._connection, self.timeouts.command, self.close)
 
     @property
     def trace(self) -> Callable[[str, bytes], None] | None:
-        """A function that is called with ``">"`` and octets that are written, and with ``"<"`` and each reply.
+        """Return a function that is called with ``">"`` and octets that are written, and with ``"<"`` and each reply.
 
         Credentials are not shown.  An exception is logged.
         """

@@ -120,7 +120,7 @@ class Relay(ConnectionSettings):
 
     @property
     def name(self) -> str:
-        """``"host:port"``, or the path of a Unix socket: for logs and receipts."""
+        """Return ``"host:port"``, or the path of a Unix socket: for logs and receipts."""
         if self.host.startswith("/"):
             return self.host
         smtp_port = SMTP_SSL_PORT if self.tls == "implicit" else SMTP_PORT
@@ -129,7 +129,7 @@ class Relay(ConnectionSettings):
 
     @property
     def url(self) -> str:
-        """The settings that are not the defaults, as a URL for people to read.  ``***`` stands for the password.
+        """Return the settings that are not the defaults, as a URL for people to read.  ``***`` stands for the password.
 
         It lacks the settings that no URL has, as the TLS context and the token.  It shows TLS with LMTP, and SMTP over
         a Unix socket, as if a URL could ask for them.

@@ -168,7 +168,7 @@ class ConnectionSettings:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """The limits for unanswered messages and commands, and for unanswered octets: as set, or by default."""
+        """Return the limits for unanswered messages and commands, and for unanswered octets: as set, or by default."""
         return self.window or DEFAULT_WINDOW, self.window_octets or DEFAULT_WINDOW_OCTETS
 
     def check_credentials(self) -> None:

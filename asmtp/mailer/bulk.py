@@ -125,7 +125,7 @@ class BulkSend:
 
     @property
     def full(self) -> bool:
-        """Whether no more should be put."""
+        """Tell whether no more should be put."""
         held = (len(self._order) if self._in_order else self._in_flight) + len(self.ready)
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
@@ -286,17 +286,17 @@ class BulkSend:
 
     @property
     def stopped(self) -> bool:
-        """Whether no more messages are taken."""
+        """Tell whether no more messages are taken."""
         return self.state in ENDING
 
     @property
     def stopping(self) -> asyncio.Task[None] | None:
-        """The task that asks the iterable, if it was cancelled and has not ended."""
+        """Return the task that asks the iterable, if it was cancelled and has not ended."""
         return self._task if self.state is STOPPING else None
 
     @property
     def done(self) -> bool:
-        """Whether all is known."""
+        """Tell whether all is known."""
         return self.state is STOPPED and not self._in_flight
 
     async def hand_over(self, items: deque[QueuedMessage | Delivery[Any]], told: deque[Delivery[Any]]) -> None:

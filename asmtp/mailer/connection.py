@@ -91,12 +91,12 @@ class _RelayClient(AsyncSMTP):
 
     @property
     def session(self) -> Session:
-        """The state of the protocol, for one connection."""
+        """Return the state of the protocol, for one connection."""
         return self._session
 
     @property
     def event_log(self) -> EventLog | None:
-        """The log for the events of one connection; None if nobody listens."""
+        """Return the log for the events of one connection; None if nobody listens."""
         return self._event_log
 
     async def send(self, envelope: Envelope, content: Content, progress: Progress) -> Outcome:
@@ -124,7 +124,7 @@ class _Carried:
 
     @property
     def transaction(self) -> Transaction | None:
-        """The transaction that was begun last."""
+        """Return the transaction that was begun last."""
         return self._request.transaction
 
     @transaction.setter
@@ -251,28 +251,28 @@ class PooledConnection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether commands can be sent."""
+        """Tell whether commands can be sent."""
         return self._client.is_connected
 
     @property
     def load(self) -> int:
-        """How many messages are under way on it; our own RSET does not count."""
+        """Return how many messages are under way on it; our own RSET does not count."""
         return self.session.load + self.carried - self._tidying
 
     @property
     def busy(self) -> bool:
-        """Whether it has enough to do for a while."""
+        """Tell whether it has enough to do for a while."""
         return 2 * self.load > self._depth
 
     @property
     def usable(self) -> bool:
-        """Whether it can be given a message."""
+        """Tell whether it can be given a message."""
         able = self.state is SERVING and not self.session.doomed and self._client.is_connected
         return able and (self.limit is None or self.begun < self.limit)
 
     @property
     def room(self) -> int:
-        """How many more messages it can be given now."""
+        """Return how many more messages it can be given now."""
         if not self.usable:
             return 0
         room = max(0, self._depth - self.load)  # it may have been deeper when it was given what it has
@@ -280,29 +280,29 @@ class PooledConnection:
 
     @property
     def _flows(self) -> bool:
-        """Whether a message does not wait for the one before it: by BDAT, behind one another."""
+        """Tell whether a message does not wait for the one before it: by BDAT, behind one another."""
         session = self.session
         flowing = session.chunking is Chunking.SHOWN and session.pipelining and session.overlap
         return flowing and self._chunking and "chunking" in session.extensions
 
     @property
     def at_probe(self) -> bool:
-        """Whether the probe of BDAT is under way, or the connection has ended within it."""
+        """Tell whether the probe of BDAT is under way, or the connection has ended within it."""
         return self.session.chunking is Chunking.PROBING
 
     @property
     def stale(self) -> bool:
-        """Whether it has answered nothing since it was idle for so long that it may have been dead."""
+        """Tell whether it has answered nothing since it was idle for so long that it may have been dead."""
         return self.busy_since - self.idle_since > STALE
 
     @property
     def retiring(self) -> bool:
-        """Whether it is given no more messages, as the pool does not need it, or the server does not want it."""
+        """Tell whether it is given no more messages, as the pool does not need it, or the server does not want it."""
         return self.state is RETIRING
 
     @property
     def spent(self) -> bool:
-        """Whether it has been given as many messages as it may take."""
+        """Tell whether it has been given as many messages as it may take."""
         return self.limit is not None and self.begun >= self.limit
 
     def silent_at(self, now: float) -> float:
@@ -310,7 +310,7 @@ class PooledConnection:
         return (self.busy_since if self.load else now) + max(SILENT, SLOWER * self.service)
 
     def serves(self, now: float) -> bool:
-        """Whether it can be given a message, and is not silent."""
+        """Tell whether it can be given a message, and is not silent."""
         return self.usable and now < self.silent_at(now)
 
     def most_recipients(self, now: float) -> int | None:

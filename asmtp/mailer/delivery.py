@@ -42,7 +42,7 @@ class Receipt:
 
     @property
     def complete(self) -> bool:
-        """Whether the message was taken for every recipient."""
+        """Tell whether the message was taken for every recipient."""
         return not self.refused and not self.failed
 
 

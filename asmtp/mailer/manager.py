@@ -91,7 +91,7 @@ class QueueManager:
 
     @property
     def connected(self) -> bool:
-        """Whether a connection is open."""
+        """Tell whether a connection is open."""
         return self._queue is not None and self._queue.connections > 0
 
     @property

@@ -63,7 +63,7 @@ def envelope_of(item: Any) -> Envelope:
 
 
 def is_heavy(item: Any) -> bool:
-    """Whether a :class:`QueuedMessage` of an item is better made off the event loop: a large email.message.Message."""
+    """Tell whether a QueuedMessage is better made off the event loop: of a large email.message.Message."""
     message = item.content if isinstance(item, Envelope) else item[2] if type(item) is tuple and item[2:] else item
     return isinstance(message, Message) and weight(message) > PIECE
 

@@ -23,7 +23,7 @@ __all__ = [
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a message that met `error` may be sent again and may fare better.
+    """Tell whether a message that met `error` may be sent again and may fare better.
 
     It may if the server cannot have it and the connection was to blame, or the server said 4yz (RFC 5321 §4.2.1).
     """
@@ -135,7 +135,7 @@ class Backoff:
         return Backoff(self.failures + 1, now + seconds * (1 - chance / 2))
 
     def expired(self, now: float) -> bool:
-        """Whether the relay may be tried."""
+        """Tell whether the relay may be tried."""
         return now >= self.until
 
 
@@ -153,7 +153,7 @@ _TOO_MUCH = re.compile(
 
 
 def is_throttling(reply: Reply) -> bool:
-    """Whether the server says that it is sent too much: 4yz, with words for that."""
+    """Tell whether the server says that it is sent too much: 4yz, with words for that."""
     return 400 <= reply.code <= 499 and _TOO_MUCH.search(reply.message) is not None
 
 
@@ -161,12 +161,12 @@ _CROWDED = re.compile(r"too many .*(?:connections|sessions)|connections? limit|c
 
 
 def is_crowded(text: str) -> bool:
-    """Whether a server says that it has too many connections."""
+    """Tell whether a server says that it has too many connections."""
     return _CROWDED.search(text) is not None
 
 
 def any_throttling(replies: Iterable[Reply]) -> bool:
-    """Whether one of them says that the server is sent too much."""
+    """Tell whether one of them says that the server is sent too much."""
     return any(map(is_throttling, replies))
 
 
@@ -227,23 +227,23 @@ def limit_of(error: BaseException, taken: int) -> Limit | None:
 
 
 def is_answered(error: BaseException) -> bool:
-    """Whether the server has given its answer to a message that met `error`; 421 is the end of the connection."""
+    """Tell whether the server has given its answer to a message that met `error`; 421 is the end of the connection."""
     return getattr(error, "state", None) == "refused" and not is_closing(error)
 
 
 def is_closing(error: BaseException) -> bool:
-    """Whether the server said 421: it closes, whatever it was asked (RFC 5321 §3.8).  Not, that it is sent too much."""
+    """Tell whether the server said 421 as it closes (RFC 5321 §3.8), and not because it is sent too much."""
     replies = replies_of(error)
     return any(reply.code == 421 for reply in replies) and not any_throttling(replies)
 
 
 def too_many_recipients(reply: Reply) -> bool:
-    """Whether a reply to RCPT may mean that a transaction has too many: 452, or 552 (RFC 5321 §4.5.3.1.10)."""
+    """Tell whether a reply to RCPT may mean that a transaction has too many: 452, or 552 (RFC 5321 §4.5.3.1.10)."""
     certain = says_too_many_recipients(reply)
     return reply.code in (452, 552) and (certain or (reply.code == 452 and not reply.enhanced))
 
 
 def says_too_many_recipients(reply: Reply) -> bool:
-    """Whether a reply says so in words, or by its enhanced code."""
+    """Tell whether a reply says so in words, or by its enhanced code."""
     text = reply.message.lower()  # not: a mailbox with too many messages
     return reply.enhanced.endswith(".5.3") or (b"too many" in text and (b"recipient" in text or b"rcpt" in text))

@@ -86,12 +86,12 @@ class Pool:
 
     @property
     def opening(self) -> int:
-        """How many connections are being opened."""
+        """Return how many connections are being opened."""
         return len(self._opening)
 
     @property
     def last_taken(self) -> float:
-        """The loop's time at which the last message was taken."""
+        """Return the loop's time at which the last message was taken."""
         return self._meter.last
 
     # ---- what to do next --------------------------------------------------------------------
@@ -459,7 +459,7 @@ class Pool:
 
 
 def _ends_tasks(error: BaseException) -> bool:
-    """Whether it is not to be told to those who wait: the program ends, or the pool has cancelled the task.
+    """Tell whether it is not to be told to those who wait: the program ends, or the pool has cancelled the task.
 
     A CancelledError out of a function of the caller's (a token's refresh that was shared, and cancelled) is neither.
     """

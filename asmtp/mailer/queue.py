@@ -92,17 +92,17 @@ class DeliveryQueue:
 
     @property
     def waiting(self) -> int:
-        """How many requests are on no connection now."""
+        """Return how many requests are on no connection now."""
         return len(self._deferred) + len(self._active)
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """Return how many connections are open."""
         return len(self._pool.connections)
 
     @property
     def opening(self) -> int:
-        """How many connections are being opened."""
+        """Return how many connections are being opened."""
         return self._pool.opening
 
     def submit(self, message: QueuedMessage) -> None:
@@ -195,7 +195,7 @@ class DeliveryQueue:
 
     @property
     def ready(self) -> int:
-        """How many requests are in the active line."""
+        """Return how many requests are in the active line."""
         return len(self._active)
 
     def recipients(self) -> Iterator[int]:
@@ -372,7 +372,7 @@ class DeliveryQueue:
         return True
 
     def _is_unseen(self, request: DeliveryRequest, error: Exception, connection: PooledConnection) -> bool:
-        """Whether the server closed the connection, or was out of step, before it saw the message.
+        """Tell whether the server closed the connection, or was out of step, before it saw the message.
 
         A message that was not begun is tried again once.  One at which a connection has ended that had served others
         is tried again `CHANCES` times: there are messages that servers do not survive.  Those behind it are tried again
@@ -482,7 +482,7 @@ class DeliveryQueue:
     # ---- those that are tried again while a limit of the server's holds ---------------------
 
     def _in_time(self, request: DeliveryRequest, error: Exception) -> bool:
-        """Whether there is time to try a request again that met a limit; without `Retry.within` there would be no end.
+        """Tell whether a request that met a limit has time for another try; without `Retry.within` it has none.
 
         It is ended by what the server said, `error`, if it is not taken in that time.
         """

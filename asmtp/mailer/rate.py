@@ -191,7 +191,7 @@ class AdaptiveRateLimiter:
         return dataclasses.replace(self, since=now, at=now + self.MOMENT, trying=True)
 
     def blocked(self, taken: float) -> bool:
-        """Whether nothing is taken at all: the message that was to find out was refused, too.
+        """Tell whether nothing is taken at all: the message that was to find out was refused, too.
 
         Args:
             taken: when a message was taken last.
@@ -199,7 +199,7 @@ class AdaptiveRateLimiter:
         return self.trying and self.at > self.since + self.MOMENT and taken < self.since
 
     def expired(self, now: float) -> bool:
-        """Whether there is nothing to be kept any more."""
+        """Tell whether there is nothing to be kept any more."""
         return now >= self.since + self.OVER
 
 

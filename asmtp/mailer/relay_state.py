@@ -91,7 +91,7 @@ class RelayState:
 
     @property
     def patience(self) -> float:
-        """Seconds after which a connection that is being opened counts as hanging."""
+        """Return the seconds after which a connection that is being opened counts as hanging."""
         return max(HANGING, 3 * self.connect)
 
     def failed(self, now: float, error: BaseException, chance: float) -> None:

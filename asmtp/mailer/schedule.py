@@ -39,19 +39,19 @@ class Candidate(Protocol):
 
     @property
     def load(self) -> int:
-        """How many messages are under way."""
+        """Return how many messages are under way."""
 
     @property
     def room(self) -> int:
-        """How many more it takes now; 0 while it is being opened."""
+        """Return how many more it takes now; 0 while it is being opened."""
 
     @property
     def left(self) -> float:
-        """Seconds until it is open, as far as can be told."""
+        """Return the seconds until it is open, as far as can be told."""
 
     @property
     def service(self) -> float:
-        """Seconds from one answer to the next while it is busy."""
+        """Return the seconds from one answer to the next while it is busy."""
 
 
 class Connection(Candidate, Protocol):
@@ -59,14 +59,14 @@ class Connection(Candidate, Protocol):
 
     @property
     def relay(self) -> RelayState:
-        """Where it leads."""
+        """Return where it leads."""
 
     @property
     def retiring(self) -> bool:
-        """Whether it is given no more messages, and closed when the last one is answered."""
+        """Tell whether it is given no more messages, and closed when the last one is answered."""
 
     def serves(self, now: float) -> bool:
-        """Whether it can be given a message, and answers."""
+        """Tell whether it can be given a message, and answers."""
 
     def silent_at(self, now: float) -> float:
         """Return the time at which it is given nothing more unless it answers before."""
@@ -89,7 +89,7 @@ class Opening:
         return self.relay.connect - elapsed if elapsed < self.relay.connect else elapsed
 
     def hangs(self, now: float) -> bool:
-        """Whether it has taken so long that something else should be tried."""
+        """Tell whether it has taken so long that something else should be tried."""
         return now >= self.begun + self.relay.patience
 
 
@@ -133,7 +133,7 @@ class View(Generic[K]):
 
     @property
     def total(self) -> int:
-        """How many connections there are, open or being opened."""
+        """Return how many connections there are, open or being opened."""
         return len(self.connections) + len(self.opening)
 
 
@@ -291,7 +291,7 @@ def _spare(
 
 
 def _may_be_had(view: View[K], relay: RelayState, now: float) -> bool:
-    """Whether the relay need not be left alone, as far as is known."""
+    """Tell whether the relay need not be left alone, as far as is known."""
     return relay.backoff.expired(now) and not any(each.relay is relay and each.hangs(now) for each in view.opening)
 
 

@@ -229,24 +229,24 @@ class Envelope:
 
     @property
     def envid(self) -> str | None:
-        """The identifier that was given for the server to return (RFC 3461 §4.4)."""
+        """Return the identifier that was given for the server to return (RFC 3461 §4.4)."""
         return None if self._parameters is None else self._parameters.envid
 
     @property
     def international(self) -> bool:
-        """Whether an address has a local part that is not ASCII, and so needs SMTPUTF8 (RFC 6531 §3.2)."""
+        """Tell whether an address has a local part that is not ASCII, and so needs SMTPUTF8 (RFC 6531 §3.2)."""
         unusual = [quoted[1:-1] for quoted in self._paths if not quoted.isascii()]
         local_parts = [address.rpartition("@")[0] or address for address in unusual]
         return not "".join(local_parts).isascii()
 
     @property
     def binary(self) -> bool:
-        """Whether the content is to be sent as it is (BINARYMIME)."""
+        """Tell whether the content is to be sent as it is (BINARYMIME)."""
         return self._parameters is not None and self._parameters.binary
 
     @property
     def prdr(self) -> bool:
-        """Whether a reply for each recipient is wanted after the content."""
+        """Tell whether a reply for each recipient is wanted after the content."""
         return self._parameters is not None and self._parameters.prdr and len(self.recipients) > 1
 
     def commands(self, extensions: Extensions, parameters: str, *, esmtp: bool, secure: bool = False) -> list[bytes]:

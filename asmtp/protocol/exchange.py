@@ -164,7 +164,7 @@ class Exchange(Generic[T]):
 
     @property
     def phase(self) -> Phase:
-        """The reason to await the next reply."""
+        """Return the reason to await the next reply."""
         group = self.group
         assert group is not None
         return group.phase if self.owed > 1 and not group.per_recipient else group.final

@@ -40,13 +40,13 @@ class Extensions(dict[str, str]):
 
     @property
     def size(self) -> int | None:
-        """The largest message that the server takes, in octets; None: it declares no limit (RFC 1870 §3)."""
+        """Return the largest message that the server takes, in octets; None: it declares no limit (RFC 1870 §3)."""
         value = self.get("size", "")
         return (int(value) or None) if value.isascii() and value.isdigit() and len(value) <= 20 else None
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits declared, such as RCPTMAX and MAILMAX (RFC 9422 §2), without those that are no number above 0."""
+        """Return the limits declared, such as RCPTMAX and MAILMAX (RFC 9422 §2), if they are numbers above 0."""
         found = {}
         for word in self.get("limits", "").upper().split():
             name, _, value = word.partition("=")
@@ -56,13 +56,13 @@ class Extensions(dict[str, str]):
 
     @property
     def deliver_by(self) -> int | None:
-        """The least time for DELIVERBY, in seconds; None: the server declares none (RFC 2852 §4)."""
+        """Return the least time for DELIVERBY, in seconds; None: the server declares none (RFC 2852 §4)."""
         value = self.get("deliverby", "")
         return int(value) if _SECONDS.fullmatch(value) else None
 
     @property
     def future_release(self) -> tuple[int | None, datetime.datetime | None]:
-        """The most that FUTURERELEASE allows, in seconds and as a time; None: it is not declared (RFC 4865 §4)."""
+        """Return the most that FUTURERELEASE allows, in seconds and as a time; None: not declared (RFC 4865 §4)."""
         words = self.get("futurerelease", "").split()
         longest = int(words[0]) if words and _SECONDS.fullmatch(words[0]) else None
         latest = None
@@ -72,5 +72,5 @@ class Extensions(dict[str, str]):
 
     @property
     def auth(self) -> list[str]:
-        """The SASL mechanisms offered, in upper case, each once (RFC 4954 §3)."""
+        """Return the SASL mechanisms offered, in upper case, each once (RFC 4954 §3)."""
         return list(dict.fromkeys(self.get("auth", "").upper().split()))

@@ -101,6 +101,7 @@ class Recipient(str):
     orcpt: str
 
     def __new__(cls, address: str, *, notify: Notify = "", orcpt: str = "") -> Self:
+        """Check the arguments."""
         address = spelt_out(address)
         if not isinstance(address, str):
             raise TypeError(f"address must be str, not {type(address).__name__}")
@@ -114,7 +115,7 @@ class Recipient(str):
 
     @property
     def parameters(self) -> str:
-        """The requests as they stand in RCPT, each with a space before it."""
+        """Return the requests as they stand in RCPT, each with a space before it."""
         return (f" NOTIFY={self.notify}" if self.notify else "") + (f" ORCPT={self.orcpt}" if self.orcpt else "")
 
 
@@ -166,7 +167,7 @@ class Parameters:
 
     @property
     def envid(self) -> str | None:
-        """The identifier that is asked to come back, as it was given."""
+        """Return the identifier that is asked to come back, as it was given."""
         return self._requests.get("envid")
 
     def _written(self) -> dict[str, list[str]]:
@@ -197,17 +198,17 @@ class Parameters:
 
     @property
     def binary(self) -> bool:
-        """Whether the content is to be sent as it is."""
+        """Tell whether the content is to be sent as it is."""
         return bool(self._requests.get("binary"))
 
     @property
     def prdr(self) -> bool:
-        """Whether a reply for each recipient is wanted."""
+        """Tell whether a reply for each recipient is wanted."""
         return bool(self._requests.get("prdr"))
 
     @property
     def names(self) -> set[str]:
-        """The names of the parameters of MAIL among the requests."""
+        """Return the names of the parameters of MAIL among the requests."""
         return {text.partition("=")[0] for texts in self._asked.values() for text in texts}
 
     def mail(self, extensions: Extensions, *, secure: bool) -> str:

@@ -49,19 +49,19 @@ class Reply(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the reply is positive (2yz)."""
+        """Tell whether the reply is positive (2yz)."""
         return 200 <= self.code <= 299
 
     @property
     def enhanced(self) -> str:
-        """The enhanced status code (RFC 3463), such as ``"5.1.1"``; empty: there is none, or it is of another class."""
+        """Return the enhanced status code (RFC 3463), such as ``"5.1.1"``; empty if there is none that fits."""
         found = _ENHANCED.search(self.message)
         code = found[1].decode() if found else ""
         return code if code[:1] == str(self.code)[:1] else ""
 
     @property
     def text(self) -> str:
-        """The message for people: as UTF-8 (RFC 6531 §3.7.4.2), other octets as ``\\xNN``."""
+        r"""Return the message for people: as UTF-8 (RFC 6531 §3.7.4.2), other octets as ``\xNN``."""
         return self.message.decode("utf-8", "backslashreplace")
 
     def __str__(self) -> str:
@@ -144,12 +144,12 @@ class ReplyReader:
 
     @property
     def begun(self) -> bool:
-        """Whether something has come of a reply that is not complete."""
+        """Tell whether something has come of a reply that is not complete."""
         return bool(self._partial or self._lines)
 
     @property
     def pending(self) -> bytes:
-        """The octets of a reply that is not complete; empty between replies."""
+        """Return the octets of a reply that is not complete; empty between replies."""
         begun = b"".join(b"%d-%s\n" % (self._code, line) for line in self._lines)
         return begun + bytes(self._partial)
 

@@ -107,63 +107,63 @@ class Session:
 
     @property
     def writable(self) -> bool:
-        """Whether commands can be written: now, or when the replies that they have to wait for are in."""
+        """Tell whether commands can be written: now, or when the replies that they have to wait for are in."""
         return self.error is None
 
     @property
     def closed(self) -> bool:
-        """Whether the session has ended: nothing is written and nothing is read any more."""
+        """Tell whether the session has ended: nothing is written and nothing is read any more."""
         return self.error is not None and self.state is not State.CLOSING
 
     @property
     def progress(self) -> int:
-        """How many replies were read so far."""
+        """Return how many replies were read so far."""
         return self._inbound.progress
 
     @property
     def head(self) -> Exchange[Any] | None:
-        """The exchange that is owed the next reply."""
+        """Return the exchange that is owed the next reply."""
         return self._owed[0] if self._owed else None
 
     @property
     def lone(self) -> bool:
-        """Whether what there is to write is all that is under way."""
+        """Tell whether what there is to write is all that is under way."""
         return len(self._owed) <= 1 and len(self._output) == 1
 
     @property
     def queued(self) -> bool:
-        """Whether a dialogue awaits the turn."""
+        """Tell whether a dialogue awaits the turn."""
         return bool(self._queue)
 
     @property
     def load(self) -> int:
-        """How many dialogues are under way or await the turn."""
+        """Return how many dialogues are under way or await the turn."""
         waiting = self._turn is not None and not self._turn.owed
         return len(self._owed) + len(self._queue) + waiting
 
     @property
     def unfinished(self) -> int:
-        """How many dialogues have not come to their end; `load` has those too that ended before their last reply."""
+        """Return how many dialogues have not ended; `load` counts those too that ended before their last reply."""
         return self.load - sum(exchange.done for exchange in self._owed)
 
     @property
     def idle(self) -> bool:
-        """Whether no reply is owed, and no dialogue has or awaits the turn."""
+        """Tell whether no reply is owed, and no dialogue has or awaits the turn."""
         return not self._owed and self._turn is None and not self._queue
 
     @property
     def pipelining(self) -> bool:
-        """Whether commands may be written before the replies to earlier ones are in (RFC 2920)."""
+        """Tell whether commands may be written before the replies to earlier ones are in (RFC 2920)."""
         return self.use_pipelining and "pipelining" in self.extensions
 
     @property
     def doomed(self) -> bool:
-        """Whether the session will end at a 354 that is on its way: nobody is left to write content behind it."""
+        """Tell whether the session will end at a 354 that is on its way: nobody is left to write content behind it."""
         return self._turn is not None and self._turn.abandoned and self.state is State.DATA
 
     @property
     def clean(self) -> bool:
-        """Whether the outcome of everything written is known, and no transaction can be open.
+        """Tell whether the outcome of everything written is known, and no transaction can be open.
 
         If not, a transaction has to begin with RSET: servers differ in what they do with one that failed, and some take
         the next message *under the sender of the one before*.

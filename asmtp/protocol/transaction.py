@@ -149,7 +149,7 @@ class Transaction:
 
     @property
     def state(self) -> DeliveryState:
-        """The state of the message if the rest is not waited for."""
+        """Return the state of the message if the rest is not waited for."""
         return "in_doubt" if self._ended else "not_sent"
 
     def answers(self) -> dict[str, Reply]:
@@ -260,7 +260,7 @@ class Transaction:
             self._interrupted(error)
 
     def _needs_probe(self) -> bool:
-        """Whether the probe of BDAT has to go in front: of a connection's second message, or of one in BINARYMIME."""
+        """Tell whether the probe of BDAT goes in front: of a connection's second message, or of one in BINARYMIME."""
         session = self.session
         if session.chunking not in (Chunking.UNKNOWN, Chunking.INCONCLUSIVE) or not self._offered:
             return False

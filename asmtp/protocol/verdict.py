@@ -89,18 +89,18 @@ class Replies:
 
     @property
     def envelope(self) -> list[Reply]:
-        """Those to RSET, MAIL and RCPT."""
+        """Return those to RSET, MAIL and RCPT."""
         return [*filter(None, (self.rset, self.mail)), *self.rcpts]
 
     @property
     def accepted(self) -> bool:
-        """Whether RSET, MAIL and at least one RCPT were accepted."""
+        """Tell whether RSET, MAIL and at least one RCPT were accepted."""
         reset = self.rset is None or self.rset.ok
         return reset and self.mail is not None and self.mail.ok and _any_ok(self.rcpts)
 
     @property
     def chunk_refused(self) -> bool:
-        """Whether content behind a RSET that was taken was refused: by BDAT, it may be that it was not read."""
+        """Tell whether content behind a RSET that was taken was refused: by BDAT, it may be that it was not read."""
         return (self.rset is None or self.rset.ok) and not _any_ok(self.finals)
 
 

@@ -94,12 +94,12 @@ class Calls:
 
     @functools.cached_property
     def _lock(self) -> threading.RLock:
-        """The lock that a call holds; made here if a subclass does not call `__init__`, as smtplib works then, too."""
+        """Return the lock that a call holds; made here for a subclass that does not call `__init__`, as in smtplib."""
         return threading.RLock()
 
     @functools.cached_property
     def _client(self) -> BlockingClient:
-        """The async client that this drives; made here if `_lock` is."""
+        """Return the async client that this drives; made here if `_lock` is."""
         client = self._client_class("", 0, None, timeouts_of(self.timeout))
         client.facade = weakref.ref(self)
         return client

@@ -104,7 +104,7 @@ class SMTP(AuthObjects, Calls):
 
     @property
     def sock(self) -> Any:
-        """A view of the socket; None without a connection.
+        """Return a view of the socket; None without a connection.
 
         It may be set to a connected socket without TLS, which is the caller's until the next call: `getreply`, if the
         caller has not read the greeting, or any other.  To set it to None closes the connection.

@@ -50,7 +50,7 @@ class SMTP_SSL(SMTP):
 
     @property
     def context(self) -> ssl.SSLContext:
-        """The context for TLS, of this object alone: to change it changes no other connection."""
+        """Return the context for TLS, of this object alone: to change it changes no other connection."""
         if self._client.ssl_context is None:
             self._client.ssl_context = verifying_context()
         return self._client.ssl_context

@@ -227,7 +227,7 @@ class _Attempts:
 
     @property
     def telling(self) -> int:
-        """The errno that says most: a server that refuses is there, and a family without a route says nothing."""
+        """Return the errno that says most: a server that refuses is there; a family without a route says nothing."""
         return max(reversed(self.failures), key=lambda number: (number == errno.ECONNREFUSED, number not in _NO_WAY))
 
 

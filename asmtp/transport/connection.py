@@ -89,6 +89,7 @@ class Connection(asyncio.BufferedProtocol):
     # ---- asyncio.BufferedProtocol -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport, now that there is one."""
         self.transport = cast("asyncio.Transport", transport)
         self.begun = True
         if self.session.closed:  # by close(), while it was being connected
@@ -97,9 +98,11 @@ class Connection(asyncio.BufferedProtocol):
         self._quickack = _QUICKACK is not None and sock.family in (socket.AF_INET, socket.AF_INET6)
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the transport shall put what it reads."""
         return self._incoming
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Give the session what was read, and write what it answers."""
         written = self._written
         self._corked = True
         self.session.receive_data(bytes(self._incoming[:nbytes]))
@@ -117,9 +120,11 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def eof_received(self) -> None:
+        """Tell the session that the server closed."""
         self.session.receive_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """End the session, after what may have come before."""
         if exc is not None and not self.session.closed:
             # A write has failed; but the server may have sent a refusal before, which was not read yet.
             for octets in _unread(self.transport):
@@ -140,12 +145,14 @@ class Connection(asyncio.BufferedProtocol):
             told()
 
     def pause_writing(self) -> None:
+        """Write no more for now: the transport's buffer is full."""
         self.session.paused = True
         self._writable.clear()
         if self._timer is None:
             self._start_timer()
 
     def resume_writing(self) -> None:
+        """Go on: the transport's buffer has room."""
         self.session.paused = False
         self._writable.set()
         self.session.pump()
@@ -348,7 +355,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def tls(self) -> ssl.SSLObject | None:
-        """The TLS object of the transport; None without TLS."""
+        """Return the TLS object of the transport; None without TLS."""
         return cast("ssl.SSLObject | None", self.transport.get_extra_info("ssl_object"))
 
     @property

@@ -89,5 +89,5 @@ class SocketView:
 
     @property
     def family(self) -> int:
-        """The address family."""
+        """Return the address family."""
         return cast("int", self._socket.family)

@@ -153,6 +153,7 @@ class ResumingContext(_OwnContext):
     _offers: bool
 
     def __new__(cls, context: ssl.SSLContext, sessions: SessionCache | None = None) -> Self:
+        """Check the context, and make one that is another only to the event loop."""
         check_context(context, "ssl_context")
         self = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         self.context = context

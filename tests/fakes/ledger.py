@@ -105,26 +105,40 @@ def complaints(pairs: Iterable[tuple[Message, Said]], proxy: Proxy) -> list[str]
 
 
 def _of(message: Message, said: Said, proxy: Proxy) -> list[str]:
-    found = []
     letters = [letter for letter in proxy.relay.letters if letter.sender == message.sender]
+    found = []
     for letter in letters:
         if letter.content != message.content:
             found.append(f"taken with other content: {letter.content[:200]!r}")
         if not set(letter.recipients) <= set(message.good):
             found.append(f"taken for others: {letter.recipients}")
-    taken = Counter(recipient for letter in letters for recipient in letter.recipients)
     failed = dict(said.failed)
-    if said.state in ("not_sent", "refused"):
-        if said.accepted:
-            found.append(f"but accepted for {said.accepted}")
-    elif said.state in ("in_doubt", "unasked"):
+    if said.state in ("in_doubt", "unasked"):
         failed |= dict.fromkeys(set(message.recipients) - set(said.accepted) - set(said.refused), "in_doubt")
-    elif said.state == "sent":
+    found += _of_state(message, said, failed)
+    taken = Counter(recipient for letter in letters for recipient in letter.recipients)
+    found += _of_recipients(message, said, failed, taken)
+    found += [f"another's final reply: {reply}" for reply in said.replies if f"<{message.name}>" not in reply]
+    if said.state != "unasked" and "in_doubt" in (said.state, *failed.values()):
+        found += _doubts(message, said, proxy)
+    return found
+
+
+def _of_state(message: Message, said: Said, failed: Mapping[str, str]) -> list[str]:
+    """Return what contradicts the state."""
+    if said.state in ("not_sent", "refused"):
+        return [f"but accepted for {said.accepted}"] if said.accepted else []
+    if said.state == "sent":
         everyone = [*said.accepted, *said.refused, *failed]
         if not said.accepted or sorted(everyone) != sorted(message.recipients):
-            found.append(f"accepted {[*said.accepted]}, refused {[*said.refused]}, failed {[*failed]}")
-    else:
-        found.append("that is no state")
+            return [f"accepted {[*said.accepted]}, refused {[*said.refused]}, failed {[*failed]}"]
+        return []
+    return [] if said.state in ("in_doubt", "unasked") else ["that is no state"]
+
+
+def _of_recipients(message: Message, said: Said, failed: Mapping[str, str], taken: Counter[str]) -> list[str]:
+    """Return what contradicts what was said of each recipient."""
+    found = []
     for who in message.recipients:
         if taken[who] > 1 or (taken[who] == 0 and who in said.accepted):
             found.append(f"taken {taken[who]} times for {who}")
@@ -133,9 +147,6 @@ def _of(message: Message, said: Said, proxy: Proxy) -> list[str]:
     for who, (code, text) in said.refused.items():
         if not 400 <= code <= 599 or not text.endswith(f" {who}".encode()):
             found.append(f"another's reply for {who}: {code} {text!r}")
-    found += [f"another's final reply: {reply}" for reply in said.replies if f"<{message.name}>" not in reply]
-    if said.state != "unasked" and "in_doubt" in (said.state, *failed.values()):
-        found += _doubts(message, said, proxy)
     return found
 
 

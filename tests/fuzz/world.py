@@ -117,9 +117,14 @@ class World:
             self.drain()
 
     def act(self) -> None:
-        """Something happens."""
-        data, session = self.data, self.session
-        what = data.pick(ACTIONS)
+        """Let something happen."""
+        what = self.data.pick(ACTIONS)
+        if not (self._command(what) or self._login(what) or self._move(what)) and self.sent:
+            self._act_on(what, self.data.pick(self.sent[-4:]))
+
+    def _command(self, what: str) -> bool:
+        """Start a message or a command, if that is what happens."""
+        data = self.data
         if what in ("letter", "stream"):
             self._letter(streamed=what == "stream")
         elif what == "quit":
@@ -134,14 +139,28 @@ class World:
             self.start("hand", single(b"MAIL FROM:<hand@x>\r\n", Trigger.mail))
         elif what == "hello":
             self.start("hello", self._hello(), alone=data.flag())
-        elif what == "login" and "auth" in session.extensions:
+        else:
+            return False
+        return True
+
+    def _login(self, what: str) -> bool:
+        """Start a login or TLS, if that is what happens, and the server offers it."""
+        data, session = self.data, self.session
+        if what == "login" and "auth" in session.extensions:
             name, mechanism = data.pick([("CRAM-MD5", cram_md5), ("PLAIN", plain), ("LOGIN", login)])
             chosen = mechanism(Credentials("me", "secret"))
             sasl = SASLExchange(name, chosen, initial_response_ok=data.flag())
             self.start("login", authentication(session, sasl), alone=True)
         elif what == "tls" and "starttls" in session.extensions:
             self.start("tls", starttls(session, self._verb, data.pick([None, "me.example"])), alone=True)
-        elif what in ("pause", "resume"):
+        else:
+            return False
+        return True
+
+    def _move(self, what: str) -> bool:
+        """Move octets, or have a side stop, if that is what happens."""
+        data, session = self.data, self.session
+        if what in ("pause", "resume"):
             session.paused = what == "pause"
             if not session.paused:
                 session.pump()
@@ -157,8 +176,9 @@ class World:
         elif what == "hang up":
             if data.chance(3):
                 self.hang_up()
-        elif self.sent:
-            self._act_on(what, data.pick(self.sent[-4:]))
+        else:
+            return False
+        return True
 
     def quit(self) -> None:
         """QUIT, to its end."""

@@ -1,0 +1,89 @@
+"""What the documents for maintainers say is true: paths and links lead somewhere, and names are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["CONTRIBUTING.md", "SECURITY.md", "docs/internals.md"]
+
+NOT_A_VERB = {
+    "A", "All", "An", "Another", "As", "Each", "Every", "Everything", "For", "From", "Here", "How", "If", "In", "Is",
+    "It", "Its", "Just", "Many", "More", "Never", "No", "Nobody", "Not", "Of", "On", "One", "Only", "Several", "Some",
+    "Something", "That", "The", "There", "Those", "This", "Two", "Until", "What", "When", "Where", "Whether", "Which",
+    "Who", "Whoever",
+}  # fmt: skip
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths(document: str) -> None:
+    """A path is written from the root, or from asmtp/ as in `mailer/pool.py`; it may have an asterisk."""
+    text = re.sub(r"<br/>|I/O|\.venv/\S*", " ", text_of(document))
+    paths = set(re.findall(r"(?<![\w/.-])((?:[\w.*-]+/)+[\w.*-]*|[\w*]+\.(?:py|md|toml))(?![\w/])", text))
+    assert paths
+    missing = [
+        path for path in paths
+        if not path.startswith("dist/") and not any(list(folder.glob(path)) for folder in folders())
+    ]  # fmt: skip
+    assert not missing
+
+
+def folders() -> Iterator[Path]:
+    yield from (ROOT, ROOT / "asmtp", ROOT / "docs", ROOT / "tests" / "protocol", ROOT / "tests" / "fakes")
+    yield from (ROOT / "asmtp").iterdir()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links(document: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(document)):
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / document).parent / path).resolve() if path else ROOT / document
+        assert file.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, target
+
+
+def defined(path: Path) -> set[str]:
+    """Return the names that a module defines, those of methods and attributes included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    names = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return names | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def test_the_life_of_a_message() -> None:
+    """Who takes part is in the module that is named, and has the methods that are called."""
+    text = text_of("docs/internals.md")
+    where = dict(re.findall(r"participant (\w+) as \w+<br/>([\w/.]+)", text))
+    classes = dict(re.findall(r"participant (\w+) as (\w+)<br/>", text))
+    assert len(where) > 5
+    for participant, path in where.items():
+        assert classes[participant] in defined(ROOT / "asmtp" / path), participant
+    for participant, method in re.findall(r"->>(\w+): (\w+)\(", text):
+        if participant in where:
+            assert method in defined(ROOT / "asmtp" / where[participant]), (participant, method)
+    for sender, method in re.findall(r"(\w+)-->>?\w+: (\w+)\(", text):
+        if sender in where:
+            assert method in defined(ROOT / "asmtp" / where[sender]), (sender, method)
+
+
+def test_docstrings_begin_with_a_verb() -> None:
+    wrong = []
+    for path in sorted((ROOT / "asmtp").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                words = (ast.get_docstring(node) or "Do").split()
+                if words[0].strip(",:;") in NOT_A_VERB or not words[0][0].isupper() or words[0].isupper():
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {' '.join(words[:8])}")
+    assert not wrong
