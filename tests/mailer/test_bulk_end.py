@@ -321,6 +321,7 @@ async def test_aclose_when_the_iterable_has_failed(in_order: bool) -> None:
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay) as posting:
         deliveries = posting.send_all(breaking(), in_order=in_order)
         told = await some(deliveries, 4)
+        await till(lambda: not posting.stats.waiting, 0)  # what was not begun would be given up
         with pytest.raises(ZeroDivisionError):
             await deliveries.aclose()
         assert agree(relay, told + await posting.drain(), 10) == {"sent": 10}
