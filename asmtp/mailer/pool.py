@@ -134,8 +134,6 @@ class Pool:
         if queue.ready:
             if decision.paced and self._limiter is not None:
                 self._wake(now + self._limiter.wait(now))
-            elif decision.wake_at == math.inf and decision.assign:  # a request has left some of its recipients there
-                self._wake(now + LATE)
             self._wake(decision.wake_at)
 
     def _wake(self, when: float) -> None:

@@ -147,7 +147,7 @@ class Decision(Generic[K]):
         abandon: what is not opened after all, as it hangs, and another relay serves.
         retire: connections that are given no more messages, and closed.
         turn_away: no connection can be had to this relay: the messages that wait are told why.
-        wake_at: when to decide again, though nothing happens before.
+        wake_at: when to decide again if messages wait then, though nothing happens before.
         paced: decide again when the limiter lets the next message go.
         short_since: since when there has been no room for more messages.  The load that can be seen is what is in
             flight: if there is no room for long, there is more, and another connection is opened.
@@ -193,7 +193,7 @@ def decide(view: View[K], now: float) -> Decision[K]:
         opened = max(opened, 1)
     decision.open += [relay] * opened
     decision.paced = len(chosen) == allowed and view.limiter is not None
-    if serving and not decision.paced and len(chosen) < view.waiting:
+    if serving and not decision.paced:
         silent_at = min(each.silent_at(now) for each in serving)
         decision.wake_at = min(decision.wake_at, now + LATE * max(0.0, silent_at - now))
     return decision

@@ -264,8 +264,10 @@ class Situation:
 
 DECISIONS: dict[str, Situation] = {
     "the first message": Situation(opens=[0]),
-    "one is idle": Situation(open=[Line()], assign=[0], still_short=False),
-    "one is idle, and leads elsewhere": Situation("new new", [Line(to=1)], assign=[0], opens=[0], still_short=False),
+    "one is idle": Situation(open=[Line()], assign=[0], still_short=False, wake=2),
+    "one is idle, and leads elsewhere": Situation(
+        "new new", [Line(to=1)], assign=[0], opens=[0], still_short=False, wake=2
+    ),
     "one is full": Situation(open=[Line(5, 0)], wake=2),
     "one is full, and a new one pays": Situation(open=[Line(500, 0)], opens=[0], wake=2),
     "all that may be are full": Situation(open=[Line(500, 0)], most=1, wake=2),
@@ -289,7 +291,7 @@ DECISIONS: dict[str, Situation] = {
     "it failed, and half a second has passed": Situation("rests", opens=[0]),
     "it failed long ago": Situation("failed", opens=[0]),
     "its password is wrong": Situation("wrong", turns_away=0),
-    "its password is wrong, and one is open": Situation("wrong", [Line()], assign=[0], still_short=False),
+    "its password is wrong, and one is open": Situation("wrong", [Line()], assign=[0], still_short=False, wake=2),
     "its password is wrong, and one is on its way": Situation("wrong", opening=[(0, 1)]),
     # A rate.
     "no more than the rate allows": Situation(
@@ -300,26 +302,22 @@ DECISIONS: dict[str, Situation] = {
     "the first has never been tried": Situation("new new", opens=[0]),
     "the first rests": Situation("rests new", opens=[1]),
     "all rest": Situation("rests longer", opens=[1]),
-    "the first is back, perhaps": Situation("failed new", [Line(to=1)], assign=[0], opens=[0], still_short=False),
+    "the first is back, perhaps": Situation(
+        "failed new", [Line(to=1)], assign=[0], opens=[0], still_short=False, wake=2
+    ),
     "the first is tried already": Situation(
-        "failed new", [Line(to=1)], opening=[(0, 5)], assign=[0], still_short=False
-    ),
+        "failed new", [Line(to=1)], opening=[(0, 5)], assign=[0], still_short=False, wake=2),
     "the first hangs, and another serves": Situation(
-        "failed new", [Line(to=1)], opening=[(0, 500)], assign=[0], abandons=[0], still_short=False
-    ),
+        "failed new", [Line(to=1)], opening=[(0, 500)], assign=[0], abandons=[0], still_short=False, wake=2),
     "the first hangs, and no other serves": Situation("new new", opening=[(0, 500)], opens=[1]),
     "one more than allowed, to try the first": Situation(
-        "failed new", [Line(to=1)], most=1, assign=[0], opens=[0], still_short=False
-    ),
+        "failed new", [Line(to=1)], most=1, assign=[0], opens=[0], still_short=False, wake=2),
     "room is made for the first": Situation(
-        "failed new", [Line(3, to=1), Line(1, to=1)], most=2, assign=[0], retires=[1], still_short=False
-    ),
+        "failed new", [Line(3, to=1), Line(1, to=1)], most=2, assign=[0], retires=[1], still_short=False, wake=2),
     "room is being made for the first": Situation(
-        "failed new", [Line(3, to=1), Line(1, to=1, retiring=True)], most=2, assign=[0], still_short=False
-    ),
+        "failed new", [Line(3, to=1), Line(1, to=1, retiring=True)], most=2, assign=[0], still_short=False, wake=2),
     "the preferred one serves": Situation(
-        "new new", [Line(to=1), Line(to=0)], assign=[1], still_short=False
-    ),
+        "new new", [Line(to=1), Line(to=0)], assign=[1], still_short=False, wake=2),
     "the first has a wrong password": Situation("wrong new", opens=[1]),
     "both have a wrong password": Situation("wrong wrong", turns_away=0),
 }  # fmt: skip
