@@ -163,8 +163,11 @@ class DrivenSMTP(AsyncSMTP):
 
     @property
     def unfinished(self) -> bool:
-        """Whether something is under way that nobody will fetch by hand."""
-        return self._session.load > sum(not exchange.done for exchange in self._by_hand)
+        """Whether a dialogue is in the middle that nobody will fetch by hand.
+
+        One that ended early, as its content was refused while it was written, is not: its replies are read and dropped.
+        """
+        return self._session.unfinished > sum(not exchange.done for exchange in self._by_hand)
 
     def abort(self) -> None:
         """End the connection at once: nothing that has not left leaves any more, and no goodbye is said."""

@@ -8,6 +8,7 @@ import io
 import pathlib
 import smtplib
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.message import EmailMessage, Message
 from email.mime.text import MIMEText
@@ -354,6 +355,40 @@ def test_an_iterator_that_fails() -> None:
         with pytest.raises(TypeError, match="msg must be str, bytes"):
             smtp.sendmail(A, B, 7)
     assert relay.letters == []
+
+
+@pytest.mark.usefixtures("bdat_at_once")
+def test_a_refusal_while_content_is_written() -> None:
+    """The reply to a chunk that was written by then is read and dropped, and the connection goes on."""
+    begun, second, raised = threading.Event(), threading.Event(), threading.Event()
+
+    def answer(verb: str, line: str) -> str | None:
+        if line != "BDAT 1000":
+            return None
+        if not begun.is_set():
+            begun.set()
+            return "552 too much" if second.wait(20) else "421 too late"
+        return "503 no mail" if raised.wait(20) else "421 too late"
+
+    class Pieces(io.RawIOBase):
+        count = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.count += 1
+            if self.count > 1:
+                assert begun.wait(20)
+            if self.count > 2:
+                second.set()
+            return b"x" * 1000
+
+    with relay_at(Relay(SHAPES["both"], answer=answer)) as relay, asmtp.SMTP("127.0.0.1", relay.port, "me") as smtp:
+        with pytest.raises(asmtp.SMTPDataError) as caught:
+            smtp.sendmail(A, B, Pieces())
+        raised.set()
+        assert (caught.value.smtp_code, caught.value.state) == (552, "refused")
+        assert smtp.sendmail(A, B, "hi") == {}
+    assert len(relay.connections) == 1
+    assert relay.commands.count("BDAT 1000") > 1
 
 
 def test_an_email_message_is_content_too() -> None:

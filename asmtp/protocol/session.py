@@ -121,6 +121,11 @@ class Session:
         return len(self._owed) + len(self._queue) + waiting
 
     @property
+    def unfinished(self) -> int:
+        """How many dialogues have not come to their end; `load` has those too that ended before their last reply."""
+        return self.load - sum(exchange.done for exchange in self._owed)
+
+    @property
     def idle(self) -> bool:
         """Whether nobody is owed a reply, and nobody holds or awaits the turn."""
         return not self._owed and self._turn is None and not self._queue
