@@ -18,6 +18,7 @@ import trustme
 import uvloop
 from blockbuster import BlockBuster, BlockBusterFunction
 from coverage import Coverage
+from hypothesis import settings
 
 from asmtp.protocol import transaction
 from asmtp.protocol.chunking import Chunking
@@ -25,6 +26,9 @@ from asmtp.protocol.session import Session
 from asmtp.transport import Connection
 
 from .servers.clock import VirtualClockLoop
+
+settings.register_profile("asmtp", deadline=None)  # a busy machine makes no test fail
+settings.load_profile("asmtp")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

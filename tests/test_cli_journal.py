@@ -410,7 +410,7 @@ def run(journal: Journal, world: World, data: st.DataObject) -> int:
     return durable
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_crash_at_any_octet_is_safe(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -444,7 +444,7 @@ def check(journal: Journal, world: World) -> None:
             assert (key, recipient) in world.begun
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2000))
 def test_any_beginning_of_a_journal_can_be_read(size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.binary(max_size=300))
 def test_every_target_runs(name: str, data: bytes) -> None:
     TARGETS[name].run(FuzzedData(data))

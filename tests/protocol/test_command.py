@@ -78,7 +78,7 @@ def test_options_are_not_one_str() -> None:
 
 
 @given(st.text(), st.text(), st.sampled_from(["ascii", "utf-8"]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_one_line_or_an_error(verb: str, args: str, encoding: str) -> None:
     try:
         line = command(verb, args, encoding=encoding)

@@ -66,7 +66,7 @@ def test_encoded(content: bytes, stuffed: bytes, plain: bytes) -> None:
 
 @given(CONTENT, st.lists(st.integers(0, 60), max_size=6))
 @example(b"\r\n.\r\n", [1, 2, 3, 4])
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_what_goes_in_comes_out(content: bytes, cuts: list[int]) -> None:
     places = sorted({0, len(content), *(min(cut, len(content)) for cut in cuts)})
     pieces = [content[first:last] for first, last in zip(places, places[1:], strict=False)]
@@ -83,7 +83,7 @@ def test_what_goes_in_comes_out(content: bytes, cuts: list[int]) -> None:
 
 
 @given(CONTENT, st.lists(st.integers(0, 60), max_size=6))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_chunks_are_the_content(content: bytes, cuts: list[int]) -> None:
     places = sorted({0, len(content), *(min(cut, len(content)) for cut in cuts)})
     pieces = [content[first:last] for first, last in zip(places, places[1:], strict=False)]
@@ -93,7 +93,7 @@ def test_chunks_are_the_content(content: bytes, cuts: list[int]) -> None:
 
 
 @given(CONTENT)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_wire_size(content: bytes) -> None:
     """Without the CRLF that is added in the end."""
     assert wire_size(content) == len(re.sub(rb"\r\n|\r|\n", b"\r\n", content))

@@ -233,7 +233,7 @@ TEXT = st.one_of(
 
 
 @given(TEXT, st.lists(TEXT, min_size=1, max_size=3), st.lists(TEXT, max_size=2), st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_one_line_each_or_an_error(
     sender: str, recipients: list[str], options: list[str], esmtp: bool, utf8: bool
 ) -> None:

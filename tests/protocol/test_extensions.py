@@ -88,7 +88,7 @@ def test_code_that_edits_the_dict_is_obeyed() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_octets(message: bytes) -> None:
     found = Extensions.parse(message)
     assert found.size is None or found.size > 0

@@ -266,7 +266,7 @@ LINES = st.one_of(
 
 @given(st.lists(LINES, max_size=12).map(b"".join), st.lists(st.integers(1, 20), max_size=20), st.integers(8, 60))
 @example(b"250 ok\r\n", [1], 8)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_bytes_in_any_pieces(data: bytes, sizes: list[int], limit: int) -> None:
     """Replies, or one error that stays; and where the pieces end does not matter."""
     pieces, rest = [], data

@@ -214,7 +214,7 @@ class World:
     arrived=st.booleans(),
     ending=ENDINGS,
 )
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 def test_what_is_said_of_a_message_is_true(
     shape: str,
     lmtp: bool,
