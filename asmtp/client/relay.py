@@ -134,7 +134,7 @@ class Relay(ConnectionSettings):
         It lacks the settings that no URL has, as the TLS context and the token.  It shows TLS with LMTP, and SMTP over
         a Unix socket, as if a URL could ask for them.
         """
-        return urls.written(self)
+        return urls.written(self.host, self.port, self, lmtp=self.lmtp)
 
     def __repr__(self) -> str:
         shown = ("host", "port", "lmtp", *(each.name for each in fields(ConnectionSettings) if each.repr))

@@ -27,8 +27,7 @@ from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import verifying_context
 
 if TYPE_CHECKING:
-    from asmtp.client.relay import Relay
-    from asmtp.client.settings import TLSMode
+    from asmtp.client.settings import ConnectionSettings, TLSMode
 
 __all__ = ["OPTIONS", "bracketed", "check_ehlo_name", "host_name", "read", "written"]
 
@@ -97,25 +96,25 @@ def read(url: str) -> dict[str, Any]:
     return arguments
 
 
-def written(relay: Relay) -> str:
+def written(host: str, port: int, settings: ConnectionSettings, *, lmtp: bool) -> str:
     """Return the URL of a relay, with ``***`` in place of the password: see :attr:`asmtp.Relay.url`."""
     userinfo = ""
-    if relay.username is not None or relay.password is not None:
-        secret = "" if relay.password is None else ":***"
-        userinfo = f"{quote(relay.username or '', safe='', errors='replace')}{secret}@"
-    if relay.host.startswith("/"):
-        scheme = "lmtp+unix" if relay.lmtp else "smtp+unix"
-        server = quote(relay.host, errors="replace")
+    if settings.username is not None or settings.password is not None:
+        secret = "" if settings.password is None else ":***"
+        userinfo = f"{quote(settings.username or '', safe='', errors='replace')}{secret}@"
+    if host.startswith("/"):
+        scheme = "lmtp+unix" if lmtp else "smtp+unix"
+        server = quote(host, errors="replace")
     else:
-        secured = {"required": "smtp+starttls", "implicit": "smtps"}.get(relay.tls or "none", "smtp")
-        scheme = "lmtp" if relay.lmtp else secured
-        server = bracketed(quote(relay.host, safe=":"))  # an IPv6 zone has a "%" (RFC 6874)
-        if relay.port:
-            server += f":{relay.port}"
+        secured = {"required": "smtp+starttls", "implicit": "smtps"}.get(settings.tls or "none", "smtp")
+        scheme = "lmtp" if lmtp else secured
+        server = bracketed(quote(host, safe=":"))  # an IPv6 zone has a "%" (RFC 6874)
+        if port:
+            server += f":{port}"
     said = _SCHEMES.get(scheme, (False, None))[1]
-    texts = {} if relay.tls in (None, said) else {"tls": str(relay.tls)}
+    texts = {} if settings.tls in (None, said) else {"tls": str(settings.tls)}
     for name, option in OPTIONS.items():
-        value = getattr(relay, name)
+        value = getattr(settings, name)
         if value is not None:
             texts |= option.write(value)
     query = "&".join([f"{name}={quote(text)}" for name, text in texts.items()])
