@@ -33,7 +33,7 @@ from asmtp.errors import (
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import spelt_out
 from asmtp.protocol.content import to_octets
-from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.envelope import Envelope, SendmailEnvelope
 from asmtp.protocol.hidden import hide
 from asmtp.protocol.message import compose, weight
 from asmtp.protocol.parameters import Requests
@@ -250,7 +250,7 @@ class AsyncSMTP(Commands):
             SMTPServerDisconnected: the connection is gone; `state` says whether the message was sent.
             ValueError, TypeError: an argument is wrong; nothing was written.
         """
-        envelope = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests)
+        envelope = SendmailEnvelope(from_addr, to_addrs, mail_options, rcpt_options, **requests)
         msg = spelt_out(msg)
         if isinstance(msg, str):
             msg = to_octets(msg)

@@ -17,7 +17,7 @@ from asmtp.protocol.parameters import Parameters, Recipient, Requests
 if TYPE_CHECKING:
     from asmtp.protocol.extensions import Extensions
 
-__all__ = ["Envelope", "addresses_from_headers", "ascii_domain", "path"]
+__all__ = ["Envelope", "SendmailEnvelope", "addresses_from_headers", "ascii_domain", "path"]
 
 # The characters of nearly every address: none of them needs quoting or parsing, or is a control.
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]*")
@@ -78,7 +78,10 @@ def _ascii_path(quoted: str, argument: str) -> str:
 
 
 def addresses_from_headers(
-    message: Message[Any, Any], sender: str | None = None, recipients: str | Iterable[str] | None = None
+    message: Message[Any, Any],
+    sender: str | None = None,
+    recipients: str | Iterable[str] | None = None,
+    argument: str = "sender",
 ) -> tuple[str, list[str]]:
     """Return the sender and the recipients that smtplib's `send_message` finds (RFC 5322 §3.6).
 
@@ -87,6 +90,7 @@ def addresses_from_headers(
 
     Args:
         sender, recipients: those that the caller gives; they are not looked for.
+        argument: the caller's name of `sender`, for the error.
 
     Raises:
         ValueError: there is more than one block of Resent- fields, or no sender.
@@ -100,10 +104,10 @@ def addresses_from_headers(
         if field is None:
             field = message[prefix + "From"]
         if field is None:
-            raise ValueError(f"from_addr: not given, and the message has no {prefix}From or {prefix}Sender")
+            raise ValueError(f"{argument}: not given, and the message has no {prefix}From or {prefix}Sender")
         found = [address for _, address in email.utils.getaddresses([str(field)]) if address]
         if not found:
-            raise ValueError(f"from_addr: not given, and there is no address in {prefix}From or {prefix}Sender")
+            raise ValueError(f"{argument}: not given, and there is no address in {prefix}From or {prefix}Sender")
         sender = found[0]
     if recipients is None:
         # Repeated fields are not legal (RFC 5322 §3.6), but the author wants the recipients of a second To, too.
@@ -140,6 +144,8 @@ class Envelope:
         "recipients", "sender",
     )  # fmt: skip
 
+    _names = "sender", "recipients"  # the caller's names of the addresses, for errors
+
     def __init__(
         self,
         sender: str,
@@ -150,15 +156,16 @@ class Envelope:
         content: Any = None,
         **requests: Unpack[Requests],
     ) -> None:
+        sender_name, recipients_name = self._names
         self.sender = spelt_out(sender)
         self.content = content
         recipients = spelt_out(recipients)
         if isinstance(recipients, bytes) or not hasattr(recipients, "__iter__"):  # type: ignore[unreachable]
-            raise TypeError(f"to_addrs must be str or an iterable of str, not {type(recipients).__name__}")
+            raise TypeError(f"{recipients_name} must be str or an iterable of str, not {type(recipients).__name__}")
         several = (recipients,) if isinstance(recipients, str) else tuple(map(spelt_out, recipients))
         self.recipients: Sequence[str] = several
         if not self.recipients:
-            raise ValueError("to_addrs: no recipients")
+            raise ValueError(f"{recipients_name}: no recipients")
         self.mail_options = mail_options
         self.rcpt_options = rcpt_options
         self._mail_text = options_text(mail_options, "mail_options") if mail_options else ""
@@ -172,8 +179,8 @@ class Envelope:
             for name in {option.partition("=")[0].upper() for option in rcpt_options}:
                 if any(f" {name}=" in self._parameters.own(recipient) for recipient in self.recipients):
                     raise ValueError(f"rcpt_options: {name} is asked for by another argument too")
-        self._paths = [path(self.sender, "from_addr")]
-        self._paths += [path(recipient, "to_addrs") for recipient in self.recipients]
+        self._paths = [path(self.sender, sender_name)]
+        self._paths += [path(recipient, recipients_name) for recipient in self.recipients]
 
     @classmethod
     def from_message(
@@ -286,7 +293,7 @@ class Envelope:
         asked = "smtputf8" in mail_options.lower().split()
         if not asked:
             paths = [
-                quoted if quoted.isascii() else _ascii_path(quoted, "to_addrs" if place else "from_addr")
+                quoted if quoted.isascii() else _ascii_path(quoted, self._names[place > 0])
                 for place, quoted in enumerate(paths)
             ]
         needed = not ("".join(paths) + mail_options + rcpt_options).isascii()
@@ -310,6 +317,14 @@ class Envelope:
         everyone = [self.sender, *self.recipients]
         needing = [who for who, quoted in zip(everyone, paths, strict=True) if not quoted.isascii()]
         return f"the address {needing[0]!a}" if needing else "an ESMTP parameter"
+
+
+class SendmailEnvelope(Envelope):
+    """The envelope of a `sendmail`, whose arguments have smtplib's names: an error says `from_addr` and `to_addrs`."""
+
+    __slots__ = ()
+
+    _names = "from_addr", "to_addrs"
 
 
 def _lines(paths: list[str], mail_options: str, rcpt_options: str) -> list[bytes]:

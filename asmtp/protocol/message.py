@@ -45,7 +45,7 @@ def compose(
         ValueError: no sender, or more than one block of Resent- fields.
         SMTPNotSupportedError: an address needs SMTPUTF8, and the server does not offer it.
     """
-    sender, recipients = addresses_from_headers(message, from_addr, to_addrs)
+    sender, recipients = addresses_from_headers(message, from_addr, to_addrs, "from_addr")
     international = any(not who.rpartition("@")[0 if "@" in who else 2].isascii() for who in (sender, *recipients))
     if international and not has_extn("smtputf8"):
         raise SMTPNotSupportedError(

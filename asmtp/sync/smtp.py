@@ -29,7 +29,7 @@ from asmtp.errors import (
 )
 from asmtp.protocol import dialogue
 from asmtp.protocol.command import command
-from asmtp.protocol.envelope import Envelope
+from asmtp.protocol.envelope import SendmailEnvelope
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.message import compose
@@ -457,7 +457,7 @@ class SMTP(AuthObjects, Calls):
             UnicodeEncodeError: as in smtplib, an address is not ASCII and the server lacks SMTPUTF8.
         """
         # Raises what is wrong with the arguments before EHLO is written.
-        to_addrs = Envelope(from_addr, to_addrs, mail_options, rcpt_options, **requests).recipients
+        to_addrs = SendmailEnvelope(from_addr, to_addrs, mail_options, rcpt_options, **requests).recipients
         self._hello_for_message()
         if replaced := overridden(self, _STEPS):
             if requests or self._client.lmtp:

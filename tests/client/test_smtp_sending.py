@@ -425,9 +425,9 @@ async def test_send_message_says_what_is_missing() -> None:
     anonymous = message()
     del anonymous["From"]
     async with relaying(Relay()) as relay, client(relay) as smtp:
-        with pytest.raises(ValueError, match="no recipients"):
+        with pytest.raises(ValueError, match="^to_addrs: no recipients$"):
             await smtp.send_message(nobody)
-        with pytest.raises(ValueError, match="from_addr"):
+        with pytest.raises(ValueError, match="^from_addr: "):
             await smtp.send_message(anonymous)
         assert relay.verbs == ["EHLO"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import email
 import email.policy
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from asmtp.errors import SMTPNotSupportedError
-from asmtp.protocol.envelope import Envelope, ascii_domain, path
+from asmtp.protocol.envelope import Envelope, SendmailEnvelope, ascii_domain, path
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.parameters import Recipient
 
@@ -68,7 +69,7 @@ def test_no_control_passes(control: str) -> None:
     for address in (f"a{control}@x", f'"a{control}"@x', f"Me{control} <a@x>", f"a@x{control}", f"{control}a@x"):
         with pytest.raises(ValueError, match="^from_addr: .*prohibited"):
             path(address, "from_addr")
-        with pytest.raises(ValueError, match="^to_addrs: .*prohibited"):
+        with pytest.raises(ValueError, match="^recipients: .*prohibited"):
             Envelope("a@x", ["b@x", address])
     for option in (f"RET=HDRS{control}", f"{control}"):
         with pytest.raises(ValueError, match="^mail_options: .*prohibited"):
@@ -80,7 +81,7 @@ def test_no_control_passes(control: str) -> None:
 def test_an_address_that_could_not_be_decoded() -> None:
     """It would be sent to somebody else, or nobody."""
     raw = b"From: a@x\r\nTo: J\xfcrg <j\xfcrg@x>\r\n\r\nhi"
-    with pytest.raises(ValueError, match=r"to_addrs: an address that could not be decoded: 'j\\ufffdrg@x'"):
+    with pytest.raises(ValueError, match=r"^recipients: an address that could not be decoded: 'j\\ufffdrg@x'"):
         Envelope.from_message(email.message_from_bytes(raw, policy=email.policy.default))
 
 
@@ -136,14 +137,45 @@ def test_equal_is_what_says_the_same() -> None:
 def test_no_recipients() -> None:
     nothing: list[Iterable[str]] = [[], (), iter(())]
     for nobody in nothing:
-        with pytest.raises(ValueError, match="^to_addrs: no recipients$"):
+        with pytest.raises(ValueError, match="^recipients: no recipients$"):
             Envelope("a@x", nobody)
 
 
 @pytest.mark.parametrize("thing", [None, 1, b"b@x"])
 def test_recipients_are_str(thing: object) -> None:
-    with pytest.raises(TypeError, match="^to_addrs must be str or an iterable of str, not "):
+    with pytest.raises(TypeError, match="^recipients must be str or an iterable of str, not "):
         Envelope("a@x", thing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sender", "recipients"), [(Envelope, "sender", "recipients"), (SendmailEnvelope, "from_addr", "to_addrs")]
+)
+def test_an_error_names_the_argument_that_the_caller_typed(kind: type[Envelope], sender: str, recipients: str) -> None:
+    wrong: list[tuple[Any, Any, str]] = [
+        (5, "b@x", f"{sender} must be str, "),
+        ("a\r\n@x", "b@x", f"{sender}: "),
+        ("a@x", 5, f"{recipients} must be str or an iterable of str, "),
+        ("a@x", [5], f"{recipients} must be str, "),
+        ("a@x", [], f"{recipients}: no recipients"),
+        ("a@x", "b@x, c@x", f"{recipients}: more than one address"),
+    ]
+    for one, others, words in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"^{words}"):
+            kind(one, others)
+    for one, others, name in (("a@-ü.example", "b@x", sender), ("a@x", ["b@x", "c@-ü.example"], recipients)):
+        envelope = kind(one, others)
+        for alike in (envelope, copy.copy(envelope), envelope.only(range(len(envelope.recipients)))):
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                alike.commands(UTF8, "", esmtp=True)
+
+
+def test_an_envelope_is_the_same_by_either_name() -> None:
+    assert SendmailEnvelope("a@x", "b@x") == Envelope("a@x", "b@x")
+    assert repr(SendmailEnvelope("a@x", "b@x")) == repr(Envelope("a@x", "b@x"))
+    with pytest.raises(ValueError, match="^sender: not given, "):
+        Envelope.from_message(EmailMessage())
+    with pytest.raises(ValueError, match="^recipients: no recipients$"):
+        Envelope.from_message(EmailMessage(), "a@x")
 
 
 def test_commands() -> None:

@@ -78,8 +78,11 @@ def test_addresses_that_are_given() -> None:
 
 @pytest.mark.parametrize("fields", ["To: b@x", "From:\nTo: b@x", "From: nobody:;\nTo: b@x", "From: <>\nTo: b@x"])
 def test_no_sender(fields: str) -> None:
+    message = email.message_from_string(fields + "\n\nHi.\n")
+    with pytest.raises(ValueError, match="^sender: not given, and "):
+        addresses_from_headers(message)
     with pytest.raises(ValueError, match="^from_addr: not given, and "):
-        addresses_from_headers(email.message_from_string(fields + "\n\nHi.\n"))
+        composed(message)
 
 
 def test_no_resent_sender() -> None:

@@ -77,6 +77,8 @@ def test_exceptions_are_those_of_the_async_mailer() -> None:
             assert frames(error).count("send") == 2
         with pytest.raises(ValueError, match="recipients: not given"):
             mailer.send(b"three", SENDER)
+        with pytest.raises(ValueError, match="^recipients: no recipients$"):
+            mailer.send(b"three", SENDER, [])
         with pytest.raises(TypeError, match="an Envelope has its own"):
             mailer.send(Envelope(SENDER, [WHO], content=b"four"), SENDER)
         with pytest.raises(TypeError):

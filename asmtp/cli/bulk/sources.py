@@ -164,7 +164,7 @@ class Sources:
                 content = b"".join(field for name, field in fields if name not in _BLIND) + content[len(header) :]
             item.envelope = Envelope(sender, dict.fromkeys(recipients), content=content)
         except _UNREADABLE as error:
-            item.error = str(error).removeprefix("from_addr: not given, and ") or type(error).__name__
+            item.error = str(error).removeprefix("sender: not given, and ") or type(error).__name__
         return item
 
     def _addresses(self, fields: list[tuple[bytes, bytes]]) -> tuple[str, list[str]]:

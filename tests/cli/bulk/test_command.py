@@ -701,7 +701,7 @@ According to the journal: 2 sent before, 0 refused before, 0 in doubt (not sent 
         ([], "ASMTP_URL is not set"),
         (["--url", "smtp://h", "--rate", "fast"], "rate: not a rate"),
         (["--url", "smtp://h", "--timeout", "-1"], "timeout"),
-        (["--url", "smtp://h", "--sender", "a, b"], "from_addr: more than one address"),
+        (["--url", "smtp://h", "--sender", "a, b"], "sender: more than one address"),
         (["--url", "smtp://h", "/no/such/path"], "/no/such/path: No such file or directory"),
         (["--url", "smtp://h", "smtp://user:secret@host"], "a PATH is a URL"),
         (["--url", "smtp://h", "--journal", "/no/such/journal"], "/no/such/journal: No such file or directory"),

@@ -220,9 +220,10 @@ def test_a_url_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_wrong_addresses(tmp_path: Path) -> None:
-    for options in ({"sender": "a\nb"}, {"recipients": ["a, b"]}):
-        with pytest.raises(ValueError, match="_addr"):
-            items(tmp_path, **options)
+    wrong: dict[str, object] = {"sender": "a\nb", "recipients": ["a, b"]}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            items(tmp_path, **{name: value})
 
 
 def test_a_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
