@@ -92,7 +92,7 @@ class Link:
             lmtp=self.lmtp, pipelining=self._settings.pipelining, window=window, window_octets=octets
         )
         session.trace = self._shown(self._trace)
-        session.watch = self._event_log
+        session.observer = self._event_log
         return session
 
     # ---- what is known ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ from asmtp.protocol.state import Trigger
 if TYPE_CHECKING:
     from asmtp.protocol.reply import Reply
 
-__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Phase", "ProbeFirst", "Pull", "Turn", "Watcher"]
+__all__ = ["PULL", "Dialogue", "Exchange", "Group", "Observer", "Phase", "ProbeFirst", "Pull", "Turn"]
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class Exchange(Generic[T]):
         return group.phase if self.owed > 1 and not group.per_recipient else group.final
 
 
-class Watcher(Protocol):
+class Observer(Protocol):
     """The part of the I/O layer that is told of what is written and read."""
 
     def wrote(self, group: Group) -> None:

@@ -90,7 +90,7 @@ class Inbound:
         self.reads += 1
         self.reading = self.reads
         self.progress += len(replies)
-        if session.trace is not None or session.watch is not None or session.redaction.secrets:
+        if session.trace is not None or session.observer is not None or session.redaction.secrets:
             replies = self._shown(replies)
         if self.intruding and replies:
             # 421_in_pieces:
@@ -294,7 +294,7 @@ class Inbound:
         return state is State.CONTENT or not all(reply.ok for reply in replies)
 
     def _shown(self, replies: list[Reply]) -> list[Reply]:
-        """Show replies to the trace and the watcher, and return them without the secrets that they repeat."""
+        """Show replies to the trace and the observer, and return them without the secrets that they repeat."""
         session = self.session
         redaction = session.redaction
         if session.trace is not None:
@@ -302,8 +302,8 @@ class Inbound:
                 session.trace("<", redaction.text(b"%d %s" % reply))
         if redaction.secrets and session.state is not State.HELLO:
             replies = [redaction.reply(reply) for reply in replies]
-        if session.watch is not None and replies:
-            session.watch.replied(replies)
+        if session.observer is not None and replies:
+            session.observer.replied(replies)
         return replies
 
     # ---- 421 --------------------------------------------------------------------------------

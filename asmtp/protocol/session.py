@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from asmtp.errors import SMTPAuthenticationError, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol.chunking import Chunking, LastChunk, probe
-from asmtp.protocol.exchange import Dialogue, Exchange, Group, ProbeFirst, Pull, Turn, Watcher
+from asmtp.protocol.exchange import Dialogue, Exchange, Group, Observer, ProbeFirst, Pull, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.inbound import Inbound
 from asmtp.protocol.redaction import Redaction
@@ -58,7 +58,7 @@ class Session:
         on_output: called when there is output, or the session has ended.
         notify: called when an exchange is done or pulls content.
         on_chunking: called when a probe has ended, or BDAT is not trusted any more.
-        trace, watch: told of what is written and read.
+        trace, observer: told of what is written and read.
     """
 
     untried: ClassVar = Chunking.UNKNOWN
@@ -90,7 +90,7 @@ class Session:
         self.notify: Callable[[Exchange[Any]], None] = lambda exchange: None
         self.on_chunking: Callable[[], None] = lambda: None
         self.trace: Callable[[str, bytes], None] | None = None
-        self.watch: Watcher | None = None
+        self.observer: Observer | None = None
         self.redaction = Redaction()
         self._inbound = Inbound(self)
         self._owed = self._inbound.owed
@@ -374,9 +374,9 @@ class Session:
             elif trigger in UNPROVING and self.chunking is not _NOT_SHOWN:
                 self.chunking = self.untried
         data = group.data
-        if group.secret or (data and (self.watch is not None or self.trace is not None)):
+        if group.secret or (data and (self.observer is not None or self.trace is not None)):
             self._show(group)
-        self.state = state  # now: a watcher may have raised, and then nothing is written
+        self.state = state  # now: an observer may have raised, and then nothing is written
         exchange.group = group
         group.serial = self._serial
         if group.owed:
@@ -402,12 +402,12 @@ class Session:
         return SMTPStateError(f"{trigger.value} is not possible now: {state.value}")
 
     def _show(self, group: Group) -> None:
-        """Learn what of a group is secret, and show the rest to the watcher and the trace."""
+        """Learn what of a group is secret, and show the rest to the observer and the trace."""
         data = group.data
         if group.secret:
             self.redaction.learn(data)
-        if data and self.watch is not None:
-            self.watch.wrote(group)
+        if data and self.observer is not None:
+            self.observer.wrote(group)
         if data and self.trace is not None:
             self.trace(">", b"(not shown)" if group.secret else data)
 

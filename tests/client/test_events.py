@@ -265,7 +265,7 @@ async def test_nothing_is_told_where_nobody_listens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(logging.getLogger("asmtp"), "level", logging.WARNING)
     assert EventLog.of("mx:25", None) is None
     async with relaying(Relay()) as relay, asmtp.AsyncSMTP("127.0.0.1", relay.port) as smtp:
-        assert smtp._session.watch is None
+        assert smtp._session.observer is None
 
 
 def test_content_that_looks_like_commands() -> None:
@@ -273,8 +273,8 @@ def test_content_that_looks_like_commands() -> None:
     assert _commands(data) == ([b"mail from:<a@x>", b"BDAT 9 LAST"], 9)
     assert _commands(b"noop\r\n") == ([b"noop"], 0)
     assert _commands(b"") == ([], 0)
-    watch = EventLog("mx:25", None)
-    watch.wrote(Group(b"BDAT 1\r\nx", (Trigger.bdat,)))
+    log = EventLog("mx:25", None)
+    log.wrote(Group(b"BDAT 1\r\nx", (Trigger.bdat,)))
 
 
 # ---- secrets ------------------------------------------------------------------------------------
