@@ -30,7 +30,7 @@ from asmtp.transport.timeouts import Timeouts
 
 T = TypeVar("T")
 
-__all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit"]
+__all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit", "manager_of"]
 
 
 class RelayOptions(SharedOptions, total=False):
@@ -322,6 +322,11 @@ class AsyncMailer:
         finally:
             self.abort()
             await self._manager.wait_closed()
+
+
+def manager_of(mailer: AsyncMailer) -> QueueManager:
+    """Return the machinery of a mailer, for the blocking mailer and the command line: it is not public."""
+    return mailer._manager
 
 
 def _enveloped(

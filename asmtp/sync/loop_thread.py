@@ -25,7 +25,7 @@ import anyio
 
 from asmtp.client.events import handle_all, is_handling, kept_for
 from asmtp.errors import SMTPStateError
-from asmtp.mailer.mailer import AsyncMailer
+from asmtp.mailer.mailer import AsyncMailer, manager_of
 from asmtp.transport.offload import ending
 
 __all__ = ["LoopThread", "start", "starting", "thread_ended"]
@@ -150,7 +150,7 @@ class LoopThread:
             self._patience = timeout
             self._leaving.set()
         elif isinstance(timeout, int | float):  # an earlier caller allowed more
-            asyncio.get_running_loop().call_later(timeout, self.mailer._manager.cut)
+            asyncio.get_running_loop().call_later(timeout, manager_of(self.mailer).cut)
 
     def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
         del self._calls[call]

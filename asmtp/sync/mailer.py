@@ -22,7 +22,7 @@ from asmtp.client.settings import with_options
 from asmtp.errors import SMTPStateError
 from asmtp.mailer.bulk import BulkSend
 from asmtp.mailer.delivery import Delivery, Receipt
-from asmtp.mailer.mailer import AsyncMailer, MailerOptions, Statistics, check_limit
+from asmtp.mailer.mailer import AsyncMailer, MailerOptions, Statistics, check_limit, manager_of
 from asmtp.mailer.message import QueuedMessage
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
@@ -170,7 +170,7 @@ class Mailer:
         if self._closed and thread is not None and thread.mine:
             thread.check()
             thread.join()
-            return thread.mailer._manager.claimed()
+            return manager_of(thread.mailer).claimed()
         thread = self._started()
         return thread.call(thread.mailer.drain)
 
@@ -254,7 +254,7 @@ class _Feed:
         self._meetings = 0
 
     async def _begin(self, in_order: bool, timeout: float | None) -> BulkSend:
-        return self._thread.mailer._manager.bulk_send(in_order=in_order, timeout=timeout)
+        return manager_of(self._thread.mailer).bulk_send(in_order=in_order, timeout=timeout)
 
     def put(self, item: Any) -> None:
         """Hand over an item, now or in a moment."""

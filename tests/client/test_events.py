@@ -11,6 +11,7 @@ import pytest
 
 import asmtp
 from asmtp.client.events import EventLog, _commands, _message_id
+from asmtp.mailer.mailer import manager_of
 from asmtp.protocol.exchange import Group
 from asmtp.protocol.state import Trigger
 from tests.conftest import Certificates
@@ -311,7 +312,7 @@ async def test_no_password_in_a_full_run(
             seen.append(error)
         await smtp.close()
         mailer = asmtp.AsyncMailer(f"smtp://{USER}:{password}@127.0.0.1:{server.port}", tls="none", retry=None)
-        seen += [mailer, *mailer._manager.settings.relays]
+        seen += [mailer, *manager_of(mailer).settings.relays]
         async with mailer:
             try:
                 seen.append(await mailer.send(b"hi", SENDER, [WHO]))

@@ -15,7 +15,7 @@ import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, Timeouts
 from asmtp.client.settings import ConnectionSettings, Options, SharedOptions
 from asmtp.client.url import OPTIONS
-from asmtp.mailer.mailer import MailerOptions, RelayOptions
+from asmtp.mailer.mailer import MailerOptions, RelayOptions, manager_of
 
 
 def check(options: Any) -> ConnectionSettings:
@@ -109,7 +109,7 @@ OTHER: dict[str, Any] = {
     [
         lambda: AsyncSMTP(timeout=5, **without(OTHER, "timeouts"))._settings,
         lambda: asmtp.SMTP(timeout=5, **without(OTHER, "timeouts", "local_hostname"))._client._settings,
-        lambda: asmtp.AsyncMailer("smtp://127.0.0.1", **OTHER)._manager.settings.relays[0],
+        lambda: manager_of(asmtp.AsyncMailer("smtp://127.0.0.1", **OTHER)).settings.relays[0],
         lambda: asmtp.Relay("127.0.0.1", **OTHER),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 import asmtp
 from asmtp import AsyncMailer, Rate, Retry, Timeouts
-from asmtp.mailer.mailer import Statistics
+from asmtp.mailer.mailer import Statistics, manager_of
 from tests.conftest import LOOPS, Certificates
 from tests.fakes.clock import now
 from tests.fakes.embedded import Embedded, embedded
@@ -467,7 +467,7 @@ def test_one_loop_after_the_other(loop: str, first: str) -> None:
         async with relaying(Relay()) as relay:
             if not posting:
                 posting.append(mailer(relay))
-            manager, where = posting[0]._manager, asmtp.Relay(relay.host, relay.port, local_hostname="me.example")
+            manager, where = manager_of(posting[0]), asmtp.Relay(relay.host, relay.port, local_hostname="me.example")
             manager.settings = dataclasses.replace(manager.settings, relays=[where])
             if first == "send":
                 await posting[0].send(b"hi", SENDER, WHO)
@@ -547,7 +547,7 @@ async def test_one_that_was_used_is_pickled_by_its_settings(duplicate: Callable[
             assert posting.stats.sent == posting.stats.open == 1
         assert again.stats == Statistics(0, 0, 0, 0, 0, 0, 0, 0, 0)
         assert repr(again) == repr(posting)
-        settings = again._manager.settings
+        settings = manager_of(again).settings
         assert (settings.connections, settings.rate, settings.retry) == (3, Rate(900), Retry(7))
         async with again:
             await again.send(*item(2)[2:], *item(2)[:2])

@@ -13,6 +13,7 @@ import pytest
 import asmtp
 from asmtp import AsyncMailer
 from asmtp.mailer.delivery import FailedDelivery
+from asmtp.mailer.mailer import manager_of
 from tests.fakes.clock import now
 from tests.fakes.relay import SHAPES, Conversation, Relay, relaying
 from tests.fakes.script import listening
@@ -301,7 +302,7 @@ async def test_verify_tells_what_is_wrong_and_with_whom() -> None:
     ],
 )
 def test_arguments_are_over_what_the_url_says(url: str, options: Any, window: int, timeout: asmtp.Timeouts) -> None:
-    (relay,) = AsyncMailer(url, **options)._manager.settings.relays
+    (relay,) = manager_of(AsyncMailer(url, **options)).settings.relays
     smtp = asmtp.AsyncSMTP()
     smtp._set_up(relay.host, relay.port, relay)  # as a connection of the pool
     assert (smtp._session.window, smtp.timeouts) == (window, timeout)

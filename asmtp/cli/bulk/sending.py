@@ -18,7 +18,7 @@ from asmtp.cli.bulk.tally import Tally
 from asmtp.cli.bulk.watching import Watching
 from asmtp.errors import SMTPException, SMTPNotSupportedError, SMTPStateError
 from asmtp.mailer.delivery import Delivery
-from asmtp.mailer.mailer import AsyncMailer
+from asmtp.mailer.mailer import AsyncMailer, manager_of
 from asmtp.protocol.envelope import Envelope
 
 __all__ = ["AHEAD", "Sending", "left"]
@@ -129,7 +129,7 @@ class Sending:
     def interrupt(self, why: str) -> None:
         """Begin nothing more and wait for what is in flight; the second time, do not wait."""
         if self.interrupted:
-            self._mailer._manager.cut()
+            manager_of(self._mailer).cut()
         self.interrupted = True
         self.stop(why)
 
