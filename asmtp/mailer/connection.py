@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from asmtp.client.content import WHOLE, Content, whole
 from asmtp.client.events import EventLog, clock
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, Progress
-from asmtp.errors import SMTPException, SMTPServerDisconnected
+from asmtp.errors import SMTPException, SMTPServerDisconnected, known
 from asmtp.mailer.message import DeliveryRequest, RequestState
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
@@ -393,8 +393,7 @@ class PooledConnection:
         try:
             request.outcome = await self._client.send(request.envelope, content, progress)
         except SMTPException as error:
-            error.state = error.state or "not_sent"
-            request.error = error
+            request.error = known(error, error.state or "not_sent")
         except Exception as error:
             request.error = error
         except BaseException as error:  # a function of the caller's may raise anything

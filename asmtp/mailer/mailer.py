@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, Unpack
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
 from asmtp.client.settings import ConnectionSettings, SharedOptions, with_options
-from asmtp.errors import SMTPRecipientsRefused, SMTPStateError
+from asmtp.errors import SMTPRecipientsRefused, SMTPStateError, known
 from asmtp.mailer.bulk import Deliveries, resolve
 from asmtp.mailer.connection import make_connection
 from asmtp.mailer.delivery import Delivery, Receipt, state_of
@@ -197,8 +197,7 @@ class AsyncMailer:
             raise error
         assert receipt is not None
         if require_all and not receipt.complete:
-            partly = SMTPRecipientsRefused(receipt.refused)
-            partly.state = "sent"
+            partly = known(SMTPRecipientsRefused(receipt.refused), "sent")
             partly.receipt = receipt
             raise partly
         return receipt

@@ -15,7 +15,7 @@ from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from asmtp.client.content import PIECE, WHOLE, check_content
-from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, reason
+from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, known, reason
 from asmtp.mailer.delivery import (
     Delivery,
     FailedDelivery,
@@ -171,8 +171,8 @@ class QueuedMessage:
         before = self.doubted.get(who)
         self.doubted[who] = (error, accepted or (before is not None and before[1]))
 
-    def known(self, states: Collection[DeliveryState]) -> DeliveryState:
-        """Return what is known of the message at this moment.
+    def delivery_state(self, states: Collection[DeliveryState]) -> DeliveryState:
+        """Return the state of the message at this moment.
 
         Args:
             states: those of its transactions that are under way.
@@ -204,8 +204,7 @@ class QueuedMessage:
                 continue
             error = request.error
             if not isinstance(error, Exception):
-                error = SMTPException("given up")
-                error.state = request.known
+                error = known(SMTPException("given up"), request.delivery_state)
             failed |= dict.fromkeys(request.envelope.recipients, error)
         if reply is None:
             return None
@@ -238,13 +237,11 @@ class QueuedMessage:
         if receipt is not None and state_of(error) != "in_doubt":
             return receipt, None
         if error is None:
-            error = SMTPRecipientsRefused(self.refused)
-            error.state = "refused"
+            error = known(SMTPRecipientsRefused(self.refused), "refused")
         elif isinstance(error, SMTPException) and (receipt is not None or self.refused):
             error = own_copy(error)
         if isinstance(error, SMTPException):
-            error.state = state_of(error)
-            error.receipt = receipt
+            known(error, state_of(error)).receipt = receipt
         return receipt, error
 
     def _keep_doubts(self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
@@ -356,8 +353,8 @@ class DeliveryRequest:
         self.said: Exception | None = None
 
     @property
-    def known(self) -> DeliveryState:
-        """Return what is known of it at this moment."""
+    def delivery_state(self) -> DeliveryState:
+        """Return the state of the message at this moment, by this request."""
         if self.outcome is not None or self.error is not None:
             return state_of(self.error)
         return "not_sent" if self.transaction is None else self.transaction.state
@@ -403,16 +400,15 @@ class DeliveryRequest:
         error: SMTPException = SMTPException(str(self.said))
         if replies:
             error = SMTPResponseException(*replies[0])
-        error.state = "not_sent"
-        return error
+        return known(error, "not_sent")
 
     def give_up(self) -> None:
         """Tell the message what is known of it: it was withdrawn, or met what is not an Exception."""
         error, why = self.error, self.withdrawn
         told = error
         if not (isinstance(error, Exception) and error is not why and state_of(error) == "refused"):
-            told = own_copy(why or SMTPException(f"given up: {reason(error)}"))
-            told.state = state_of(error) if error is not None else "not_sent"
+            state = state_of(error) if error is not None else "not_sent"
+            told = known(own_copy(why or SMTPException(f"given up: {reason(error)}")), state)
             told.__cause__ = error
         assert isinstance(told, Exception)
         self.message.failed_for(self.envelope.recipients, told)

@@ -25,6 +25,7 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     SMTPStateError,
     SMTPTimeoutError,
+    known,
 )
 from asmtp.mailer.delivery import replies_of
 from asmtp.mailer.message import DeliveryRequest, QueuedMessage, RequestState
@@ -129,10 +130,10 @@ class DeliveryQueue:
             elif request.state is ACTIVE:
                 self._active.remove(request)
                 self._pool.finish(request)
-        known = message.known({request.known for request in message.pending})
+        state = message.delivery_state({request.delivery_state for request in message.pending})
         self._pool.dispatch()
         self.settled()
-        return known
+        return state
 
     def expire(self, message: QueuedMessage, seconds: float) -> None:
         """Stop a message whose time is up, as far as it can be; tell at once what is known of it."""
@@ -140,8 +141,7 @@ class DeliveryQueue:
         self.withdraw(message, why)
         for request in list(message.pending):
             if request.state is not ENDED:  # what has is judged in a moment; the server has not answered this one
-                told = SMTPTimeoutError(*why.args)
-                told.state = request.known
+                told = known(SMTPTimeoutError(*why.args), request.delivery_state)
                 message.failed_for(request.envelope.recipients, told)
                 self._close(request)
         self.settled()
@@ -232,7 +232,6 @@ class DeliveryQueue:
         waiting, self._active = self._active, deque()
         for request in waiting:
             request.error = SMTPStateError("the mailer was closed")
-            request.error.state = "not_sent"
             self._pool.finish(request)
 
     def settled(self) -> None:
@@ -281,7 +280,6 @@ class DeliveryQueue:
         error = request.error
         if not isinstance(error, Exception):
             error = SMTPStateError("not begun: the mailer was closed, or the loop over send_all left")
-            error.state = "not_sent"
         request.message.failed_for(request.envelope.recipients, error)
         self._close(request)
 
@@ -320,8 +318,7 @@ class DeliveryQueue:
         if self._retry is None:
             return False
         again = DeliveryRequest(request.message, request.only(later), request.attempts)
-        again.error = error = SMTPRecipientsRefused(dict(later))  # if that is the end of it
-        error.state = "refused"
+        again.error = error = known(SMTPRecipientsRefused(dict(later)), "refused")  # if that is the end of it
         if self._by_retry(again, error, limit):
             return True
         again.message.pending.remove(again)
@@ -385,8 +382,7 @@ class DeliveryQueue:
             request.not_begun += 1
             if request.not_begun < 2:
                 return True
-            request.error = SMTPResponseException(*error.reply)
-            request.error.state = "not_sent"
+            request.error = known(SMTPResponseException(*error.reply), "not_sent")
             return False
         ended = isinstance(error, SMTPServerDisconnected) and error.state == "not_sent"
         if request.message.once or not (ended or is_closing(error)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from asmtp.auth.selection import Logins
-from asmtp.errors import SMTPException, SMTPServerDisconnected, reason
+from asmtp.errors import SMTPException, SMTPServerDisconnected, known, reason
 from asmtp.mailer.delivery import own_copy
 from asmtp.mailer.policy import Backoff, is_transient
 from asmtp.protocol.chunking import RelayChunking
@@ -117,17 +117,14 @@ class RelayState:
     def no_connection(self, error: BaseException) -> SMTPException:
         """Return the exception for a message that got no connection, for the reason `error`."""
         if isinstance(error, SMTPException):
-            told = own_copy(error)
-            told.state = error.state or "not_sent"
-            return told
+            return known(own_copy(error), error.state or "not_sent")
         # A certificate that does not fit, a port without TLS, no token to be had: it will not be better in a second.
         wrong_port = self.config.tls == "implicit" and is_no_tls(error)
         lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or wrong_port
         why = reason(error, _WHY)
         told = (SMTPException if lasting else SMTPServerDisconnected)(f"no connection to {self.name}: {why}")
         told.__cause__ = error
-        told.state = "not_sent"
-        return told
+        return known(told, "not_sent")
 
     # ---- what it takes ----------------------------------------------------------------------
 

@@ -239,7 +239,7 @@ def test_a_doubt_stays(second: str) -> None:
         made.doubt(who, IN_DOUBT, accepted=False)
     made.accepted, made.refused, made.reply = dict(accepted), dict(refused), TAKEN
     made.failed = {who: error(cast("Any", state)) for who, state in failed.items()}
-    assert made.known(()) == "in_doubt"
+    assert made.delivery_state(()) == "in_doubt"
     receipt = made.so_far(0.0)
     assert receipt is not None
     told, why = made.verdict(0.0)
@@ -256,9 +256,9 @@ RELAY = SimpleNamespace(name="relay:25")
 def test_no_doubt_of_who_is_refused_for_good() -> None:
     made = queued(A)
     made.doubt(A, IN_DOUBT, accepted=False)
-    assert made.known(()) == "in_doubt"
+    assert made.delivery_state(()) == "in_doubt"
     made.refused = {A: NO}
-    assert made.known(()) == "refused"
+    assert made.delivery_state(()) == "refused"
 
 
 def test_so_far() -> None:
@@ -493,13 +493,13 @@ def test_a_request_in_its_states() -> None:
     made = queued(A, B)
     request = DeliveryRequest(made, made.envelope, 1)
     assert made.pending == [request]
-    assert (request.state, request.attempts, request.known) == (RequestState.ACTIVE, 1, "not_sent")
+    assert (request.state, request.attempts, request.delivery_state) == (RequestState.ACTIVE, 1, "not_sent")
     request.transaction = cast("Any", SimpleNamespace(state="in_doubt"))
-    assert request.known == "in_doubt"
+    assert request.delivery_state == "in_doubt"
     request.error = SPAM
-    assert request.known == "refused"
+    assert request.delivery_state == "refused"
     request.error, request.outcome = None, outcome(A, B)
-    assert request.known == "sent"
+    assert request.delivery_state == "sent"
 
 
 @pytest.mark.parametrize(("most", "parts"), [(1, ["a", "b", "c", "d"]), (2, ["ab", "cd"]), (3, ["abc", "d"])])
