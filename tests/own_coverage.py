@@ -50,7 +50,7 @@ OWN = {
         "tests.client.test_login",
     ),
     "asmtp/protocol/envelope.py": ("tests.protocol.test_envelope", "tests.protocol.test_parameters"),
-    "asmtp/protocol/exchange.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
+    "asmtp/protocol/exchange.py": ("tests.protocol.test_exchange", "tests.protocol.test_session"),
     "asmtp/protocol/inbound.py": ("tests.protocol.test_inbound", "tests.protocol.test_session"),
     "asmtp/protocol/session.py": ("tests.protocol.test_session", "tests.protocol.test_dialogue"),
     "asmtp/protocol/transaction.py": ("tests.protocol.test_transaction", "tests.protocol.test_dialogue"),

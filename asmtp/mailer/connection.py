@@ -15,7 +15,7 @@ from asmtp.errors import SMTPException, SMTPServerDisconnected, known
 from asmtp.mailer.message import DeliveryRequest, RequestState
 from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.exchange import Exchange
+from asmtp.protocol.exchange import Exchange, ExchangeState
 from asmtp.protocol.session import Session
 from asmtp.protocol.transaction import Transaction
 from asmtp.protocol.verdict import Outcome
@@ -71,6 +71,7 @@ class ConnectionState(enum.Enum):
 SERVING = ConnectionState.SERVING
 RETIRING = ConnectionState.RETIRING
 SENDING = RequestState.SENDING
+EXCHANGE_DONE = ExchangeState.DONE
 
 
 class _RelayClient(AsyncSMTP):
@@ -360,7 +361,7 @@ class PooledConnection:
         request.transaction = transaction
         request.exchange = exchange = self.session.start(transaction.run())
         exchange.owner = request
-        if exchange.done:
+        if exchange.state is EXCHANGE_DONE:
             self._done(exchange)
         else:
             exchange.on_done = self._done

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, said
 from asmtp.protocol.chunking import LastChunk
-from asmtp.protocol.exchange import Exchange, Group, Phase, Turn
+from asmtp.protocol.exchange import Exchange, ExchangeState, Group, Phase, Turn
 from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, printable
 from asmtp.protocol.state import GO_CODES, State, Trigger
 
@@ -30,6 +30,10 @@ _ALERT = b"\x15\x03"
 _CLOSING = State.CLOSING
 _CLOSED = State.CLOSED
 _HANDSHAKE = State.HANDSHAKE
+_ACTIVE = ExchangeState.ACTIVE
+_PULLING = ExchangeState.PULLING
+_CANCELLED = ExchangeState.CANCELLED
+_DONE = ExchangeState.DONE
 _FINAL = Phase.FINAL
 _KEEP = Turn.KEEP
 _READ = LastChunk.READ
@@ -198,7 +202,7 @@ class Inbound:
             #   S: 354 go
             session.fail(SMTPProtocolError(reply.code, asks_for_more(reply)))
             return end
-        if exchange.pulling and self._is_early(replies[start:end]):
+        if exchange.state is _PULLING and self._is_early(replies[start:end]):
             # The dialogue judges an answer to content that is not complete now, not with the next octets.
             # early_refusal:
             #   C: mail from:<a@x>
@@ -208,7 +212,7 @@ class Inbound:
             #   C: BDAT 2
             #   C: Hi\
             #   S: 552 too much
-            exchange.pulling = False
+            exchange.state = _ACTIVE
             session.resume(exchange, b"")
         if reply.code > 420 and is_leaving(reply):
             self._leave(exchange, reply)
@@ -257,9 +261,9 @@ class Inbound:
             #   S: 250 injected
             self._injected(b"\n".join([b"%d %s" % later for later in replies[end:]] + [self.reader.pending]))
             return False
-        if exchange.abandoned:
-            # The dialogue was cancelled: the session learns in its place what its replies show of the last chunk.
-            # abandoned:
+        if exchange.state is _CANCELLED or exchange.state is _DONE:
+            # The dialogue has ended early: the session learns in its place what its replies show of the last chunk.
+            # cancelled:
             #   C: mail from:<a@x>
             #   C: rcpt to:<b@x>
             #   S: 250 a

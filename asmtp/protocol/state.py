@@ -49,8 +49,8 @@ The table says what may be written, not when, nor what a reply means.  Seven sma
 
 * The turn: free, or held by one exchange (`Session._turn`), for which others wait in line (`Session._queue`).
   :class:`~asmtp.protocol.exchange.Turn` says what a group does to it.
-* Each exchange: it waits in line, has the turn, is owed replies (`Inbound.owed`), is `done`.  On its way it may be
-  `pulling`, when its dialogue waits for content, or `abandoned`, when only its replies are still to come.
+* Each exchange: it waits in line, writes, pulls content, is done, or was cancelled, and only its replies are still to
+  come: see :class:`~asmtp.protocol.exchange.ExchangeState`.  Those that are owed replies are in `Inbound.owed`.
 * The window: how many dialogues may be unanswered (`Session.opened`, which grows with each answer up to `window`), and
   how many octets (`Session._unanswered`).  Without `Session.overlap` or PIPELINING, and while `Session.paused`, it is
   shut.

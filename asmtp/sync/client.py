@@ -16,7 +16,7 @@ from asmtp.auth.selection import Candidate, Mechanisms
 from asmtp.client.environment import Environment
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL
 from asmtp.protocol import dialogue
-from asmtp.protocol.exchange import Dialogue, Exchange, Group
+from asmtp.protocol.exchange import Dialogue, Exchange, ExchangeState, Group
 from asmtp.protocol.hidden import hidden
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import SASLExchange
@@ -242,7 +242,7 @@ class BlockingClient(AsyncSMTP):
     def keep(self, reply: Reply) -> None:
         """Keep a reply that has come already for `getreply`."""
         exchange = Exchange(dialogue.raw_reply(), None, alone=False, raw=True)
-        exchange.done, exchange.result = True, [reply]
+        exchange.state, exchange.result = ExchangeState.DONE, [reply]
         self._by_hand.append(exchange)
 
     def leave(self) -> None:

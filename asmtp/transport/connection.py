@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError, one_line
-from asmtp.protocol.exchange import Dialogue, Exchange, Group, Phase
+from asmtp.protocol.exchange import Dialogue, Exchange, ExchangeState, Group, Phase
 from asmtp.protocol.state import State
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import ResumingContext, raise_tls_error
@@ -48,6 +48,7 @@ LEAST = 1024
 STALLED = 1.0
 """Seconds without an answer after which messages go one by one until there is one."""
 
+_DONE = ExchangeState.DONE
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 
 
@@ -270,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
         owner: asyncio.Future[None] | None = exchange.owner
         if owner is not None and not owner.done():
             owner.set_result(None)
-            if exchange.done and self._feeder is not None and self._feeder[0] is exchange:
+            if self._feeder is not None and self._feeder[0] is exchange and exchange.done:
                 self._feeder[1].cancel()
 
     async def run(self, dialogue: Dialogue[T], *, alone: bool = False, raw: bool = False) -> T:
@@ -305,7 +306,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def finished(self, exchange: Exchange[T]) -> T:
         """Wait for an exchange that was started, and return its result, or raise its exception."""
-        if not exchange.done:
+        if exchange.state is not _DONE:
             exchange.owner = future = self._loop.create_future()
             if self._timer is None:  # a reply can be owed though nothing was written: the greeting
                 self._start_timer()

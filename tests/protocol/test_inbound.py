@@ -123,7 +123,7 @@ BRANCHES: dict[str, tuple[str, Callable[[], Session], dict[str, str], str]] = {
         {"tls": MISREAD + "plaintext behind the reply to STARTTLS: '250 injected\\n'"},
         "BROKEN",
     ),
-    "abandoned": (
+    "cancelled": (
         """
         start streamed
         C: mail from:<a@x>

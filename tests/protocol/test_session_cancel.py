@@ -160,7 +160,7 @@ def test_a_command_cancelled(name: str, line: str, reply: str, state: str) -> No
     assert result[name] == "None"
 
 
-def test_an_abandoned_exchange_is_over_when_the_session_is() -> None:
+def test_a_cancelled_exchange_is_over_when_the_session_is() -> None:
     for end in ("eof", "S: 421 bye", "close"):
         result = play(f"start noop\nC: noop\ncancel noop\n{end}", STARTS, opened())
         assert result["noop"] == "None"
