@@ -10,15 +10,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from asmtp.errors import SMTPStateError
+from asmtp.errors import DeliveryState, SMTPStateError
 from asmtp.mailer.delivery import Delivery, FailedDelivery, state_of
 from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.transport.offload import call_in_thread
-
-if TYPE_CHECKING:
-    from asmtp.mailer.manager import QueueManager
 
 __all__ = ["BulkSend", "BulkState", "Deliveries", "resolve"]
 
@@ -36,6 +33,28 @@ def resolve(future: asyncio.Future[T], result: T) -> None:
         future.set_result(result)
 
 
+class Manager(Protocol):
+    """What a bulk send needs of the mailer's :class:`~asmtp.mailer.manager.QueueManager`."""
+
+    def submit(self, message: QueuedMessage) -> None:
+        """Put a message in line; `dispatch` is to be called then."""
+
+    def dispatch(self) -> None:
+        """Send the messages that are in line."""
+
+    def expire(self, message: QueuedMessage, seconds: float) -> None:
+        """Stop a message that was not sent within so many seconds, which it had."""
+
+    def count(self, state: DeliveryState) -> None:
+        """Count a message of which all is known."""
+
+    def give_up(self, bulk: BulkSend) -> None:
+        """End the messages of a bulk send that are on no connection."""
+
+    def left(self, bulk: BulkSend, deliveries: Iterable[Delivery[Any]]) -> None:
+        """Forget a bulk send that is done, and keep the deliveries that nobody has taken."""
+
+
 class BulkState(enum.Enum):
     """Whether messages are taken.
 
@@ -44,27 +63,37 @@ class BulkState(enum.Enum):
     ======== =================================================================== ================
     NEW      it is asked for a delivery, and begins to ask the iterable          PULLING
              another thread says that there are no more messages                 STOPPED
+             the mailer is closed, or nobody asks any more                       CUT
     PULLING  the iterable has come to an end                                     STOPPED
              the mailer is closed, or nobody asks any more: its task is          STOPPING
              cancelled, and may have to clean up
-    STOPPING that task has ended, or takes too long                              STOPPED
+             the same, and its event loop is closed                              CUT
+    STOPPING that task has ended by the cancellation, or takes too long          CUT
+             the iterable has come to an end all the same                        STOPPED
+    CUT      the caller is told that not all was taken, or has asked for that    STOPPED
     STOPPED  no more messages are taken; all is known when none is in flight     none
     ======== =================================================================== ================
 
     For a blocking caller it stays NEW while messages are handed over.
+
+    The state does not say who gets the deliveries: a loop may be abandoned in any of these states, and they go to
+    `drain` from then on.
     """
 
     NEW = "new"
     PULLING = "pulling"
     STOPPING = "stopping"
+    CUT = "cut"
     STOPPED = "stopped"
 
 
 NEW = BulkState.NEW
 PULLING = BulkState.PULLING
 STOPPING = BulkState.STOPPING
+CUT = BulkState.CUT
 STOPPED = BulkState.STOPPED
-ENDING = (STOPPING, STOPPED)
+ENDED = (CUT, STOPPED)
+ENDING = (STOPPING, CUT, STOPPED)
 
 
 class BulkSend:
@@ -87,7 +116,7 @@ class BulkSend:
 
     def __init__(
         self,
-        manager: QueueManager,
+        manager: Manager,
         limit: int,
         octets: int,
         least: int,
@@ -117,8 +146,7 @@ class BulkSend:
         self._room: asyncio.Future[None] | None = None  # is done when there is room for another
         self._task: asyncio.Task[None] | None = None  # which asks the iterable, while it is PULLING or STOPPING
         self._loop: asyncio.AbstractEventLoop | None = None  # since it is PULLING
-        self._cut: SMTPStateError | None = None  # why not all was taken, if nobody asked for that
-        self._abandoned = False  # nobody asks any more: what is known goes to the manager
+        self._abandoned = False  # nobody asks any more: the deliveries go to the manager; see BulkState
         self.arrived = self._arrived  # one object, to be compared with
 
     # ---- taking -----------------------------------------------------------------------------
@@ -220,13 +248,15 @@ class BulkSend:
             if isinstance(self.error, StopAsyncIteration):  # as a generator does: else it would be taken for the end
                 error, self.error = self.error, RuntimeError("the iterable raised StopAsyncIteration")
                 self.error.__cause__ = error
-            self._cut = None  # all was taken, or there was no more to be had
+            self.state = STOPPED  # all was taken, or there was no more to be had
         elif self.state is PULLING:
             self.error = asyncio.CancelledError("the iterable was cancelled")
+            self.state = STOPPED
+        elif self.state is STOPPING:
+            self.state = CUT
         if self._impatience is not None:
             self._impatience.cancel()
         self._task = None
-        self.state = STOPPED
         self.settled()
 
     async def room(self) -> None:
@@ -297,7 +327,7 @@ class BulkSend:
     @property
     def done(self) -> bool:
         """Tell whether all is known."""
-        return self.state is STOPPED and not self._in_flight
+        return self.state in ENDED and not self._in_flight
 
     async def hand_over(self, items: deque[QueuedMessage | Delivery[Any]], told: deque[Delivery[Any]]) -> None:
         """Submit `items` as there is room for them, and collect deliveries into `told`: for a blocking caller.
@@ -353,9 +383,10 @@ class BulkSend:
         self.bereaved()
         while not self.ready:
             if self.done:
-                cut, self._cut = self._cut, None
+                cut = self.state is CUT
+                self.state = STOPPED
                 self._end()
-                raise cut or StopAsyncIteration
+                raise SMTPStateError("not all was taken: the mailer was closed") if cut else StopAsyncIteration
             await self.news()
         return self.pop()
 
@@ -389,12 +420,11 @@ class BulkSend:
 
     def stop(self) -> None:
         """Take no more messages, and do not begin those that were not begun."""
-        if self.state not in ENDING:
-            self._cut = SMTPStateError("not all was taken: the mailer was closed")
         task = self._task
         if task is None or task.get_loop().is_closed():
             self._task = None
-            self.state = STOPPED
+            if self.state is not STOPPED:
+                self.state = CUT
         elif self.state is PULLING:  # once: it may have to clean up
             self.state = STOPPING
             task.cancel()
@@ -408,7 +438,7 @@ class BulkSend:
         """Wait no more for an iterable that goes on though it was cancelled."""
         if self._task is not None:
             self._task = None
-            self.state = STOPPED
+            self.state = CUT
             logger.warning("an iterable given to send_all goes on, though it was cancelled: it is not waited for")
             self.settled()
 
@@ -452,7 +482,7 @@ class BulkSend:
         self.stop()
         while not self.done:
             await self.change()
-        self._cut = None
+        self.state = STOPPED
         if isinstance(self.error, SMTPStateError):
             self.error = None
         rest = self._told()
