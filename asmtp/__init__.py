@@ -41,14 +41,18 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
     from asmtp.client.relay import Relay as Relay
     from asmtp.client.settings import Options as Options, Token as Token
     from asmtp.client.smtp import AsyncLMTP as AsyncLMTP, AsyncSMTP as AsyncSMTP, AsyncSMTP_SSL as AsyncSMTP_SSL
-    from asmtp.mailer.bulk import Deliveries as Deliveries
     from asmtp.mailer.delivery import (
         Delivery as Delivery,
         FailedDelivery as FailedDelivery,
         Receipt as Receipt,
         SentDelivery as SentDelivery,
     )
-    from asmtp.mailer.mailer import AsyncMailer as AsyncMailer, MailerOptions as MailerOptions, Statistics as Statistics
+    from asmtp.mailer.mailer import (
+        AsyncMailer as AsyncMailer,
+        Deliveries as Deliveries,
+        MailerOptions as MailerOptions,
+        Statistics as Statistics,
+    )
     from asmtp.mailer.policy import Retry as Retry
     from asmtp.mailer.rate import Rate as Rate
     from asmtp.protocol.envelope import Envelope as Envelope
@@ -72,9 +76,8 @@ _LAZY = {
     "asmtp.client.settings": ("Options", "Token"),
     "asmtp.client.relay": ("Relay",),
     "asmtp.client.smtp": ("AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"),
-    "asmtp.mailer.bulk": ("Deliveries",),
     "asmtp.mailer.delivery": ("Delivery", "FailedDelivery", "Receipt", "SentDelivery"),
-    "asmtp.mailer.mailer": ("AsyncMailer", "MailerOptions", "Statistics"),
+    "asmtp.mailer.mailer": ("AsyncMailer", "Deliveries", "MailerOptions", "Statistics"),
     "asmtp.mailer.policy": ("Retry",),
     "asmtp.mailer.rate": ("Rate",),
     "asmtp.protocol.envelope": ("Envelope",),

@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from asmtp.errors import DeliveryState, SMTPStateError
@@ -17,7 +17,7 @@ from asmtp.mailer.delivery import Delivery, FailedDelivery, state_of
 from asmtp.mailer.message import QueuedMessage, envelope_of, is_heavy
 from asmtp.transport.offload import call_in_thread
 
-__all__ = ["BulkSend", "BulkState", "Deliveries", "resolve"]
+__all__ = ["BulkSend", "BulkState", "resolve"]
 
 T = TypeVar("T")
 
@@ -488,34 +488,3 @@ class BulkSend:
         rest = self._told()
         self._end(rest)
         return rest
-
-
-class Deliveries(AsyncIterator[Delivery[T]]):
-    """The result of `send_all`: an async iterator of :class:`~asmtp.Delivery`."""
-
-    def __init__(self, bulk: BulkSend, messages: Iterable[T] | AsyncIterable[T]) -> None:
-        self._bulk = bulk
-        self._messages = messages
-
-    def __aiter__(self) -> Deliveries[T]:
-        return self
-
-    async def __anext__(self) -> Delivery[T]:
-        """Return the next delivery."""
-        bulk = self._bulk
-        if bulk.ready:
-            return bulk.pop()
-        messages = self._messages
-        del self  # else the traceback of a cancelled loop refers to it, and nobody would know that the loop was left
-        return await bulk.next(messages)
-
-    async def aclose(self) -> list[Delivery[T]]:
-        """Take no more messages, and wait for those in flight.
-
-        Returns:
-            The deliveries that the loop was not told.  Messages that were not begun are `not_sent`.
-        """
-        return await self._bulk.rest()
-
-    def __del__(self) -> None:
-        self._bulk.forget()

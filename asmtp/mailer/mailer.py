@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 import warnings
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from email.message import Message
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -15,7 +15,7 @@ from asmtp.client.content import Content
 from asmtp.client.relay import Relay
 from asmtp.client.settings import ConnectionSettings, SharedOptions, with_options
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError, known
-from asmtp.mailer.bulk import Deliveries, resolve
+from asmtp.mailer.bulk import BulkSend, resolve
 from asmtp.mailer.connection import make_connection
 from asmtp.mailer.delivery import Delivery, Receipt, state_of
 from asmtp.mailer.manager import QueueManager, Settings, Statistics
@@ -30,7 +30,7 @@ from asmtp.transport.timeouts import Timeouts
 
 T = TypeVar("T")
 
-__all__ = ["AsyncMailer", "MailerOptions", "RelayOptions", "Statistics", "check_limit", "manager_of"]
+__all__ = ["AsyncMailer", "Deliveries", "MailerOptions", "RelayOptions", "Statistics", "check_limit", "manager_of"]
 
 
 class RelayOptions(SharedOptions, total=False):
@@ -321,6 +321,37 @@ class AsyncMailer:
         finally:
             self.abort()
             await self._manager.wait_closed()
+
+
+class Deliveries(AsyncIterator[Delivery[T]]):
+    """The result of `send_all`: an async iterator of :class:`~asmtp.Delivery`."""
+
+    def __init__(self, bulk: BulkSend, messages: Iterable[T] | AsyncIterable[T]) -> None:
+        self._bulk = bulk
+        self._messages = messages
+
+    def __aiter__(self) -> Deliveries[T]:
+        return self
+
+    async def __anext__(self) -> Delivery[T]:
+        """Return the next delivery."""
+        bulk = self._bulk
+        if bulk.ready:
+            return bulk.pop()
+        messages = self._messages
+        del self  # else the traceback of a cancelled loop refers to it, and nobody would know that the loop was left
+        return await bulk.next(messages)
+
+    async def aclose(self) -> list[Delivery[T]]:
+        """Take no more messages, and wait for those in flight.
+
+        Returns:
+            The deliveries that the loop was not told.  Messages that were not begun are `not_sent`.
+        """
+        return await self._bulk.rest()
+
+    def __del__(self) -> None:
+        self._bulk.forget()
 
 
 def manager_of(mailer: AsyncMailer) -> QueueManager:
