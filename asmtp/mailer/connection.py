@@ -146,7 +146,7 @@ class PooledConnection:
 
     Args:
         relay: where it leads.
-        on_ended: is called with each request whose try has ended here.
+        on_ended: is called with each request whose try has ended here, and the connection.
         on_lost: is called when the connection is gone.
         on_probed: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
 
@@ -169,7 +169,7 @@ class PooledConnection:
     def __init__(
         self,
         relay: RelayState,
-        on_ended: Callable[[DeliveryRequest], None],
+        on_ended: Callable[[DeliveryRequest, PooledConnection], None],
         on_lost: Callable[[PooledConnection], None],
         on_probed: Callable[[PooledConnection], None] = lambda connection: None,
     ) -> None:
@@ -356,7 +356,7 @@ class PooledConnection:
             request.error = error
             if self._event_log is not None:
                 self._event_log.delivered(request.envelope, octets, None, error, 0.0)
-            self._on_ended(request)
+            self._on_ended(request, self)
             return
         request.transaction = transaction
         request.exchange = exchange = self.session.start(transaction.run())
@@ -386,7 +386,7 @@ class PooledConnection:
         if self._event_log is not None:
             content, seconds = request.message.content, clock() - request.begun
             self._event_log.delivered(request.envelope, content, request.outcome, request.error, seconds)
-        self._on_ended(request)
+        self._on_ended(request, self)
 
     async def _carry(self, request: DeliveryRequest, content: Any) -> None:
         """Send a message that is large, or has to be read first."""
@@ -412,7 +412,7 @@ class PooledConnection:
             self.alone()
         request.task = None
         self.carried -= 1
-        self._on_ended(request)
+        self._on_ended(request, self)
 
     # ---- between messages -------------------------------------------------------------------
 
@@ -479,7 +479,7 @@ class PooledConnection:
 
 def make_connection(
     relay: RelayState,
-    on_ended: Callable[[DeliveryRequest], None] = lambda request: None,
+    on_ended: Callable[[DeliveryRequest, PooledConnection], None] = lambda request, connection: None,
     on_lost: Callable[[PooledConnection], None] = lambda connection: None,
     on_probed: Callable[[PooledConnection], None] = lambda connection: None,
 ) -> PooledConnection:

@@ -92,15 +92,17 @@ class QueueManager:
     @property
     def connected(self) -> bool:
         """Tell whether a connection is open."""
-        return self._queue is not None and self._queue.connections > 0
+        return self._queue is not None and len(self._queue.pool.connections) > 0
 
     @property
     def stats(self) -> Statistics:
         """Counts of what the mailer is doing, and has done."""
         queue = self._queue
-        now = (0, 0, 0, 0) if queue is None else (queue.connections, queue.opening, queue.waiting, queue.in_flight)
-        retried = self._retried + (0 if queue is None else queue.retried)
-        return Statistics(*now, **self._counts, retried=retried)
+        if queue is None:
+            return Statistics(0, 0, 0, 0, **self._counts, retried=self._retried)
+        pool = queue.pool
+        now = len(pool.connections), pool.opening, queue.waiting, queue.in_flight
+        return Statistics(*now, **self._counts, retried=self._retried + queue.retried)
 
     def relays(self) -> list[RelayState]:
         """Return the relays, with what is known of them from one event loop to the next."""
@@ -238,7 +240,7 @@ class QueueManager:
             async with asyncio.timeout(timeout):
                 await self.quiet()
                 if self._queue is not None:
-                    await self._queue.aclose()
+                    await self._queue.pool.aclose()
         except TimeoutError:
             self.cut()
             await self.quiet()
@@ -276,4 +278,4 @@ class QueueManager:
         except TimeoutError:
             self.cut()
         if self._queue is not None:
-            await self._queue.wait_closed()
+            await self._queue.pool.wait_closed()

@@ -12,7 +12,7 @@ import enum
 import math
 from collections.abc import Callable, Collection, Iterable
 from email.message import Message
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asmtp.client.content import PIECE, WHOLE, check_content
 from asmtp.errors import DeliveryState, SMTPException, SMTPRecipientsRefused, SMTPResponseException, known, reason
@@ -35,8 +35,8 @@ from asmtp.protocol.reply import Reply
 if TYPE_CHECKING:
     import asyncio
 
-    from asmtp.mailer.connection import PooledConnection
     from asmtp.mailer.policy import Limit
+    from asmtp.mailer.relay_state import RelayState
     from asmtp.protocol.exchange import Exchange
     from asmtp.protocol.transaction import Transaction
     from asmtp.protocol.verdict import Outcome
@@ -303,6 +303,17 @@ class RequestState(enum.Enum):
     DONE = "done"
 
 
+class Carrier(Protocol):
+    """The part of a :class:`~asmtp.mailer.connection.PooledConnection` that a request on it refers to."""
+
+    @property
+    def relay(self) -> RelayState:
+        """Return where it leads."""
+
+    def withdraw(self, request: DeliveryRequest) -> None:
+        """Stop a request if it can be stopped."""
+
+
 ACTIVE = RequestState.ACTIVE  # a member that is reached through its class costs 70 ns on Python 3.11
 
 
@@ -340,7 +351,7 @@ class DeliveryRequest:
         self.attempts = attempts
         self.state = ACTIVE
         self.since = self.begun = 0.0
-        self.connection: PooledConnection | None = None
+        self.connection: Carrier | None = None
         self.exchange: Exchange[Outcome] | None = None
         self.task: asyncio.Task[None] | None = None
         self.transaction: Transaction | None = None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from asmtp.errors import SMTPServerDisconnected, SMTPTimeoutError
 from asmtp.mailer.message import DeliveryRequest, RequestState
@@ -21,16 +21,44 @@ from asmtp.mailer.schedule import LATE, Decision, Opening, View, decide, serving
 
 if TYPE_CHECKING:
     from asmtp.mailer.connection import PooledConnection
-    from asmtp.mailer.queue import DeliveryQueue
     from asmtp.mailer.relay_state import RelayState
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "Queue"]
 
 BATCH = 0.0005
 """Seconds that a message which is done waits for others, if its connection has enough to do meanwhile."""
 
 ENDED = RequestState.ENDED
 DONE = RequestState.DONE
+
+
+class Queue(Protocol):
+    """The part of the :class:`~asmtp.mailer.queue.DeliveryQueue` that a pool uses."""
+
+    @property
+    def ready(self) -> int:
+        """Return how many requests wait to be sent."""
+
+    def recipients(self) -> Iterable[int]:
+        """Return how many recipients each of them has, in order."""
+
+    def next(self, most: int | None) -> DeliveryRequest:
+        """Take the first one out of the line; if it has more than `most` recipients, the others stay."""
+
+    def ended(self, request: DeliveryRequest, connection: PooledConnection | None) -> None:
+        """Judge a request whose try has ended, on a connection or in the line."""
+
+    def refill(self) -> None:
+        """Put those of a batch that are tried again at once at the head of the line."""
+
+    def settled(self) -> None:
+        """Tell those who wait that a batch was judged."""
+
+    def turn_away(self, relay: RelayState, error: BaseException, until: float, begun: float) -> None:
+        """End the requests that have waited since `until` or longer, as the relay cannot be reached."""
+
+    def close(self) -> None:
+        """End all that wait: nothing is sent any more."""
 
 
 class Pool:
@@ -50,7 +78,7 @@ class Pool:
         connections: those that are open.
     """
 
-    queue: DeliveryQueue
+    queue: Queue
 
     def __init__(
         self,
@@ -75,7 +103,7 @@ class Pool:
         self._meter = RateMeter()
         self._opening: dict[asyncio.Task[None], Opening] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._ended: list[DeliveryRequest] = []
+        self._ended: list[tuple[DeliveryRequest, PooledConnection | None]] = []
         self._lost: list[PooledConnection] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeping_soon = False
@@ -349,12 +377,12 @@ class Pool:
 
     # ---- tries that have ended --------------------------------------------------------------
 
-    def finish(self, request: DeliveryRequest) -> None:
+    def finish(self, request: DeliveryRequest, connection: PooledConnection | None = None) -> None:
         """Have a try judged that has ended, together with others, behind what is being read."""
         if request.state is not DONE:
             request.state = ENDED
-        self._ended.append(request)
-        if request.connection is None or not request.connection.busy:
+        self._ended.append((request, connection))
+        if connection is None or not connection.busy:
             self._sweep_soon()
         elif self._sweeping is None:
             self._sweeping = self.loop.call_later(BATCH, self._sweep)
@@ -374,28 +402,29 @@ class Pool:
         now = self.loop.time()
         served = self._measure(batch, now)
         lost, self._lost = self._lost, []
-        for connection in lost:
-            self._bury(connection, now)
+        for gone in lost:
+            self._bury(gone, now)
         ended = self.queue.ended
-        for request in batch:
-            here = request.connection
-            if here is not None and request.error is None:
-                here.taken += 1
-                if request.spent or here.relay.backoff.failures:
-                    self._heed_taken(request, here.relay, now)
-            ended(request)
+        for request, connection in batch:
+            if connection is not None and request.error is None:
+                connection.taken += 1
+                if request.spent or connection.relay.backoff.failures:
+                    self._heed_taken(request, connection.relay, now)
+            ended(request, connection)
         self.queue.refill()
         self.dispatch()
-        for connection in served:
-            self._care(connection)
+        for other in served:
+            self._care(other)
         self.queue.settled()
 
-    def _measure(self, batch: Sequence[DeliveryRequest], now: float) -> Sequence[PooledConnection]:
+    def _measure(
+        self, batch: Sequence[tuple[DeliveryRequest, PooledConnection | None]], now: float
+    ) -> Sequence[PooledConnection]:
         """Measure how fast messages are answered, and return the connections that they were on."""
         answered: dict[PooledConnection, int] = {}
         taken = 0
-        for request in batch:
-            if (connection := request.connection) is not None:
+        for request, connection in batch:
+            if connection is not None:
                 error = request.error
                 answered[connection] = answered.get(connection, 0) + (error is None or is_answered(error))
                 taken += error is None
@@ -403,9 +432,9 @@ class Pool:
             self._meter.took(now, taken)
             if isinstance(self._limiter, AdaptiveRateLimiter):
                 self._limiter = self._limiter.took(now)
-        for connection, count in answered.items():
+        for served, count in answered.items():
             if count:
-                connection.measure(now, count)
+                served.measure(now, count)
         return list(answered)
 
     def _heed_taken(self, request: DeliveryRequest, relay: RelayState, now: float) -> None:

@@ -62,12 +62,13 @@ class DeliveryQueue:
     """The messages of one event loop that have no outcome yet.
 
     Args:
-        pool: sends them.
+        pool: sends them; it is told of the queue.
         retry: what is tried again, and when.
         on_settled: is called when a batch of messages was judged.
 
     Attributes:
         loop: the event loop that it belongs to.
+        pool: sends what is in the active line.
         in_flight: how many messages have no outcome yet.
         retried: how many times one was sent again.
     """
@@ -77,7 +78,7 @@ class DeliveryQueue:
         self.in_flight = 0
         self.retried = 0
         pool.queue = self
-        self._pool = pool
+        self.pool = pool
         self._retry = retry
         self._on_settled = on_settled
         self._closed = False
@@ -96,16 +97,6 @@ class DeliveryQueue:
         """Return how many requests are on no connection now."""
         return len(self._deferred) + len(self._active)
 
-    @property
-    def connections(self) -> int:
-        """Return how many connections are open."""
-        return len(self._pool.connections)
-
-    @property
-    def opening(self) -> int:
-        """Return how many connections are being opened."""
-        return self._pool.opening
-
     def submit(self, message: QueuedMessage) -> None:
         """Put a message in line.  `dispatch` is to be called then."""
         self.in_flight += 1
@@ -113,7 +104,7 @@ class DeliveryQueue:
 
     def dispatch(self) -> None:
         """Send what is in line, as far as there is room."""
-        self._pool.dispatch()
+        self.pool.dispatch()
 
     def withdraw(self, message: QueuedMessage, why: SMTPException | None = None) -> DeliveryState:
         """Stop a message that nobody wants any more, as far as it can be stopped.
@@ -129,9 +120,9 @@ class DeliveryQueue:
                 request.connection.withdraw(request)
             elif request.state is ACTIVE:
                 self._active.remove(request)
-                self._pool.finish(request)
+                self.pool.finish(request)
         state = message.delivery_state({request.delivery_state for request in message.pending})
-        self._pool.dispatch()
+        self.pool.dispatch()
         self.settled()
         return state
 
@@ -162,28 +153,20 @@ class DeliveryQueue:
                 self._quiet = self.loop.create_future()
             await asyncio.shield(self._quiet)
 
-    async def aclose(self) -> None:
-        """Close all connections; nothing should be in flight any more."""
-        await self._pool.aclose()
-
-    async def wait_closed(self) -> None:
-        """Wait until no task of the pool is left."""
-        await self._pool.wait_closed()
-
     def abort(self) -> None:
         """Close all connections at once; what is in flight is ended with what is known of it."""
         self._closed = True
         for timer in (self._timer, self._ending):
             if timer is not None:
                 timer.cancel()
-        self._pool.abort()
+        self.pool.abort()
         self._give_up_deferred()
         self.settled()
 
     def orphaned(self) -> None:
         """End what is in flight, with what is known of it, as the event loop was closed."""
         self._closed = True
-        self._pool.orphaned()
+        self.pool.orphaned()
         self._give_up_deferred()
 
     def _give_up_deferred(self) -> None:
@@ -225,14 +208,14 @@ class DeliveryQueue:
             if message.began is None:
                 message.began = max(request.since, begun)
             request.error = relay.no_connection(error)
-            self._pool.finish(request)
+            self.pool.finish(request)
 
     def close(self) -> None:
         """End all that wait: nothing is sent any more."""
         waiting, self._active = self._active, deque()
         for request in waiting:
             request.error = SMTPStateError("the mailer was closed")
-            self._pool.finish(request)
+            self.pool.finish(request)
 
     def settled(self) -> None:
         """Tell those who wait that a batch was judged, and others are on their way."""
@@ -242,9 +225,9 @@ class DeliveryQueue:
 
     # ---- a try has ended --------------------------------------------------------------------
 
-    def ended(self, request: DeliveryRequest) -> None:
-        """Judge a request whose try has ended: tell what became of it, or try again."""
-        message, connection, outcome, error = request.message, request.connection, request.outcome, request.error
+    def ended(self, request: DeliveryRequest, connection: PooledConnection | None) -> None:
+        """Judge a request whose try has ended, on a connection or in the line: tell what became of it, or try again."""
+        message, outcome, error = request.message, request.outcome, request.error
         if error is not None:
             request.keep_doubt()
         request.connection = request.exchange = request.transaction = None
@@ -252,7 +235,7 @@ class DeliveryQueue:
             return  # it was told that its time was up
         if request.attempts > message.attempts:
             message.attempts = request.attempts
-        relay = self._pool.relays[0] if connection is None else connection.relay
+        relay = self.pool.relays[0] if connection is None else connection.relay
         if outcome is not None and error is None:
             message.took(outcome, relay.name)
             if outcome.refused:
@@ -348,7 +331,7 @@ class DeliveryQueue:
         if limit is not None or any_throttling(replies_of(error)):
             self._heed_rate(limit, error, relay)
         elif isinstance(error, SMTPSenderRefused) and replies_of(error)[0].enhanced.startswith("4.3."):
-            self._pool.distrust(relay, error)  # RFC 3463 §3.4: the system's status
+            self.pool.distrust(relay, error)  # RFC 3463 §3.4: the system's status
         return self._by_retry(request, error, limit)
 
     def _by_retry(self, request: DeliveryRequest, error: Exception, limit: Limit | None) -> bool:
@@ -377,7 +360,7 @@ class DeliveryQueue:
         """
         session = connection.session
         if isinstance(error, NotBegun) or (connection.relay.overlap and not session.overlap):
-            self._pool.alone(connection)
+            self.pool.alone(connection)
         if isinstance(error, NotBegun):
             request.not_begun += 1
             if request.not_begun < 2:
@@ -395,21 +378,21 @@ class DeliveryQueue:
             connection.suspect = request
             if not connection.stale:
                 request.unseen += 1
-                self._pool.heed_end(connection, connection.answered)
+                self.pool.heed_end(connection, connection.answered)
         return connection.suspect is not request or request.unseen <= CHANCES
 
     def _heed_limit(self, request: DeliveryRequest, error: Exception, connection: PooledConnection) -> Limit | None:
         """Return which limit of the server's a message met, if it did, after the pool has been told."""
         limit = limit_of(error, connection.taken)
         if limit is Limit.CONNECTIONS:
-            self._pool.crowded(connection, error)
+            self.pool.crowded(connection, error)
         elif limit is Limit.MESSAGES:
             if not connection.retiring:
-                self._pool.heed_end(connection, connection.taken, certain=True)
+                self.pool.heed_end(connection, connection.taken, certain=True)
             connection.retire()  # and the pool closes it
         elif limit is Limit.SENDER:
             connection.retire()
-            several = len(self._pool.relays) > 1
+            several = len(self.pool.relays) > 1
             if request.returned or (several and replies_of(error)[0].enhanced.startswith("4.3.")):
                 return None  # it is not the connection, or all of the relay
             request.spent = connection.taken
@@ -419,7 +402,7 @@ class DeliveryQueue:
         """Send less to a server that says it is sent too much."""
         if limit is Limit.RATE or any_throttling(replies_of(error)):
             find = limit is Limit.RATE and self._retry is not None
-            self._pool.slow_down(relay, error, find=find)
+            self.pool.slow_down(relay, error, find=find)
 
     # ---- the lines --------------------------------------------------------------------------
 
@@ -464,7 +447,7 @@ class DeliveryQueue:
             request.attempts += 1
             self._enqueue(request)
         self._set_timer()
-        self._pool.dispatch()
+        self.pool.dispatch()
 
     def _taken_back(self, chosen: Callable[[DeliveryRequest], bool]) -> list[DeliveryRequest]:
         """Take the chosen requests out of the deferred line."""
@@ -506,7 +489,7 @@ class DeliveryQueue:
         for request in over:
             request.error = request.said
         since = now - (0 if self._retry is None else self._retry.within or 0)
-        if over and self._pool.last_taken < since:
+        if over and self.pool.last_taken < since:
             # Nothing was taken: those that waited as long behind them have had their time, too.
             for request in self._active:
                 if request.until == math.inf and request.since <= since:

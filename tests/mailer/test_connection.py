@@ -39,7 +39,8 @@ class Bench:
         self._news = asyncio.Event()
         self.connection = make_connection(state or RelayState(where), self._over, self._lost)
 
-    def _over(self, request: DeliveryRequest) -> None:
+    def _over(self, request: DeliveryRequest, connection: PooledConnection) -> None:
+        assert request.connection is connection is self.connection
         request.state = RequestState.ENDED
         self.over.append(request)
         self._news.set()

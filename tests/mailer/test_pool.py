@@ -1053,7 +1053,7 @@ async def test_withdrawn_when_its_try_has_ended() -> None:
         told.queue.withdraw(message)  # it is too late for that
         await asyncio.sleep(0)
         assert told.messages == [message]
-        await told.queue.aclose()
+        await told.queue.pool.aclose()
 
 
 async def test_what_comes_when_it_is_closed_is_handed_back() -> None:
@@ -1067,7 +1067,7 @@ async def test_what_comes_when_it_is_closed_is_handed_back() -> None:
             _, error = each.verdict(0)
             assert isinstance(error, asmtp.SMTPStateError)
             assert error.state == "not_sent"
-        await told.queue.wait_closed()
+        await told.queue.pool.wait_closed()
 
 
 @pytest.mark.virtual_clock
