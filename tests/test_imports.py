@@ -1,11 +1,14 @@
-"""Limit the longest chain of imports: a reader goes down that chain to understand the mailer."""
+"""Limit the longest chain of imports, which a reader goes down to understand the mailer, and look for circles."""
 
 from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 TOP = "asmtp.mailer.mailer"
@@ -51,3 +54,14 @@ def test_the_longest_chain_of_imports() -> None:
     chain = longest_chain(TOP)
     print(f"{len(chain)} modules: {' -> '.join(name.removeprefix('asmtp.') for name in chain)}")
     assert len(chain) <= MOST
+
+
+@pytest.mark.parametrize("folder", ["auth", "cli", "client", "mailer", "sync", "transport"])
+def test_no_circle(folder: str) -> None:
+    """Modules of one folder do not import one another in a circle, not even in functions or for type checkers."""
+    below: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "asmtp" / folder).rglob("*.py")):
+        froms = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        below[module] = {name for node in froms for name in imported([node]) if f".{folder}" in name} - {module}
+    assert list(graphlib.TopologicalSorter(below).static_order())  # raises CycleError, which shows the circle

@@ -61,6 +61,9 @@ class ConnectionState(enum.Enum):
 
     Only one that is SERVING is given messages.  Whether it is open, and in step, is the session's to say: it may be
     lost in any state.
+
+    Two attributes do not follow from the state: `withdrew` and `suspect`.  They are evidence of why the session ended,
+    which the pool and the queue look at afterwards, whatever the state was.
     """
 
     OPENING = "opening"
@@ -158,7 +161,7 @@ class PooledConnection:
         busy_since: the loop's time at which the last replies came, or it became busy.
         idle_since: the loop's time at which it became idle, or the last replies came.
         carried: messages that have a task and are not the session's yet, or not any more.
-        cut: a message was withdrawn while it was under way, which may have ended the connection.
+        withdrew: whether a message was withdrawn while it was under way, which may have ended the connection.
         suspect: the message at which the server ended the connection: the first that had no answer then.
         service: seconds between the replies to two messages while it is busy, on average.
     """
@@ -190,7 +193,7 @@ class PooledConnection:
         self.busy_since = 0.0
         self.idle_since = 0.0
         self.service = relay.service
-        self.cut = False
+        self.withdrew = False
         self.suspect: DeliveryRequest | None = None
         self._depth = 1  # how many messages it is given at a time
         self._recipients: int | None = None
@@ -368,7 +371,7 @@ class PooledConnection:
 
     def withdraw(self, request: DeliveryRequest) -> None:
         """Stop a message if it can be stopped; `on_ended` is called in any case."""
-        self.cut = True
+        self.withdrew = True
         if request.task is not None:
             request.task.cancel()
             return

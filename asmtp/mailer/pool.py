@@ -299,7 +299,7 @@ class Pool:
             return
         others = [other for other in self.connections if other.relay is relay]
         served = connection.answered or any(other.answered for other in others)
-        if connection.begun and not (served or connection.cut or connection.at_probe):
+        if connection.begun and not (served or connection.withdrew or connection.at_probe):
             relay.failed(now, why, random.random())  # to greet is not enough
 
     def _retire(self, connection: PooledConnection) -> None:
