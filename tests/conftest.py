@@ -21,8 +21,8 @@ from coverage import Coverage
 from hypothesis import settings
 
 from asmtp.protocol import transaction
-from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import Chunking
 from asmtp.transport.connection import Connection
 from tests.fakes.clock import VirtualClockLoop
 from tests.fakes.relay import SHAPES

@@ -14,11 +14,12 @@ from asmtp.client.environment import Environment
 from asmtp.client.events import EventLog, clock, show
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, SMTPStateError
 from asmtp.protocol import dialogue
-from asmtp.protocol.chunking import Chunking, RelayChunking
+from asmtp.protocol.chunking import RelayChunking
 from asmtp.protocol.exchange import Dialogue, Exchange
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import Chunking
 from asmtp.transport.connect import Address, open_connection
 from asmtp.transport.connection import Connection
 from asmtp.transport.socketview import SocketView

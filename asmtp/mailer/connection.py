@@ -13,10 +13,10 @@ from asmtp.client.events import EventLog, clock
 from asmtp.client.smtp import AsyncLMTP, AsyncSMTP, Progress
 from asmtp.errors import SMTPException, SMTPServerDisconnected, known
 from asmtp.mailer.message import DeliveryRequest, RequestState
-from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange, ExchangeState
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import Chunking
 from asmtp.protocol.transaction import Transaction
 from asmtp.protocol.verdict import Outcome
 from asmtp.transport.connection import Connection

@@ -40,7 +40,6 @@ command") or ends on an assertion.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
@@ -48,12 +47,12 @@ from typing import TYPE_CHECKING, Any, Final
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected
 from asmtp.protocol.exchange import Dialogue, Group
 from asmtp.protocol.reply import Reply, asks_for_more
-from asmtp.protocol.state import Trigger
+from asmtp.protocol.state import Chunking, Trigger
 
 if TYPE_CHECKING:
     from asmtp.protocol.session import Session
 
-__all__ = ["Chunking", "LastChunk", "RelayChunking", "probe"]
+__all__ = ["RelayChunking", "probe"]
 
 REFUSED: Final = b"BDAT 8 LAST\r\nXASMTP\r\n"
 """A chunk that has to be refused, as there is no recipient."""
@@ -63,29 +62,6 @@ HELP = (211, 214)
 
 ANSWERS = 6
 """Replies of 250 that the probe and HELP may be given.  With more of them the server is out of step."""
-
-
-class Chunking(enum.Enum):
-    """The stages of the question whether a connection reads and drops a refused chunk.
-
-    * A probe leads from UNKNOWN to PROBING, and from there to INCONCLUSIVE, SHOWN or NOT_SHOWN.
-    * From INCONCLUSIVE a second probe leads to SHOWN or NOT_SHOWN.
-    * STARTTLS, AUTH, XCLIENT and EHLO lead back to UNKNOWN; but not from NOT_SHOWN, which is known of the relay.
-    """
-
-    UNKNOWN = "not probed yet"
-    PROBING = "the probe is under way, or the connection ended within it"
-    INCONCLUSIVE = "probed, but MAIL was refused: once more"
-    SHOWN = "it reads and drops a refused chunk"
-    NOT_SHOWN = "it may read a refused chunk as commands, or has not shown that it does not"
-
-
-class LastChunk(enum.Enum):
-    """The fate of the last chunk, which the server may have refused."""
-
-    READ = "it was read as content, whether it was taken or not"
-    DOUBTED = "it was refused, and no reply has shown yet that it was read all the same"
-    MISREAD = "the server took it for commands, and the session has ended"
 
 
 DOUBT_LASTS = 3600.0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from asmtp.protocol.reply import Reply
 
 __all__ = [
-    "PULL", "Dialogue", "Exchange", "ExchangeState", "Group", "Observer", "Phase", "ProbeFirst", "Pull", "Turn",
+    "PULL", "Dialogue", "Exchange", "ExchangeState", "Group", "Observer", "Phase", "Pull", "StepBehind", "Turn",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -106,20 +106,23 @@ PULL: Final = Pull()
 """Yielded by a dialogue to be sent the next octets of its content: bytes, or None at the end."""
 
 
-class ProbeFirst:
-    """Yielded by a transaction that has not written anything, to have the probe of BDAT written in front of it.
+class StepBehind:
+    """Yielded by a dialogue that has not written anything, to step back into the line, behind another dialogue.
+
+    The other one is written when no reply is owed: some servers lose what stands behind content that they have not
+    answered.
 
     Args:
-        mail: its MAIL line: see :func:`asmtp.protocol.chunking.probe`.
+        dialogue: the one that goes in front: see :func:`asmtp.protocol.chunking.probe`.
     """
 
-    __slots__ = ("mail",)
+    __slots__ = ("dialogue",)
 
-    def __init__(self, mail: bytes) -> None:
-        self.mail = mail
+    def __init__(self, dialogue: Dialogue[Any]) -> None:
+        self.dialogue = dialogue
 
 
-Dialogue: TypeAlias = Generator[Group | Pull | ProbeFirst, Any, T]
+Dialogue: TypeAlias = Generator[Group | Pull | StepBehind, Any, T]
 """One thing that a caller wants of the server, with a result of type T: see :mod:`asmtp.protocol.state`."""
 
 
@@ -132,7 +135,7 @@ class ExchangeState(enum.Enum):
     QUEUED    the turn is free, and the window is open                ACTIVE, with the turn
               it is cancelled, or the session ends                    DONE
     ACTIVE    its dialogue yields PULL                                PULLING
-              its dialogue yields ProbeFirst                          QUEUED, behind the probe
+              its dialogue yields StepBehind                          QUEUED, behind the other one
               its dialogue returns or raises, or the session ends     DONE
               it is cancelled while it has the turn                   CANCELLED
     PULLING   it is given content, or a reply refuses the content     ACTIVE

@@ -13,10 +13,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, said
-from asmtp.protocol.chunking import LastChunk
 from asmtp.protocol.exchange import Exchange, ExchangeState, Group, Phase, Turn
 from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, printable
-from asmtp.protocol.state import GO_CODES, State, Trigger
+from asmtp.protocol.state import GO_CODES, LastChunk, State, Trigger
 
 if TYPE_CHECKING:
     from asmtp.protocol.session import Session

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from asmtp.errors import SMTPAuthenticationError, SMTPServerDisconnected, SMTPStateError
-from asmtp.protocol.chunking import Chunking, LastChunk, probe
-from asmtp.protocol.exchange import Dialogue, Exchange, ExchangeState, Group, Observer, ProbeFirst, Pull, Turn
+from asmtp.protocol.exchange import Dialogue, Exchange, ExchangeState, Group, Observer, Pull, StepBehind, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.inbound import Inbound
 from asmtp.protocol.redaction import Redaction
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN
-from asmtp.protocol.state import HELD, OPENING, TRANSITIONS, UNPROVING, State, Trigger
+from asmtp.protocol.state import HELD, OPENING, TRANSITIONS, UNPROVING, Chunking, LastChunk, State, Trigger
 
 __all__ = ["Session"]
 
@@ -345,14 +344,12 @@ class Session:
                 exchange.state = ExchangeState.PULLING
                 self.notify(exchange)
                 return
-            if isinstance(step, ProbeFirst):
-                # The transaction steps back into the line, and the probe goes in front of it.  The probe is an exchange
-                # of its own, so it goes on if the message is cancelled.  It begins when no reply is owed, as some
-                # servers lose what stands behind content that they have not answered.
+            if isinstance(step, StepBehind):
+                # What goes in front is an exchange of its own, so it goes on if this one is cancelled.
                 self._turn = None
                 exchange.state = ExchangeState.QUEUED
                 self._queue.appendleft(exchange)
-                self._queue.appendleft(Exchange(probe(self, step.mail), None, alone=True, raw=False))
+                self._queue.appendleft(Exchange(step.dialogue, None, alone=True, raw=False))
                 return
             try:
                 self._write(exchange, step)

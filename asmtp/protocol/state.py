@@ -56,7 +56,7 @@ The table says what may be written, not when, nor what a reply means.  Seven sma
   shut.
 * What may have been left open: the commands that may have opened a transaction are counted (`Session._serial`), and so
   are those that are known to have left none (`Session._clean_up_to`).  If the two differ, RSET goes first.
-* BDAT on this connection (`Session.chunking`): see :class:`~asmtp.protocol.chunking.Chunking`.
+* BDAT on this connection (`Session.chunking`): see :class:`Chunking`.
 * The last chunk: whether the server has read it as content (`Session.last_chunk`), and whether its message was left
   before BDAT LAST (`Session._chunks_left`).
 * Reading: between replies, within one (`Inbound.reader`), or within one that nobody is owed (`Inbound.intruding`);
@@ -68,7 +68,10 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["ENDED", "GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Trigger", "State", "diagram"]
+__all__ = [
+    "ENDED", "GO_CODES", "HELD", "OPENING", "TRANSITIONS", "UNPROVING", "Chunking", "LastChunk", "State", "Trigger",
+    "diagram",
+]  # fmt: skip
 
 
 class State(enum.Enum):
@@ -194,6 +197,29 @@ OPENING: Final = frozenset({Trigger.mail, Trigger.rcpt, Trigger.data, Trigger.bd
 
 # The triggers behind which the server may be another one: it has to show again what it does with a refused chunk.
 UNPROVING: Final = frozenset({Trigger.hello, Trigger.starttls, Trigger.auth})
+
+
+class Chunking(enum.Enum):
+    """The stages of the question whether a connection reads and drops a refused chunk.
+
+    * A probe leads from UNKNOWN to PROBING, and from there to INCONCLUSIVE, SHOWN or NOT_SHOWN.
+    * From INCONCLUSIVE a second probe leads to SHOWN or NOT_SHOWN.
+    * STARTTLS, AUTH, XCLIENT and EHLO lead back to UNKNOWN; but not from NOT_SHOWN, which is known of the relay.
+    """
+
+    UNKNOWN = "not probed yet"
+    PROBING = "the probe is under way, or the connection ended within it"
+    INCONCLUSIVE = "probed, but MAIL was refused: once more"
+    SHOWN = "it reads and drops a refused chunk"
+    NOT_SHOWN = "it may read a refused chunk as commands, or has not shown that it does not"
+
+
+class LastChunk(enum.Enum):
+    """The fate of the last chunk, which the server may have refused."""
+
+    READ = "it was read as content, whether it was taken or not"
+    DOUBTED = "it was refused, and no reply has shown yet that it was read all the same"
+    MISREAD = "the server took it for commands, and the session has ended"
 
 
 def diagram() -> str:

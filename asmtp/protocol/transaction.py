@@ -38,14 +38,14 @@ from asmtp.errors import (
     SMTPServerDisconnected,
     known,
 )
-from asmtp.protocol.chunking import Chunking, LastChunk
+from asmtp.protocol.chunking import probe
 from asmtp.protocol.content import AsItIs, ContentEncoder, encode_content, line_end
 from asmtp.protocol.envelope import Envelope
-from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, ProbeFirst, Pull, Turn
+from asmtp.protocol.exchange import PULL, Dialogue, Group, Phase, Pull, StepBehind, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Trigger
+from asmtp.protocol.state import Chunking, LastChunk, Trigger
 from asmtp.protocol.verdict import (
     Finals,
     Outcome,
@@ -228,7 +228,7 @@ class Transaction:
         if session.extensions is not self._extensions:
             self._prepare()
         if session.chunking is not _SHOWN and self._needs_probe():
-            yield ProbeFirst(self._commands[0])
+            yield StepBehind(probe(session, self._commands[0]))
         session.messages += 1
         if self._bdat is not (self._offered and session.chunking is _SHOWN) or self._binary:
             self._prepare()

@@ -10,11 +10,12 @@ import pytest
 import asmtp
 import asmtp.protocol.dialogue
 from asmtp.protocol import chunking
-from asmtp.protocol.chunking import Chunking, LastChunk, RelayChunking
+from asmtp.protocol.chunking import RelayChunking
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.exchange import Exchange
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import Chunking, LastChunk
 from asmtp.protocol.transaction import Body, Transaction
 from tests.protocol.transcript import state_of
 

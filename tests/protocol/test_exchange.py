@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from asmtp.errors import SMTPServerDisconnected
-from asmtp.protocol.chunking import Chunking
 from asmtp.protocol.exchange import Exchange, ExchangeState
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import Chunking
 from tests.protocol.letters import NOOP, letter, opened, streamed
 
 pytestmark = pytest.mark.usefixtures("bdat_at_once")

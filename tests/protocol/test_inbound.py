@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from asmtp.protocol import inbound
-from asmtp.protocol.chunking import LastChunk
 from asmtp.protocol.dialogue import raw_write, single, starttls
 from asmtp.protocol.session import Session
-from asmtp.protocol.state import Trigger
+from asmtp.protocol.state import LastChunk, Trigger
 from tests.protocol.letters import STARTS, TWO_BY_BDAT, letter, opened
 from tests.protocol.transcript import Start, describe, parse, play, played_until
 
