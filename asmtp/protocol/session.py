@@ -28,6 +28,8 @@ T = TypeVar("T")
 # Looked up once: a member of an enum takes CPython 3.11 70 ns.
 _ACTIVE = ExchangeState.ACTIVE
 _DONE = ExchangeState.DONE
+_CHUNKS = State.CHUNKS
+_DISCARD = State.DISCARD
 _KEEP = Turn.KEEP
 _RELEASE = Turn.RELEASE
 _NOT_SHOWN = Chunking.NOT_SHOWN
@@ -102,7 +104,6 @@ class Session:
         self._unanswered = 0  # octets
         self._serial = 0  # counts the commands that may leave a transaction open
         self._clean_up_to = 0  # the last of them that is known to have left none
-        self._chunks_left = False  # the last dialogue that had the turn may have ended between BDAT and BDAT LAST
 
     # ---- what it is doing -------------------------------------------------------------------
 
@@ -295,9 +296,7 @@ class Session:
     def pump(self) -> None:
         """Let dialogues write, as long as the turn is free and the window open."""
         while self._queue and self._turn is None and self._may_start(self._queue[0]):
-            if self._chunks_left and self.state is State.CHUNKS:
-                # RFC 3030 §2: RSET, in front of BDAT LAST, discards the chunks that were sent; without it the next
-                # message would be taken for the rest of this one.
+            if self.state is _DISCARD:
                 self._queue.appendleft(Exchange(self.reset(), None, alone=False, raw=False))
             self._turn = exchange = self._queue.popleft()
             exchange.state = _ACTIVE
@@ -430,8 +429,9 @@ class Session:
         exchange.state = _DONE
         if self._turn is exchange:
             self._turn = None
-            self._chunks_left = not exchange.raw
-            if self.state in HELD and not exchange.raw and exchange.group is not None:
+            if self.state is _CHUNKS and not exchange.raw:
+                self.move(Trigger.ABORT)
+            elif self.state in HELD and not exchange.raw and exchange.group is not None:
                 self.fail(SMTPServerDisconnected("a command was left in the middle"))
             elif isinstance(exchange.error, SMTPAuthenticationError) and exchange.error.smtp_code == UNPROVEN:
                 # The dialogues behind the login are not for a server that may be another one.

@@ -57,8 +57,7 @@ The table says what may be written, not when, nor what a reply means.  Seven sma
 * What may have been left open: the commands that may have opened a transaction are counted (`Session._serial`), and so
   are those that are known to have left none (`Session._clean_up_to`).  If the two differ, RSET goes first.
 * BDAT on this connection (`Session.chunking`): see :class:`Chunking`.
-* The last chunk: whether the server has read it as content (`Session.last_chunk`), and whether its message was left
-  before BDAT LAST (`Session._chunks_left`).
+* The last chunk, if it was refused: whether the server has read it as content (`Session.last_chunk`).
 * Reading: between replies, within one (`Inbound.reader`), or within one that nobody is owed (`Inbound.intruding`);
   behind a 421, whom it was said to (`Inbound.left_at`).
 """
@@ -90,6 +89,7 @@ class State(enum.Enum):
     DATA = "the reply to DATA is owed"
     CONTENT = "354: content comes next, until the dot"
     CHUNKS = "BDAT without LAST was written"
+    DISCARD = "the message was left before BDAT LAST: RSET comes next"
     QUIT = "the reply to QUIT is owed"
     CLOSING = "421 was read: nothing more is written; what was written whole before may still be answered"
     CLOSED = "closed by either side, in step"
@@ -118,6 +118,7 @@ class Trigger(enum.Enum):
     GO = "the reply that lets it go on: 220, 250 to a hello, 334, 354"
     NO = "any other reply"
     SECURED = "TLS is up"
+    ABORT = "a message was left before BDAT LAST"
     BYE = "421, or another reply that says that the server closes"
     END = "either side closed"
     FAIL = "out of step, timed out, cut off"
@@ -146,9 +147,12 @@ def _table() -> dict[tuple[State, Trigger], State]:
         (State.CONTENT, Trigger.dot): State.READY,
         (State.CHUNKS, Trigger.bdat): State.CHUNKS,
         (State.CHUNKS, Trigger.bdat_last): State.READY,
-        # RFC 3030 §2: RSET in front of BDAT LAST discards the chunks that were sent.
         (State.CHUNKS, Trigger.rset): State.READY,
         (State.CHUNKS, Trigger.quit): State.QUIT,
+        (State.CHUNKS, Trigger.ABORT): State.DISCARD,
+        # RFC 3030 §2: RSET in front of BDAT LAST discards the chunks that were sent.  Without it the next message would
+        # be taken for the rest of this one.
+        (State.DISCARD, Trigger.rset): State.READY,
         (State.QUIT, Trigger.GO): State.CLOSED,
         (State.QUIT, Trigger.NO): State.CLOSED,
     }

@@ -106,7 +106,7 @@ BRANCHES: dict[str, tuple[str, Callable[[], Session], dict[str, str], str]] = {
         """,
         both,
         {"streamed": "SMTPDataError 552 too much [refused]"},
-        "CHUNKS",
+        "DISCARD",
     ),
     "421_to_the_last": ("start noop\nC: noop\nS: 421 bye", both, {"noop": "421 bye"}, "CLOSED"),
     "goodbye": ("start quit\nC: quit\nS: 221 bye", both, {"quit": "221 bye"}, "CLOSED"),

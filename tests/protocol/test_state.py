@@ -30,6 +30,7 @@ PATHS: dict[State, list[Trigger | bytes | None]] = {
     State.DATA: [b"220 hi\r\n", Trigger.mail, b"250 ok\r\n", Trigger.data],
     State.CONTENT: [b"220 hi\r\n", Trigger.mail, b"250 ok\r\n", Trigger.data, b"354 go\r\n"],
     State.CHUNKS: [b"220 hi\r\n", Trigger.mail, b"250 ok\r\n", Trigger.bdat, b"250 ok\r\n"],
+    State.DISCARD: [b"220 hi\r\n", Trigger.mail, b"250 ok\r\n", Trigger.bdat, b"250 ok\r\n", None, Trigger.ABORT],
     State.QUIT: [b"220 hi\r\n", Trigger.quit],
     State.CLOSING: [b"220 hi\r\n", None, b"421 bye\r\n"],
     State.CLOSED: [b"220 hi\r\n", Trigger.quit, b"221 bye\r\n"],
@@ -83,6 +84,12 @@ def waiting(owed: int, phase: Phase = Phase.COMMAND) -> Dialogue[Any]:
     yield Group(b"", (), owed, turn=Turn.RELEASE, phase=phase)
 
 
+def nothing() -> Dialogue[Any]:
+    """End at once."""
+    return
+    yield
+
+
 def in_state(state: State) -> Session:
     session = Session()
     session.start(waiting(1, Phase.GREETING))
@@ -98,6 +105,8 @@ def do(session: Session, step: Trigger | bytes | None) -> None:
         session.receive_data(step)
     elif step is None:
         session.start(waiting(3))
+    elif step is Trigger.ABORT:
+        happen(session, step)
     else:
         session.start(one(step), raw=True)
 
@@ -111,9 +120,13 @@ def happen(session: Session, trigger: Trigger) -> None:
     elif trigger is Trigger.SECURED:
         session.secured()
     elif trigger is Trigger.BYE:
-        session.extensions = Extensions.parse(b"hi\nPIPELINING")
-        session.start(waiting(3))
+        if session.state is not State.DISCARD:  # else replies are owed already, and the session would write RSET
+            session.extensions = Extensions.parse(b"hi\nPIPELINING")
+            session.start(waiting(3))
         session.receive_data(b"421 bye\r\n")
+    elif trigger is Trigger.ABORT:
+        session.extensions = Extensions.parse(b"hi\nPIPELINING")
+        session.start(nothing())
     elif trigger is Trigger.END:
         session.close()
     else:
@@ -122,7 +135,10 @@ def happen(session: Session, trigger: Trigger) -> None:
 
 def walk(state: State, trigger: Trigger) -> Session:
     session = in_state(state)
-    if trigger in WRITTEN:
+    if state is State.DISCARD and trigger is Trigger.rset:
+        session.start(one(Trigger.mail))
+        assert session.output() == b"rset\r\n"
+    elif trigger in WRITTEN:
         exchange = session.start(one(trigger), raw=True)
         assert exchange.error is None
         assert session.output() == b"x\r\n"
@@ -142,7 +158,7 @@ def test_every_row_is_walked(table: Recording) -> None:
     assert table.seen == set(TRANSITIONS)
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", set(State) - {State.DISCARD})
 def test_what_is_not_in_the_table_is_not_written(state: State) -> None:
     allowed = {trigger for before, trigger in TRANSITIONS if before is state}
     for trigger in set(WRITTEN) - allowed:
@@ -158,6 +174,21 @@ def test_what_is_not_in_the_table_is_not_written(state: State) -> None:
         else:
             assert not exchange.done  # it waits for the reply that is owed
         assert session.state is state
+
+
+def test_rset_goes_in_front_of_whatever_comes_next_where_chunks_are_to_be_discarded() -> None:
+    assert {trigger for before, trigger in TRANSITIONS if before is State.DISCARD} & set(WRITTEN) == {Trigger.rset}
+    for trigger in WRITTEN:
+        session = in_state(State.DISCARD)
+        session.start(one(trigger), raw=True)
+        assert session.output() == b"rset\r\n"
+        assert session.state is State.READY
+
+
+def test_chunks_that_a_caller_has_written_by_hand_are_not_discarded() -> None:
+    session = in_state(State.CHUNKS)
+    session.start(nothing(), raw=True)
+    assert session.state is State.CHUNKS
 
 
 def test_no_state_is_unreachable() -> None:

@@ -159,7 +159,7 @@ def test_the_content_cannot_be_had(shape: str) -> None:
     piece = "C: BDAT 2\nC: Hi\\\nS: 250 ok" if "CHUNKING" in SHAPES[shape] else "C: Hi\\"
     result = play(ENVELOPE[shape] + f"push one Hi\n{piece}\nabort one", ONE, opened(shape))
     assert result["one"] == "OSError the file is gone"
-    assert result.state == ("CHUNKS" if "CHUNKING" in SHAPES[shape] else "BROKEN")
+    assert result.state == ("DISCARD" if "CHUNKING" in SHAPES[shape] else "BROKEN")
     assert not result.clean
 
 
@@ -167,7 +167,7 @@ def test_the_content_cannot_be_had_while_a_reply_is_owed() -> None:
     text = ENVELOPE["both"] + "push one Hi\nC: BDAT 2\nC: Hi\\\nabort one\nS: 250 ok"
     result = play(text, ONE, opened("both"))
     assert result["one"] == "OSError the file is gone"
-    assert result.state == "CHUNKS"
+    assert result.state == "DISCARD"
 
 
 # ---- refused on the way ----------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_a_chunk_refused_where_each_is_awaited() -> None:
     text = ENVELOPE["CHUNKING"] + "push one Hi\nC: BDAT 2\nC: Hi\\\nS: 552 too much"
     result = play(text, ONE, opened("CHUNKING"))
     assert result["one"] == "SMTPDataError 552 too much [refused]"
-    assert result.state == "CHUNKS"
+    assert result.state == "DISCARD"
     assert not result.clean
 
 
@@ -196,7 +196,7 @@ def test_a_chunk_refused_is_noticed_before_the_next_one_is_there() -> None:
         """
     result = play(text, ONE, opened("both"))
     assert result["one"] == "SMTPDataError 552 too much [refused]"
-    assert result.state == "CHUNKS"
+    assert result.state == "DISCARD"
     # Even when the replies to the chunks behind it never come.
     assert play(cut(text, 4, "eof"), ONE, opened("both"))["one"] == "SMTPDataError 552 too much [refused]"
 
