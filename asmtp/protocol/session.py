@@ -191,12 +191,12 @@ class Session:
         if self._inbound.intruding and not self._owed:
             self.fail(SMTPServerDisconnected(f"server is closing the connection: {self._inbound.begun()}"))
         exchange = Exchange(dialogue, owner, alone, raw)
-        self._queue.append(exchange)
-        ended = self.error is not None and self.closed
-        if ended or self.doomed:
-            self._queue.clear()
-            self._throw(exchange, self.disconnected() if ended else self._doom())
+        if self.error is not None and self.closed:
+            self._throw(exchange, self.disconnected())
+        elif self.doomed:
+            self._throw(exchange, self._doom())
         else:
+            self._queue.append(exchange)
             self.pump()
         return exchange
 
