@@ -34,7 +34,7 @@ def resolve(future: asyncio.Future[T], result: T) -> None:
 
 
 class Manager(Protocol):
-    """What a bulk send needs of the mailer's :class:`~asmtp.mailer.manager.QueueManager`."""
+    """The part of the mailer's :class:`~asmtp.mailer.manager.QueueManager` that a bulk send uses."""
 
     def submit(self, message: QueuedMessage) -> None:
         """Put a message in line; `dispatch` is to be called then."""
@@ -52,21 +52,21 @@ class Manager(Protocol):
         """End the messages of a bulk send that are on no connection."""
 
     def left(self, bulk: BulkSend, deliveries: Iterable[Delivery[Any]]) -> None:
-        """Forget a bulk send that is done, and keep the deliveries that nobody has taken."""
+        """Forget a bulk send that is done, and keep the deliveries that no caller has taken."""
 
 
 class BulkState(enum.Enum):
-    """Whether messages are taken.
+    """The states of a bulk send.
 
     ======== =================================================================== ================
     state    what happens                                                        next state
     ======== =================================================================== ================
     NEW      it is asked for a delivery, and begins to ask the iterable          PULLING
              another thread says that there are no more messages                 STOPPED
-             the mailer is closed, or nobody asks any more                       CUT
+             the mailer is closed, or the caller leaves the loop                 CUT
     PULLING  the iterable has come to an end                                     STOPPED
-             the mailer is closed, or nobody asks any more: its task is          STOPPING
-             cancelled, and may have to clean up
+             the mailer is closed, or the caller leaves the loop: the task that  STOPPING
+             asks the iterable is cancelled, and may have to clean up
              the same, and its event loop is closed                              CUT
     STOPPING that task has ended by the cancellation, or takes too long          CUT
              the iterable has come to an end all the same                        STOPPED
@@ -100,18 +100,18 @@ class BulkSend:
     """The account of one `send_all`.
 
     Args:
-        manager: sends the messages, and keeps what nobody has asked for.
-        limit: the most messages that may be in flight, or known and not told.
+        manager: sends the messages, and keeps the deliveries of a loop that was left.
+        limit: the most messages that may be in flight, or done and not told.
         octets: about the most octets of content that they may have, if that is more than `least` messages.
         least: see `octets`.
         in_order: tell of them in their order.
         timeout: seconds for the whole of a message, or None.
-        patience: seconds in which an iterable that was cancelled has to end; then it is not waited for; None: no limit.
+        patience: seconds that an iterable has to end after it was cancelled; then it is not waited for; None: no limit.
 
     Attributes:
-        state: whether messages are taken.
+        state: see :class:`BulkState`.
         ready: deliveries that can be told.
-        error: what the iterable raised.
+        error: the exception that the iterable raised.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class BulkSend:
         self._room: asyncio.Future[None] | None = None  # is done when there is room for another
         self._task: asyncio.Task[None] | None = None  # which asks the iterable, while it is PULLING or STOPPING
         self._loop: asyncio.AbstractEventLoop | None = None  # since it is PULLING
-        self._abandoned = False  # nobody asks any more: the deliveries go to the manager; see BulkState
-        self.arrived = self._arrived  # one object, to be compared with
+        self._abandoned = False  # the loop was left: the deliveries go to the manager; see BulkState
+        self.arrived = self._arrived  # one object, by which the manager knows the messages of this bulk send
 
     # ---- taking -----------------------------------------------------------------------------
 
@@ -158,10 +158,10 @@ class BulkSend:
         return held >= self._limit or (self._octets >= self._most_octets and held >= self._least)
 
     def prepared(self, item: Any) -> QueuedMessage | Delivery[Any]:
-        """Return an item as it is sent, or what is wrong with it.
+        """Return an item as a message to be sent, or a delivery that tells why it cannot be.
 
         It is called in any thread, before the iterable is asked for the next item: some callers use one EmailMessage
-        for all messages, so what is changed in it afterwards must have no effect.
+        for all messages, and change it afterwards, which must have no effect.
         """
         envelope = None
         try:
@@ -171,7 +171,7 @@ class BulkSend:
             return FailedDelivery(item, envelope, state_of(error), None, error)
 
     def put(self, prepared: QueuedMessage | Delivery[Any]) -> None:
-        """Send a message; what is wrong with it is told like everything else."""
+        """Send a message; if it cannot be sent, tell that as the outcomes of the others are told."""
         if isinstance(prepared, Delivery):
             self._tell_of(prepared)
             return
@@ -221,7 +221,7 @@ class BulkSend:
                 async for item in messages:
                     self.put(await self._prepared(item) if is_heavy(item) else self.prepared(item))
                     self._manager.dispatch()
-                    if self.state in ENDING:  # and it did not care that it was cancelled
+                    if self.state in ENDING:  # and the iterable did not care that it was cancelled
                         break
                     if self.full or loop.time() - begun > SLICE:
                         await self.room()
@@ -237,7 +237,7 @@ class BulkSend:
             self._manager.dispatch()
 
     async def _prepared(self, item: Any) -> QueuedMessage | Delivery[Any]:
-        """Do the same in another thread, for what takes long."""
+        """Do what `prepared` does in another thread, for an item that takes long."""
         self._manager.dispatch()
         return await call_in_thread(self.prepared, item, abandon=True)
 
@@ -351,7 +351,7 @@ class BulkSend:
         self._hand_out(told)
 
     def finish(self, items: deque[QueuedMessage | Delivery[Any]], told: deque[Delivery[Any]]) -> None:
-        """Do the same, if the event loop has ended: nothing is waited for."""
+        """Do what `remaining` does, but wait for nothing, as the event loop has ended."""
         self.state = STOPPED
         while items:
             self.put(items.popleft())
@@ -461,11 +461,11 @@ class BulkSend:
                 self._loop.call_soon_threadsafe(self.abandon)
 
     def abandon(self, items: Iterable[QueuedMessage | Delivery[Any]] = (), told: Iterable[Delivery[Any]] = ()) -> None:
-        """Stop, as nobody will ask any more, and leave all deliveries to `drain`.
+        """Stop, as the caller has left the loop, and leave all deliveries to `drain`.
 
         Args:
             items: items of the iterable, prepared, that were not put.
-            told: deliveries that were told, and reached nobody.
+            told: deliveries that were handed out and did not reach the caller.
         """
         self.stop()
         for delivery in reversed(list(told)):
@@ -477,7 +477,7 @@ class BulkSend:
         self.settled()
 
     async def rest(self) -> list[Delivery[Any]]:
-        """Stop, wait for what is in flight, and return the deliveries that nobody has taken."""
+        """Stop, wait for what is in flight, and return the deliveries that no caller has taken."""
         self.bereaved()
         self.stop()
         while not self.done:

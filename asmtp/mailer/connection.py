@@ -1,4 +1,4 @@
-"""One connection of a pool: it keeps many messages under way, without a task for each."""
+"""One connection of a pool, which keeps many messages under way without a task for each."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class ConnectionState(enum.Enum):
     RETIRING its last message is answered: QUIT, and the session closes    none
     ======== ============================================================= ==========
 
-    Only one that is SERVING is given messages.  Whether it is open, and in step, is the session's to say: it may be
-    lost in any state.
+    Only one that is SERVING is given messages.  It may be lost in any state: the session knows whether it is open, and
+    in step.
 
     Two attributes do not follow from the state: `withdrew` and `suspect`.  They are evidence of why the session ended,
     which the pool and the queue look at afterwards, whatever the state was.
@@ -78,7 +78,7 @@ EXCHANGE_DONE = ExchangeState.DONE
 
 
 class _RelayClient(AsyncSMTP):
-    """The client of a pooled connection: it has the settings of a relay, and what its connections have in common.
+    """The client of a pooled connection, with a relay's settings, and the state that connections to it share.
 
     Args:
         on_made: is called when there is a connection, which is not connected yet.
@@ -113,7 +113,7 @@ class _RelayClient(AsyncSMTP):
 
 
 class _Carried:
-    """The progress of a message that a task sends: from its transaction on, the session counts it.
+    """The progress of a message that a task sends: from its transaction on, the session counts the message.
 
     Args:
         connection: the connection that counts it before and after.
@@ -154,8 +154,8 @@ class PooledConnection:
         on_probed: is called when the probe of BDAT is over: the message behind it may have been withdrawn meanwhile.
 
     Attributes:
-        state: what the pool does with it.
-        begun, answered, taken: how many messages.
+        state: see :class:`ConnectionState`.
+        begun, answered, taken: how many messages it was given, and how many of them the server has answered, and taken.
         limit: how many it may take, or None.
         until: the loop's time at which it is replaced, or None.
         busy_since: the loop's time at which the last replies came, or it became busy.
@@ -301,7 +301,7 @@ class PooledConnection:
 
     @property
     def retiring(self) -> bool:
-        """Tell whether it is given no more messages, as the pool does not need it, or the server does not want it."""
+        """Tell whether it is given no more messages, as the pool does not need it, or the server takes no more."""
         return self.state is RETIRING
 
     @property
@@ -355,7 +355,7 @@ class PooledConnection:
             transaction = Transaction(
                 self.session, request.envelope, whole(octets), chunking=self._chunking, apart=apart
             )
-        except Exception as error:  # whatever it is, it is this message's
+        except Exception as error:  # this message is to blame, and no other
             request.error = error
             if self._event_log is not None:
                 self._event_log.delivered(request.envelope, octets, None, error, 0.0)
@@ -378,7 +378,7 @@ class PooledConnection:
         exchange = request.exchange
         assert exchange is not None
         self.session.cancel(exchange)
-        exchange.owner = request  # which wants to know the end all the same
+        exchange.owner = request  # the request is told of the end all the same
         if exchange.done:
             self._done(exchange)
 
@@ -408,10 +408,10 @@ class PooledConnection:
             progress.ended()
 
     def _carried_off(self, request: DeliveryRequest, task: asyncio.Task[None]) -> None:
-        """Note that the task of a request has ended: one that was cancelled before it began could not do so."""
+        """Note that the task of a request has ended: a task that was cancelled before it began could not."""
         if task.cancelled() and request.error is None:
             request.error = asyncio.CancelledError()
-        if not self.session.overlap:  # it has learnt that
+        if not self.session.overlap:  # the session has learnt that the server takes none
             self.alone()
         request.task = None
         self.carried -= 1
@@ -453,21 +453,21 @@ class PooledConnection:
                 exchange.on_done = self._tidied
 
     def _tidied(self, exchange: Exchange[Any]) -> None:
-        """Look at the reply to our own RSET, which nobody awaits."""
+        """Look at the reply to our own RSET, which no task awaits."""
         self._tidying = False
         reply = exchange.result
         if reply is not None and not reply.ok and self.session.idle:
             self.close()
 
     def orphaned(self) -> None:
-        """End what is under way, as the event loop was closed, without the transport, which cannot do anything."""
+        """End what is under way, as the event loop was closed; the transport is left alone: it can do nothing."""
         session = self.session
         session.on_output = session.on_chunking = lambda: None
         session.notify = _tell
         session.fail(SMTPServerDisconnected("the event loop was closed"))
 
     def retire(self) -> None:
-        """Give it no more messages; whoever calls this closes it when the last one is answered."""
+        """Give it no more messages; the pool closes it when the last one is answered."""
         self.state = RETIRING
 
     async def leave(self) -> None:
@@ -491,6 +491,6 @@ def make_connection(
 
 
 def _tell(exchange: Exchange[Any]) -> None:
-    """Tell of an exchange, as a session's `notify`, but no future: its event loop is closed."""
+    """Call an exchange's `on_done`, as a session's `notify` does, but resolve no future: its event loop is closed."""
     if exchange.on_done is not None:
         exchange.on_done(exchange)

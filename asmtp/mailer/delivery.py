@@ -60,7 +60,7 @@ class _Delivery(Generic[T]):
         error: why the message was not sent, or is in doubt.
     """
 
-    item: T = field(repr=False)  # what is in a message does not belong into logs
+    item: T = field(repr=False)  # the content of a message does not belong into logs
     envelope: Envelope | None
     state: DeliveryState
     receipt: Receipt | None = None
@@ -82,7 +82,7 @@ class SentDelivery(_Delivery[T]):
 
     @property
     def ok(self) -> Literal[True]:
-        """Tell whether it was sent: it was."""
+        """Return True: it was sent."""
         return True
 
 
@@ -98,7 +98,7 @@ class FailedDelivery(_Delivery[T]):
 
     @property
     def ok(self) -> Literal[False]:
-        """Tell whether it was sent: that is not known, or it was not."""
+        """Return False: it was not sent, or that is not known."""
         return False
 
 
@@ -114,7 +114,7 @@ def state_of(error: BaseException | None) -> DeliveryState:
 
 
 def refusals(error: SMTPRecipientsRefused) -> dict[str, Reply]:
-    """Return the recipients who were refused, and the replies; none if it was made by hand, of something else."""
+    """Return the recipients who were refused, and the replies; none if the error was made by hand of something else."""
     found = error.recipients if isinstance(error.recipients, dict) else {}
     return {who: Reply(*reply) for who, reply in found.items() if isinstance(reply, tuple)}
 

@@ -77,7 +77,7 @@ class AsyncMailer:
             they are not all replaced at once); None: without limit.
         close_timeout: seconds after which leaving, and `aclose`, do not wait any more for what is in flight; None:
             without limit.
-        options: what is to hold for all relays, over what their URLs say; None says nothing.  They are:
+        options: settings for all relays, which override those of their URLs; None overrides nothing.  They are:
         {options}
 
     Raises:
@@ -141,7 +141,7 @@ class AsyncMailer:
 
     @property
     def stats(self) -> Statistics:
-        """Counts of what the mailer is doing, and has done."""
+        """Return counts of what the mailer is doing, and has done."""
         return self._manager.stats
 
     # ---- what people call -------------------------------------------------------------------

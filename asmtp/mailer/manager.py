@@ -76,18 +76,18 @@ class QueueManager:
     """Keeps the queue of the event loop in which a mailer is used, and what outlives it.
 
     Attributes:
-        closing: nothing more is taken.
+        closing: whether the mailer takes no more messages.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.closing = False
-        self._queue: DeliveryQueue | None = None  # of the loop that the mailer is used in, once it is
+        self._queue: DeliveryQueue | None = None  # that of the event loop in which the mailer is used; None before
         self._kept = [Kept() for _ in settings.relays]
         self._bulk_sends: set[BulkSend] = set()
         self._unclaimed: deque[Delivery[Any]] = deque(maxlen=UNCLAIMED)
         self._counts: dict[DeliveryState, int] = {"sent": 0, "refused": 0, "not_sent": 0, "in_doubt": 0}
-        self._retried = 0  # in event loops that are no more
+        self._retried = 0  # in event loops that were closed
 
     @property
     def connected(self) -> bool:
@@ -96,7 +96,7 @@ class QueueManager:
 
     @property
     def stats(self) -> Statistics:
-        """Counts of what the mailer is doing, and has done."""
+        """Return counts of what the mailer is doing, and has done."""
         queue = self._queue
         if queue is None:
             return Statistics(0, 0, 0, 0, **self._counts, retried=self._retried)
@@ -105,7 +105,7 @@ class QueueManager:
         return Statistics(*now, **self._counts, retried=self._retried + queue.retried)
 
     def relays(self) -> list[RelayState]:
-        """Return the relays, with what is known of them from one event loop to the next."""
+        """Return the relays, each with the part of its state that is kept from one event loop to the next."""
         return [RelayState(relay, kept) for relay, kept in zip(self.settings.relays, self._kept, strict=True)]
 
     # ---- messages ---------------------------------------------------------------------------
@@ -180,12 +180,12 @@ class QueueManager:
             queue.give_up(lambda request: request.message.arrived is bulk.arrived)
 
     def left(self, bulk: BulkSend, deliveries: Iterable[Delivery[Any]]) -> None:
-        """Forget a bulk send that is done, and keep the deliveries that nobody has taken."""
+        """Forget a bulk send that is done, and keep the deliveries that no caller has taken."""
         self._bulk_sends.discard(bulk)
         self._unclaimed += deliveries
 
     def claimed(self) -> list[Delivery[Any]]:
-        """Return the deliveries that nobody has taken, once."""
+        """Return the deliveries that no caller has taken, once."""
         unclaimed = list(self._unclaimed)
         self._unclaimed.clear()
         return unclaimed

@@ -63,7 +63,7 @@ def envelope_of(item: Any) -> Envelope:
 
 
 def is_heavy(item: Any) -> bool:
-    """Tell whether a QueuedMessage is better made off the event loop: of a large email.message.Message."""
+    """Tell whether to make the QueuedMessage off the event loop, as the item has a large email.message.Message."""
     message = item.content if isinstance(item, Envelope) else item[2] if type(item) is tuple and item[2:] else item
     return isinstance(message, Message) and weight(message) > PIECE
 
@@ -83,19 +83,21 @@ class QueuedMessage:
     """One message on its way, and the account of each of its recipients.
 
     Args:
-        item: what the caller gave.
+        item: the item that the caller gave.
         envelope: sender, recipients, and the content.
-        arrived: is called once, with the message, when all is known.
+        arrived: is called once, with the message, when the outcome of each recipient is known.
         time: the same as `time.time()`.
 
     Attributes:
-        content: what is sent; the octets of an email.message.Message, which the caller can use for the next message.
-        eight_bit: the content was made of such an object, and is not for servers without 8BITMIME: see `seven_bit`.
+        content: the content as it is sent: of an email.message.Message the octets, as the caller may change the object
+            and use it for the next message.
+        eight_bit: the content was made of such an object, and a server without 8BITMIME is sent `seven_bit` instead.
         octets: about how much memory its content takes.
         once: the content can be read only once, so that there is no second try.
-        began: the loop's time at which it was tried first, or None.
+        began: the loop's time at which its first try began, or None.
         pending: its delivery requests that are not done.
-        doubted: the recipients of whom a try is in doubt, with its error, and whether it had accepted them.
+        doubted: the recipients who may have the message by a try that is in doubt: the error of that try, and whether
+            the server had accepted the recipient in it.
 
     Raises:
         TypeError: the content cannot be sent.
@@ -188,7 +190,7 @@ class QueuedMessage:
         return next((state for state in order if state in found), "not_sent")
 
     def so_far(self, time: float) -> Receipt | None:
-        """Return the receipt at this moment, as nobody waits for the rest; None if no recipient has the message.
+        """Return the receipt at this moment, for a caller who was cancelled; None if no recipient has the message.
 
         Args:
             time: as `time.time()`.
@@ -213,7 +215,7 @@ class QueuedMessage:
         return Receipt(accepted, refused, failed, reply, relay, attempts, self.started, time)
 
     def verdict(self, time: float) -> tuple[Receipt | None, Exception | None]:
-        """Return the receipt, or why there is none, as all is known.
+        """Return the receipt, or the error if there is none, when the outcome of each recipient is known.
 
         Both are returned if some recipients have the message, and others are in doubt.
 
@@ -245,7 +247,7 @@ class QueuedMessage:
         return receipt, error
 
     def _keep_doubts(self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
-        """Enter as in doubt the recipients who may have it by an earlier try, whatever the last try came to."""
+        """Enter as in doubt the recipients who may have the message by an earlier try, whatever the last came to."""
         for who, error in self._doubts(accepted, refused, failed).items():
             refused.pop(who, None)
             failed[who] = error
@@ -253,7 +255,7 @@ class QueuedMessage:
     def _doubts(
         self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]
     ) -> dict[str, Exception]:
-        """Return the recipients who may have it by an earlier try, though the last one says otherwise, and its error.
+        """Return who may have it by an earlier try though the last one says otherwise, and the error of the earlier one.
 
         A recipient that the server has refused for good is not in doubt, unless it had been accepted before.
         """
@@ -266,7 +268,7 @@ class QueuedMessage:
         return found
 
     def delivery(self, time: float) -> Delivery[Any]:
-        """Return what `send_all` tells of the message, as all is known."""
+        """Return the delivery for the caller of `send_all`, when the outcome of each recipient is known."""
         receipt, error = self.verdict(time)
         if error is not None:
             return FailedDelivery(self.item, self.envelope, state_of(error), receipt, error)
@@ -288,7 +290,7 @@ class RequestState(enum.Enum):
              it is tried again later                            DEFERRED
              it is not tried again                              DONE
     DEFERRED its time has come                                  ACTIVE
-             nobody wants the message any more                  DONE
+             the caller gives the message up                    DONE
     DONE     the message's account has what became of it        none
     ======== ================================================== ==========================================
 
@@ -330,13 +332,14 @@ class DeliveryRequest:
             read first.
         transaction: the transaction of the present try, once it has begun.
         outcome, error: how the last try ended.
-        withdrawn: why nobody wants it any more, or None.
+        withdrawn: why the caller gave the message up, or None.
         not_begun, unseen: how often it was tried again silently: see :class:`~asmtp.Retry`.
         limit: the limit of the server's that its last try met, or None.
-        returned: how often it was tried again for that.
-        until: the loop's time at which that ends.
-        said: what the server said then.
-        spent: how many messages the connection had taken that refused its sender, which may be a limit; or 0.
+        returned: how often it was tried again after a limit.
+        until: the loop's time at which it is not tried again after a limit any more.
+        said: the server's error at the limit, with which it ends then.
+        spent: how many messages a connection had taken when the server refused the sender on it, which may be a limit
+            of the connection; or 0.
     """
 
     __slots__ = (
@@ -397,7 +400,7 @@ class DeliveryRequest:
         return others
 
     def drop_refused(self, error: Exception) -> None:
-        """Leave it, as it is tried again after `error`, to those recipients whom the server may take later."""
+        """Drop the recipients whom the server refused for good, before a request is tried again after `error`."""
         if isinstance(error, SMTPRecipientsRefused):
             final = {who: reply for who, reply in refusals(error).items() if not 400 <= reply.code <= 499}
             if final:
@@ -405,7 +408,7 @@ class DeliveryRequest:
                 self.envelope = self.only(set(self.envelope.recipients) - set(final))
 
     def said_to_others(self) -> Exception:
-        """Return what a message is told that waited behind it while the server took nothing: the server's words."""
+        """Return an error with the server's words, for a message that waited behind this one in vain."""
         assert self.said is not None
         replies = replies_of(self.said)
         error: SMTPException = SMTPException(str(self.said))
@@ -414,7 +417,7 @@ class DeliveryRequest:
         return known(error, "not_sent")
 
     def give_up(self) -> None:
-        """Tell the message what is known of it: it was withdrawn, or met what is not an Exception."""
+        """Fail for its recipients, as it was withdrawn, or as its error is not an Exception."""
         error, why = self.error, self.withdrawn
         told = error
         if not (isinstance(error, Exception) and error is not why and state_of(error) == "refused"):

@@ -1,4 +1,4 @@
-"""When to try a message again, how long to leave a relay alone, and what a server's 4yz says of the server itself.
+"""Decide when to try a message again, how long to leave a relay alone, and what a 4yz says of the server itself.
 
 Values and functions, with `now` in and a decision out: nothing here has a clock, a timer or a random number of its own,
 so each rule can be read and tested as a table.
@@ -32,7 +32,7 @@ def is_transient(error: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and when a message is tried again: exponential back-off with jitter.
+    """Says how often and when a message is tried again: exponential back-off with jitter.
 
     A message is tried again in three cases; :attr:`~asmtp.mailer.manager.Statistics.retried` counts all of them.
 
@@ -97,7 +97,7 @@ class Retry:
         return self.wait(attempts, elapsed, chance)
 
     def wait(self, attempts: int, elapsed: float, chance: float) -> float | None:
-        """Return the same if it is known that another try makes sense."""
+        """Return the same, after an error of which it is known that another try makes sense."""
         if attempts >= self.attempts:
             return None
         try:
@@ -112,7 +112,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long a relay is left alone that cannot be reached, or takes nothing: longer each time.
+    """Says how long a relay is left alone that cannot be reached, or takes nothing: longer each time.
 
     Attributes:
         failures: how many times in a row it failed.
@@ -210,7 +210,7 @@ def limit_of(error: BaseException, taken: int) -> Limit | None:
         error: how its try ended.
         taken: how many messages the connection took before.
     """
-    if isinstance(error, SMTPServerDisconnected):  # it was written behind another that was told
+    if isinstance(error, SMTPServerDisconnected):  # it was written behind another message, which got the reply
         crowded = not taken and error.state == "not_sent" and is_crowded(str(error))
         return Limit.CONNECTIONS if crowded else None
     replies = replies_of(error)

@@ -1,8 +1,8 @@
 """The connections of a mailer.
 
 They are opened as the load asks, given messages while they have room, left alone while they are silent, and replaced in
-time: :func:`asmtp.mailer.schedule.decide` decides that, and :meth:`Pool.dispatch` carries it out.  The messages that
-wait, and those whose try has ended, are the queue's: see :class:`asmtp.mailer.queue.DeliveryQueue`.
+time: :func:`asmtp.mailer.schedule.decide` decides that, and :meth:`Pool.dispatch` carries it out.  The queue has the
+messages that wait, and judges those whose try has ended: see :class:`asmtp.mailer.queue.DeliveryQueue`.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Pool:
     Args:
         relays: in the order of preference.
         most: how many connections may be open.
-        connect: makes a connection, which is not open yet; it is given the same as a
+        connect: makes a connection, which is not open yet; it takes the arguments of
             :class:`~asmtp.mailer.connection.PooledConnection`.
         idle: seconds after which an unused connection is closed, or None.
         max_messages, max_age: about how many messages, and seconds, after which a connection is replaced, or None.
         limiter: how fast messages may go, or None.
 
     Attributes:
-        queue: what is to be sent.  It is set by the queue, once.
+        queue: the messages to be sent.  The queue sets it, once.
         connections: those that are open.
     """
 
@@ -205,7 +205,7 @@ class Pool:
         self._wake(now + LATE * relay.patience)
 
     async def _bring_up(self, connection: PooledConnection) -> None:
-        await asyncio.sleep(0)  # an eager task, which could be over before it is known of, begins here
+        await asyncio.sleep(0)  # an eager task begins here: it could be over before the pool knows of it
         relay = connection.relay
         begun = self.loop.time()
         try:
@@ -229,7 +229,7 @@ class Pool:
         self._forget_opening()
         self.connections.append(connection)
         serving = serving_relay(self.relays, self.connections, self._opening.values(), now)
-        for other in self.connections:  # that helped out, or came too late for that
+        for other in self.connections:  # those to a relay that helped out, or was to
             if other.relay is not serving and not other.retiring:
                 self._retire(other)
         self.dispatch()
@@ -258,22 +258,22 @@ class Pool:
         relay = opening.relay
         here = sum(each.relay is relay and not each.retiring for each in self.connections)
         if here:
-            # There are others: so many it takes.
+            # The relay takes as many as there are.
             relay.shrink(here, now)
         else:
             relay.failed(now, error, random.random())
         if not (here or any(each.usable for each in self.connections)):
-            # Each relay is tried for each message, but for those of which it is known that there is no use in it.
+            # Each relay is tried for each message, unless it is known that it is of no use.
             tried = [each.failed_at for each in self.relays if each.lasting is None or each.backoff.expired(now)]
             until = min([*tried, self._waited_for(opening, now)])
             self.queue.turn_away(relay, error, until, opening.begun)
         self.dispatch()
 
     def _waited_for(self, failed: Opening, now: float) -> float:
-        """Return up to when a message must have been put in line, to be turned away as this connection was not opened.
+        """Return the loop's time: messages put in line up to then are turned away, as a connection was not opened.
 
-        Another one may be open in time, but if this one has hung, those that have waited for it from its beginning
-        have had the time that there is for each phase.  (There is always another: one is begun if one hangs.)
+        Another connection may be open in time.  But if this one has hung, the messages that have waited for it from its
+        beginning have had the time that there is for each phase.  (There is always another: one is begun if one hangs.)
         """
         if not self._opening:
             return now
@@ -282,7 +282,7 @@ class Pool:
         return now if all(other.hangs(now) for other in self._opening.values()) else failed.begun
 
     def _on_lost(self, connection: PooledConnection) -> None:
-        """Keep a lost connection until it is known how much it answered: see `_bury`."""
+        """Keep a lost connection until its last messages are judged: see `_bury`."""
         if connection in self.connections:
             self.connections.remove(connection)
             self._lost.append(connection)
@@ -311,7 +311,7 @@ class Pool:
             task.add_done_callback(self._leaving.discard)
 
     def _care(self, connection: PooledConnection) -> None:
-        """See to a connection that has nothing to do (but for a RSET of our own)."""
+        """Tidy, retire or time a connection that has nothing to do (except a RSET of our own)."""
         if connection.load or connection not in self.connections:
             return
         connection.idle_since = self.loop.time()
@@ -486,9 +486,9 @@ class Pool:
 
 
 def _ends_tasks(error: BaseException) -> bool:
-    """Tell whether it is not to be told to those who wait: the program ends, or the pool has cancelled the task.
+    """Tell whether an error ends the task, not the messages that wait: the program ends, or the pool has cancelled it.
 
-    A CancelledError out of a function of the caller's (a token's refresh that was shared, and cancelled) is neither.
+    A CancelledError out of a function of the caller's (a token's refresh that was shared, and cancelled) does not.
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

@@ -107,7 +107,7 @@ class DeliveryQueue:
         self.pool.dispatch()
 
     def withdraw(self, message: QueuedMessage, why: SMTPException | None = None) -> DeliveryState:
-        """Stop a message that nobody wants any more, as far as it can be stopped.
+        """Stop a message that the caller gives up, as far as it can be stopped.
 
         Returns:
             The state of the message at this moment.
@@ -127,18 +127,18 @@ class DeliveryQueue:
         return state
 
     def expire(self, message: QueuedMessage, seconds: float) -> None:
-        """Stop a message whose time is up, as far as it can be; tell at once what is known of it."""
+        """Stop a message whose time is up, as far as it can be; tell the caller at once what is known of it."""
         why = SMTPTimeoutError(f"timed out: not sent within {seconds:g} seconds")
         self.withdraw(message, why)
         for request in list(message.pending):
-            if request.state is not ENDED:  # what has is judged in a moment; the server has not answered this one
+            if request.state is not ENDED:  # one that has ended is judged in a moment
                 told = known(SMTPTimeoutError(*why.args), request.delivery_state)
                 message.failed_for(request.envelope.recipients, told)
                 self._close(request)
         self.settled()
 
     def give_up(self, chosen: Callable[[DeliveryRequest], bool]) -> None:
-        """End the chosen ones of those that are on no connection."""
+        """End the chosen requests, if they are on no connection."""
         found = [request for request in self._active if chosen(request)]
         if found:
             self._active = deque(request for request in self._active if not chosen(request))
@@ -197,7 +197,7 @@ class DeliveryQueue:
 
         Args:
             relay: the one that cannot be reached.
-            begun: when it was begun to look for a connection.
+            begun: the loop's time at which the pool began to look for a connection.
         """
         waiting, self._active = self._active, deque()
         for request in waiting:
@@ -211,7 +211,7 @@ class DeliveryQueue:
             self.pool.finish(request)
 
     def close(self) -> None:
-        """End all that wait: nothing is sent any more."""
+        """End all requests in the active line: nothing is sent any more."""
         waiting, self._active = self._active, deque()
         for request in waiting:
             request.error = SMTPStateError("the mailer was closed")
@@ -232,7 +232,7 @@ class DeliveryQueue:
             request.keep_doubt()
         request.connection = request.exchange = request.transaction = None
         if request.state is DONE:
-            return  # it was told that its time was up
+            return  # the caller was told that the message's time was up
         if request.attempts > message.attempts:
             message.attempts = request.attempts
         relay = self.pool.relays[0] if connection is None else connection.relay
@@ -312,7 +312,7 @@ class DeliveryQueue:
     def _try_again(
         self, request: DeliveryRequest, error: Exception, connection: PooledConnection | None, relay: RelayState
     ) -> bool:
-        """Try a request again, if that makes sense.
+        """Try a request again, if that makes sense; return whether it is tried.
 
         There are three ways, in this order; :class:`~asmtp.Retry` documents them for callers:
 
@@ -335,7 +335,7 @@ class DeliveryQueue:
         return self._by_retry(request, error, limit)
 
     def _by_retry(self, request: DeliveryRequest, error: Exception, limit: Limit | None) -> bool:
-        """Try a request again, if `Retry` says so: at once if the server has reached a limit, or else later."""
+        """Try a request again, if `Retry` says so: at once if the server has reached a limit, else later."""
         retry, message = self._retry, request.message
         if retry is None or message.once or self._closed:
             return False
@@ -382,7 +382,7 @@ class DeliveryQueue:
         return connection.suspect is not request or request.unseen <= CHANCES
 
     def _heed_limit(self, request: DeliveryRequest, error: Exception, connection: PooledConnection) -> Limit | None:
-        """Return which limit of the server's a message met, if it did, after the pool has been told."""
+        """Return the limit of the server's that a message met, or None; the pool is told of it."""
         limit = limit_of(error, connection.taken)
         if limit is Limit.CONNECTIONS:
             self.pool.crowded(connection, error)
@@ -394,7 +394,7 @@ class DeliveryQueue:
             connection.retire()
             several = len(self.pool.relays) > 1
             if request.returned or (several and replies_of(error)[0].enhanced.startswith("4.3.")):
-                return None  # it is not the connection, or all of the relay
+                return None  # another connection does not help, or another relay does
             request.spent = connection.taken
         return limit
 
@@ -407,7 +407,7 @@ class DeliveryQueue:
     # ---- the lines --------------------------------------------------------------------------
 
     def _enqueue(self, request: DeliveryRequest) -> None:
-        """Put a request at the end of the active line."""
+        """Put a request at the tail of the active line."""
         request.state = ACTIVE
         request.since = self.loop.time()
         self._active.append(request)
@@ -463,7 +463,7 @@ class DeliveryQueue:
     def _in_time(self, request: DeliveryRequest, error: Exception) -> bool:
         """Tell whether a request that met a limit has time for another try; without `Retry.within` it has none.
 
-        It is ended by what the server said, `error`, if it is not taken in that time.
+        If the server does not take it in that time, it ends with `error`, the server's words.
         """
         began, within = request.message.began, None if self._retry is None else self._retry.within
         if within is None or began is None or began + within <= self.loop.time():
@@ -482,7 +482,7 @@ class DeliveryQueue:
             self._ending = self.loop.call_at(when, self._end_of_time)
 
     def _end_of_time(self) -> None:
-        """End the requests that met a limit and were not taken in time, by what the server said."""
+        """End the requests that met a limit and were not taken in time, with the server's words."""
         self._ending = None
         now = self.loop.time()
         over = [request for request in self._active if request.until <= now]
@@ -490,7 +490,7 @@ class DeliveryQueue:
             request.error = request.said
         since = now - (0 if self._retry is None else self._retry.within or 0)
         if over and self.pool.last_taken < since:
-            # Nothing was taken: those that waited as long behind them have had their time, too.
+            # The server took nothing: requests that waited as long behind those have had their time, too.
             for request in self._active:
                 if request.until == math.inf and request.since <= since:
                     request.until = now

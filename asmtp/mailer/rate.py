@@ -1,4 +1,4 @@
-"""How fast to send: a rate, the limiter that keeps to it, and the one that finds out what a server takes.
+"""Limit how fast to send: a rate, the limiter that keeps to it, and the one that finds out what a server takes.
 
 Values, as in :mod:`asmtp.mailer.policy`: `now` goes in and a decision comes out.
 """
@@ -129,7 +129,7 @@ class RateLimiter:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveRateLimiter:
-    """Finds a rate that nobody gave: what a server took before it said that it is sent too much.
+    """Finds a rate if the caller gave none: the rate that a server took before it said that it is sent too much.
 
     Nothing goes for a moment; then one message finds out whether more is taken, and the others follow at about what
     was taken in a second.  The rate grows again, in case it was not the limit.  Each change is a new value.
@@ -138,7 +138,7 @@ class AdaptiveRateLimiter:
         rate: messages a second, at `since`.
         since: when the server said it last.
         at: when the next message may go.
-        trying: none was taken since.
+        trying: the server has taken no message since.
     """
 
     rate: float
@@ -153,7 +153,7 @@ class AdaptiveRateLimiter:
     DOUBLING = 30.0
     """Seconds in which the rate doubles."""
     OVER = 600.0
-    """Seconds after which nothing is left of it."""
+    """Seconds after which the limiter is dropped."""
 
     @classmethod
     def of(cls, taken: float, now: float) -> AdaptiveRateLimiter:
@@ -171,7 +171,7 @@ class AdaptiveRateLimiter:
     def sent(self, now: float, recipients: int) -> AdaptiveRateLimiter:
         """Return the limiter after a message went at `now`.
 
-        The number of its recipients does not matter, as nobody knows what the server counts.
+        The number of its recipients does not matter, as it is not known what the server counts.
         """
         if self.trying:
             return dataclasses.replace(self, at=now + self.MOMENT)
@@ -191,7 +191,7 @@ class AdaptiveRateLimiter:
         return dataclasses.replace(self, since=now, at=now + self.MOMENT, trying=True)
 
     def blocked(self, taken: float) -> bool:
-        """Tell whether nothing is taken at all: the message that was to find out was refused, too.
+        """Tell whether the server takes nothing at all: it refused the message that was to find out, too.
 
         Args:
             taken: when a message was taken last.
@@ -199,7 +199,7 @@ class AdaptiveRateLimiter:
         return self.trying and self.at > self.since + self.MOMENT and taken < self.since
 
     def expired(self, now: float) -> bool:
-        """Tell whether there is nothing to be kept any more."""
+        """Tell whether the limiter can be dropped."""
         return now >= self.since + self.OVER
 
 

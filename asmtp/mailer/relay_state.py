@@ -31,7 +31,7 @@ SHRUNK = 60.0
 LEARNT = 600.0
 """Seconds in which no more recipients are given to a transaction, and messages to a connection, than a server took."""
 
-_WHY = 4000  # characters of what is told of a connection: a certificate may have many names
+_WHY = 4000  # characters of an error of a connection: a certificate may have many names
 
 CERTAIN = 10
 """A bare 452 (no enhanced code) counts as a limit of recipients only if at least so many were accepted before."""
@@ -42,8 +42,8 @@ class Kept:
     """The part of a relay's state that a mailer keeps from one event loop to the next.
 
     Attributes:
-        logins: what its servers said to logins.
-        chunking: what its connections have shown of BDAT.
+        logins: the servers' answers to logins.
+        chunking: the experience of its connections with BDAT.
     """
 
     logins: Logins = field(default_factory=Logins)
@@ -54,7 +54,7 @@ class RelayState:
     """A relay, and what the pool has learnt of it.
 
     Args:
-        kept: what was learnt of it before.
+        kept: the part that is kept from an event loop before.
 
     Attributes:
         backoff: until when it is left alone.

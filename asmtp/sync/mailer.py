@@ -78,7 +78,7 @@ class Mailer:
 
     @property
     def stats(self) -> Statistics:
-        """Count what the mailer is doing, and has done."""
+        """Return counts of what the mailer is doing, and has done."""
         return self._mailer.stats
 
     def send(
