@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,9 @@ __all__ = ["VirtualClockLoop", "now"]
 
 PATIENCE = 0.001
 """Real seconds in which the kernel may still deliver something before the clock jumps."""
+
+PATIENCE_TO_CONNECT = 0.5
+"""The same while a socket is being connected: a busy kernel leaves the handshake of TCP to a thread of its own."""
 
 
 class _Selector(selectors.DefaultSelector):  # the best there is on this system
@@ -26,7 +30,8 @@ class _Selector(selectors.DefaultSelector):  # the best there is on this system
             return super().select(timeout)
         if self.loop.working:
             return super().select(None)  # a thread is at work, and wakes the loop when it is done
-        events: list[tuple[selectors.SelectorKey, int]] = super().select(PATIENCE)
+        patience = PATIENCE_TO_CONNECT if self.loop.connecting else PATIENCE
+        events: list[tuple[selectors.SelectorKey, int]] = super().select(patience)
         if not events:
             self.loop.jump(timeout)
         return events
@@ -38,6 +43,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now = 0.0
         self.working = 0  # calls under way in the executor
+        self.connecting = 0  # sockets
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
@@ -51,6 +57,13 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         # Not a rounding error short of the next timer: who looks at the clock then would wait for it for ever.
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         self._now = max(now, timers[0].when()) if timers and abs(timers[0].when() - now) < 1e-6 else now
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        self.connecting += 1
+        try:
+            await super().sock_connect(sock, address)
+        finally:
+            self.connecting -= 1
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
