@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
     from asmtp.client.content import Content as Content
     from asmtp.client.events import Event as Event, Hook as Hook
     from asmtp.client.relay import Relay as Relay
-    from asmtp.client.settings import Options as Options, Token as Token
+    from asmtp.client.settings import Options as Options, TLSMode as TLSMode, Token as Token
     from asmtp.client.smtp import AsyncLMTP as AsyncLMTP, AsyncSMTP as AsyncSMTP, AsyncSMTP_SSL as AsyncSMTP_SSL
     from asmtp.mailer.delivery import (
         Delivery as Delivery,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # what type checkers see; `_LAZY` is what runs
     from asmtp.protocol.parameters import DeliverBy as DeliverBy, Recipient as Recipient, Requests as Requests
     from asmtp.protocol.proxy import ProxyHeader as ProxyHeader
     from asmtp.protocol.reply import Reply as Reply
-    from asmtp.protocol.sasl import Credentials as Credentials
+    from asmtp.protocol.sasl import Credentials as Credentials, Mechanism as Mechanism
     from asmtp.sync.mailer import Mailer as Mailer
     from asmtp.sync.smtp import SMTP as SMTP
     from asmtp.sync.variants import LMTP as LMTP, SMTP_SSL as SMTP_SSL
@@ -73,7 +73,7 @@ _LAZY = {
     "asmtp.auth.selection": ("Mechanisms",),
     "asmtp.client.content": ("Content",),
     "asmtp.client.events": ("Event", "Hook"),
-    "asmtp.client.settings": ("Options", "Token"),
+    "asmtp.client.settings": ("Options", "TLSMode", "Token"),
     "asmtp.client.relay": ("Relay",),
     "asmtp.client.smtp": ("AsyncLMTP", "AsyncSMTP", "AsyncSMTP_SSL"),
     "asmtp.mailer.delivery": ("Delivery", "FailedDelivery", "Receipt", "SentDelivery"),
@@ -85,7 +85,7 @@ _LAZY = {
     "asmtp.protocol.parameters": ("DeliverBy", "Recipient", "Requests"),
     "asmtp.protocol.proxy": ("ProxyHeader",),
     "asmtp.protocol.reply": ("Reply",),
-    "asmtp.protocol.sasl": ("Credentials",),
+    "asmtp.protocol.sasl": ("Credentials", "Mechanism"),
     "asmtp.sync.mailer": ("Mailer",),
     "asmtp.sync.smtp": ("SMTP",),
     "asmtp.sync.variants": ("LMTP", "SMTP_SSL"),

@@ -48,4 +48,4 @@ def test_a_name_that_is_not_there() -> None:
 
 def test_types_that_annotations_need() -> None:
     types = {"Content", "Options", "MailerOptions", "Statistics", "Token", "Mechanisms", "Hook", "Deliveries"}
-    assert types <= set(dir(asmtp))
+    assert types | {"TLSMode", "Mechanism"} <= set(dir(asmtp))
