@@ -106,6 +106,7 @@ if TYPE_CHECKING:  # so that `if delivery.ok:` narrows; at run time it is a clas
     Delivery: TypeAlias = SentDelivery[T] | FailedDelivery[T]
 else:
     Delivery = _Delivery
+    Delivery.__name__ = Delivery.__qualname__ = "Delivery"  # in repr and help
 
 
 def state_of(error: BaseException | None) -> DeliveryState:

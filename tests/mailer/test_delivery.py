@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -65,6 +66,14 @@ def test_a_delivery_that_is_not(state: Any) -> None:
     assert delivery.error.args == ("why",)
     assert delivery.receipt is None
     assert isinstance(delivery, Delivery)
+
+
+def test_a_delivery_is_shown_by_the_name_that_callers_know() -> None:
+    kind: Any = Delivery  # a class; to a type checker a union
+    delivery = kind("item", None, "not_sent")
+    assert repr(delivery) == "Delivery(envelope=None, state='not_sent', receipt=None, error=None)"
+    assert kind.__name__ == "Delivery"
+    assert pickle.loads(pickle.dumps(delivery)) == delivery
 
 
 def test_refusals_are_replies() -> None:
