@@ -274,7 +274,7 @@ class Commands(AuthObjects, Link):
         Args:
             initial_response_ok: send a mechanism's initial response with AUTH (RFC 4954 §4).
             mechanisms: those to use, in this order: names, or (name, function) for one that asmtp does not have; see
-                :class:`~asmtp.client.settings.ConnectionSettings`.
+                :class:`~asmtp.Relay`.
 
         Raises:
             SMTPNotSupportedError: the server does not offer AUTH, or no mechanism that will do.

@@ -18,7 +18,7 @@ from asmtp.protocol.chunking import RelayChunking
 from asmtp.protocol.exchange import Dialogue, Exchange
 from asmtp.protocol.proxy import ProxyHeader
 from asmtp.protocol.reply import Reply
-from asmtp.protocol.session import Session
+from asmtp.protocol.session import DEFAULT_WINDOW, DEFAULT_WINDOW_OCTETS, Session
 from asmtp.protocol.state import Chunking
 from asmtp.transport.connect import Address, open_connection
 from asmtp.transport.connection import Connection
@@ -88,9 +88,12 @@ class Link:
         self._rcpts = 0
 
     def _new_session(self) -> Session:
-        window, octets = self._settings.windows
+        settings = self._settings
         session = self._session_class(
-            lmtp=self.lmtp, pipelining=self._settings.pipelining, window=window, window_octets=octets
+            lmtp=self.lmtp,
+            pipelining=settings.pipelining,
+            window=settings.window or DEFAULT_WINDOW,
+            window_octets=settings.window_octets or DEFAULT_WINDOW_OCTETS,
         )
         session.trace = self._shown(self._trace)
         session.observer = self._event_log

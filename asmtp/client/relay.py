@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from asmtp.client import url as urls
 from asmtp.client.address import LMTP_PORT, SMTP_PORT, SMTP_SSL_PORT, check_port
-from asmtp.client.settings import ConnectionSettings, check_flag
+from asmtp.client.settings import ConnectionSettings, check_flag, with_options
 from asmtp.protocol.hidden import hidden
 
 __all__ = ["Relay"]
@@ -16,6 +16,7 @@ __all__ = ["Relay"]
 ENVIRONMENT = "ASMTP_URL"
 
 
+@with_options([each.name for each in fields(ConnectionSettings)], ConnectionSettings)
 @dataclass(frozen=True, slots=True, repr=False)
 class Relay(ConnectionSettings):
     """One server to send through, and the settings of connections to it.
@@ -27,7 +28,7 @@ class Relay(ConnectionSettings):
         host: name or IP address, or the absolute path of a Unix socket.  A name is kept as A-labels (RFC 5891).
         port: 0 for the protocol's own: 25, 465 with implicit TLS, 2003 for LMTP.
         lmtp: the server speaks LMTP (RFC 2033).
-        others: see :class:`~asmtp.client.settings.ConnectionSettings`.
+        {options}
 
     Raises:
         ValueError, TypeError: an argument is wrong.  The error does not quote host, user name or password.
@@ -39,7 +40,7 @@ class Relay(ConnectionSettings):
     lmtp: bool = False
 
     # A character of a password that is not encoded makes pieces of it a host, or an option, of a URL.
-    secret_values: ClassVar[bool] = True
+    _secret_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", urls.host_name(self.host, "host", path=True))

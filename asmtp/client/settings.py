@@ -11,7 +11,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, TypeVar
 
 from asmtp.auth.selection import Mechanisms, check_mechanisms, needs
 from asmtp.client.address import check_source
@@ -23,7 +23,10 @@ from asmtp.transport.proxy import check_proxy
 from asmtp.transport.timeouts import Timeouts
 from asmtp.transport.tls import check_context
 
-__all__ = ["ConnectionSettings", "Options", "SharedOptions", "TLSMode", "Token", "check_flag", "with_options"]
+__all__ = [
+    "ConnectionSettings", "Options", "SharedOptions", "TLSMode", "Token", "check_credentials", "check_flag",
+    "settings_of", "with_options",
+]  # fmt: skip
 
 C = TypeVar("C", bound=type)
 
@@ -31,12 +34,6 @@ TLSMode = Literal["none", "opportunistic", "required", "implicit"]
 
 Token: TypeAlias = Callable[[bool], str | Awaitable[str]]
 """A function that returns OAuth 2.0 access tokens; see `ConnectionSettings`."""
-
-DEFAULT_WINDOW = 100
-"""Messages and commands that may be unanswered on a connection."""
-
-DEFAULT_WINDOW_OCTETS = 1 << 20
-"""Octets that may be unanswered on a connection."""
 
 _WHOLE = ("window", "window_octets")
 
@@ -101,11 +98,11 @@ class ConnectionSettings:
     proxy_protocol: int | ProxyHeader | None = None
     on_event: Hook | None = field(default=None, repr=False)
 
-    secret_values: ClassVar[bool] = False
+    _secret_values: ClassVar[bool] = False
     """True if errors may not quote values: see `Relay`."""
 
     def __post_init__(self) -> None:
-        secret = self.secret_values
+        secret = self._secret_values
         for name in ("password", "proxy"):
             object.__setattr__(self, name, hidden(getattr(self, name)))
         self._check_login(secret)
@@ -143,51 +140,48 @@ class ConnectionSettings:
             check_mechanisms(self.mechanisms)
             object.__setattr__(self, "mechanisms", tuple(self.mechanisms))
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any], owner: str, **settings: Any) -> Self:
-        """Return the settings that keyword arguments of a client class ask for; checked, also as a whole.
 
-        Args:
-            options: those of `Options`, but for `sock`.
-            owner: the name of the class, for the error.
-            settings: what the client class has arguments of its own for.
+def settings_of(options: Mapping[str, Any], owner: str, **settings: Any) -> ConnectionSettings:
+    """Return the settings that keyword arguments of a client class ask for; checked, also as a whole.
 
-        Raises:
-            TypeError: there is no such option, or a value is of a wrong type.
-            ValueError: a value is wrong, or one is missing.
-        """
-        unknown = set(options) - set(Options.__annotations__)
-        if unknown:
-            raise TypeError(f"{owner}() got an unexpected keyword argument {min(unknown)!r}")
-        for name in _WHOLE:
-            if name in options:  # None, which says nothing in a Relay, is no number here
-                _check_whole(name, options[name])
-        made = cls(**options, **settings)
-        made.check_credentials()
-        return made
+    Args:
+        options: those of `Options`, but for `sock`.
+        owner: the name of the class, for the error.
+        settings: those that the client class has arguments of its own for.
 
-    @property
-    def windows(self) -> tuple[int, int]:
-        """Return the limits for unanswered messages and commands, and for unanswered octets: as set, or by default."""
-        return self.window or DEFAULT_WINDOW, self.window_octets or DEFAULT_WINDOW_OCTETS
+    Raises:
+        TypeError: there is no such option, or a value is of a wrong type.
+        ValueError: a value is wrong, or one is missing.
+    """
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"{owner}() got an unexpected keyword argument {min(unknown)!r}")
+    for name in _WHOLE:
+        if name in options:  # None, which says nothing in a Relay, is no number here
+            _check_whole(name, options[name])
+    made = ConnectionSettings(**options, **settings)
+    check_credentials(made)
+    return made
 
-    def check_credentials(self) -> None:
-        """Raise if user name, password, token and mechanisms do not go together.
 
-        Raises:
-            ValueError: what is missing, or too much.
-        """
-        if self.token is not None:
-            if self.password is not None:
-                raise ValueError("password and token: only one of them can be given")
-            if self.username is None:
-                raise ValueError("username is needed with token")
-        elif (self.username is None) != (self.password is None) and (self.username is None or self.mechanisms is None):
-            raise ValueError("username and password go together")
-        wanted = set() if self.mechanisms is None else needs(self.mechanisms)
-        for need, given in (("password", self.password), ("token", self.token)):
-            if wanted == {need} and given is None:
-                raise ValueError(f"mechanisms: a {need} is needed for them")
+def check_credentials(settings: ConnectionSettings) -> None:
+    """Raise if user name, password, token and mechanisms do not go together.
+
+    Raises:
+        ValueError: the error names what is missing, or too much.
+    """
+    username, password, token, mechanisms = settings.username, settings.password, settings.token, settings.mechanisms
+    if token is not None:
+        if password is not None:
+            raise ValueError("password and token: only one of them can be given")
+        if username is None:
+            raise ValueError("username is needed with token")
+    elif (username is None) != (password is None) and (username is None or mechanisms is None):
+        raise ValueError("username and password go together")
+    wanted = set() if mechanisms is None else needs(mechanisms)
+    for need, given in (("password", password), ("token", token)):
+        if wanted == {need} and given is None:
+            raise ValueError(f"mechanisms: a {need} is needed for them")
 
 
 class SharedOptions(TypedDict, total=False):
@@ -208,7 +202,7 @@ class SharedOptions(TypedDict, total=False):
 
 
 class Options(SharedOptions, total=False):
-    """The keyword arguments of every client class: see :class:`~asmtp.client.settings.ConnectionSettings`.
+    """The keyword arguments of every client class: see :class:`~asmtp.Relay`.
 
     Attributes:
         sock: a connected socket to use instead of connecting.

@@ -16,11 +16,7 @@ from asmtp.client.address import LMTP_PORT, SMTP_SSL_PORT, check_address
 from asmtp.client.commands import Commands
 from asmtp.client.content import PIECE, WHOLE, Content, Pieces, body_of, whole
 from asmtp.client.events import clock
-from asmtp.client.settings import (
-    ConnectionSettings,
-    Options,
-    with_options,
-)
+from asmtp.client.settings import ConnectionSettings, Options, settings_of, with_options
 from asmtp.errors import (
     SMTPConnectError,
     SMTPException,
@@ -89,7 +85,7 @@ class AsyncSMTP(Commands):
     ) -> None:
         hide(options)
         sock = options.pop("sock", None)
-        settings = ConnectionSettings.of(
+        settings = settings_of(
             options,
             self._called or type(self).__name__,
             local_hostname=local_hostname,

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from asmtp.client.content import Content
 from asmtp.client.relay import Relay
-from asmtp.client.settings import ConnectionSettings, SharedOptions, with_options
+from asmtp.client.settings import ConnectionSettings, SharedOptions, check_credentials, with_options
 from asmtp.errors import SMTPRecipientsRefused, SMTPStateError, known
 from asmtp.mailer.bulk import BulkSend, resolve
 from asmtp.mailer.connection import make_connection
@@ -25,12 +25,16 @@ from asmtp.mailer.rate import Rate
 from asmtp.protocol.envelope import Envelope
 from asmtp.protocol.hidden import hidden, hide
 from asmtp.protocol.parameters import Requests
+from asmtp.protocol.session import DEFAULT_WINDOW
 from asmtp.transport.offload import call_in_thread
 from asmtp.transport.timeouts import Timeouts
 
 T = TypeVar("T")
 
 __all__ = ["AsyncMailer", "Deliveries", "MailerOptions", "RelayOptions", "Statistics", "check_limit", "manager_of"]
+
+_BY_DEFAULT = Timeouts()
+"""The time-outs if neither the caller nor the URL says any; this object says that the caller did not."""
 
 
 class RelayOptions(SharedOptions, total=False):
@@ -92,7 +96,7 @@ class AsyncMailer:
         window: int | None = None,
         rate: str | Rate | None = None,
         retry: Retry | None = Retry(),  # noqa: B008  # immutable
-        timeouts: float | Timeouts | EllipsisType | None = ...,
+        timeouts: float | Timeouts | None = _BY_DEFAULT,
         idle: float | None = 60,
         max_messages: int | None = None,
         max_age: float | None = 3600,
@@ -115,7 +119,7 @@ class AsyncMailer:
         settings = Settings(
             relays,
             connections,
-            max(relay.windows[0] for relay in relays),
+            max(relay.window or DEFAULT_WINDOW for relay in relays),
             None if rate is None else Rate.of(rate),
             retry,
             idle,
@@ -386,7 +390,7 @@ def check_limit(name: str, seconds: float | None) -> None:
 def _relays(
     given: str | Relay | Sequence[str | Relay] | None,
     window: int | None,
-    timeouts: float | Timeouts | EllipsisType | None,
+    timeouts: float | Timeouts | None,
     options: RelayOptions,
 ) -> list[Relay]:
     """Return the relays, with the options that are to hold for all.
@@ -415,9 +419,9 @@ def _relays(
     said: Any = {name: value for name, value in options.items() if value is not None}
     if window is not None:
         said["window"] = window
-    if timeouts is not ...:
+    if timeouts is not _BY_DEFAULT:
         said["timeouts"] = Timeouts.of(timeouts, "timeouts")
     relays = [dataclasses.replace(relay, **said) for relay in found]
     for relay in relays:
-        relay.check_credentials()
+        check_credentials(relay)
     return relays

@@ -21,9 +21,15 @@ from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN
 from asmtp.protocol.state import HELD, OPENING, TRANSITIONS, UNPROVING, Chunking, LastChunk, State, Trigger
 
-__all__ = ["Session"]
+__all__ = ["DEFAULT_WINDOW", "DEFAULT_WINDOW_OCTETS", "Session"]
 
 T = TypeVar("T")
+
+DEFAULT_WINDOW = 100
+"""Dialogues that may be unanswered on a connection."""
+
+DEFAULT_WINDOW_OCTETS = 1 << 20
+"""Octets that may be unanswered on a connection."""
 
 # Looked up once: a member of an enum takes CPython 3.11 70 ns.
 _ACTIVE = ExchangeState.ACTIVE
@@ -71,7 +77,12 @@ class Session:
     """SIZE counts the line end that is added to content which has none at its end (RFC 1870 §5)."""
 
     def __init__(
-        self, *, lmtp: bool = False, pipelining: bool = True, window: int = 100, window_octets: int = 1 << 20
+        self,
+        *,
+        lmtp: bool = False,
+        pipelining: bool = True,
+        window: int = DEFAULT_WINDOW,
+        window_octets: int = DEFAULT_WINDOW_OCTETS,
     ) -> None:
         self.lmtp = lmtp
         self.use_pipelining = pipelining

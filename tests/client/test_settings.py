@@ -13,20 +13,20 @@ import pytest
 
 import asmtp
 from asmtp import AsyncLMTP, AsyncSMTP, AsyncSMTP_SSL, Timeouts
-from asmtp.client.settings import ConnectionSettings, Options, SharedOptions
+from asmtp.client.settings import ConnectionSettings, Options, SharedOptions, settings_of
 from asmtp.client.url import OPTIONS
 from asmtp.mailer.mailer import MailerOptions, RelayOptions, manager_of
 
 
 def check(options: Any) -> ConnectionSettings:
     """The settings that the options of a client class ask for."""
-    return ConnectionSettings.of(options, "AsyncSMTP")
+    return settings_of(options, "AsyncSMTP")
 
 
 # ---- a setting is in every list that it belongs in ----------------------------------------------
 
 SETTINGS = get_type_hints(ConnectionSettings)
-del SETTINGS["secret_values"]
+del SETTINGS["_secret_values"]
 
 ARGUMENTS = {"local_hostname", "timeouts", "source_address"}
 """Arguments of their own, of the client classes."""
@@ -75,6 +75,16 @@ def documented(kind: type) -> set[str]:
 def test_help_shows_the_options_of_a_client(kind: type) -> None:
     positional = {"host", "port", "local_hostname", "timeout", "source_address"}
     assert documented(kind) == positional | set(get_type_hints(Options))
+
+
+def test_help_shows_the_options_of_a_relay() -> None:
+    assert documented(asmtp.Relay) == {"host", "port", "lmtp"} | set(SETTINGS)
+
+
+def test_what_a_relay_has() -> None:
+    """Checks and defaults of settings are functions, not methods that callers see."""
+    shown = {"from_url", "from_environment", "several", "name", "url", "host", "port", "lmtp"}
+    assert {name for name in dir(asmtp.Relay) if not name.startswith("_")} == shown | set(SETTINGS)
 
 
 @pytest.mark.parametrize("kind", [asmtp.AsyncMailer, asmtp.Mailer])
