@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_links(document: str) -> None:
         assert not anchor or anchor in anchors, target
 
 
+@functools.cache
 def defined(path: Path) -> set[str]:
     """Return the names that a module defines, those of methods and attributes included."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -76,6 +78,41 @@ def test_the_life_of_a_message() -> None:
     for sender, method in re.findall(r"(\w+)-->>?\w+: (\w+)\(", text):
         if sender in where:
             assert method in defined(ROOT / "asmtp" / where[sender]), (sender, method)
+
+
+def test_the_words() -> None:
+    """A word that is the name of a class is explained beside the module that defines the class."""
+    table = text_of("docs/internals.md").partition("## Words")[2]
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE)
+    found = 0
+    for words, where in rows:
+        for word in words.split(", "):
+            name = "".join(part[0].upper() + part[1:] for part in word.split())
+            homes = [path for path in (ROOT / "asmtp").rglob("*.py") if name in classes_of(path)]
+            found += bool(homes)
+            if homes and not word.startswith(("dialogue", "turn")):
+                assert any(f"`{path.relative_to(ROOT / 'asmtp').as_posix()}`" in where for path in homes), word
+    assert found > 12
+
+
+@functools.cache
+def classes_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+NO_NAMES_OF_CODE = {"refused", "not_sent", "in_doubt", "timeout="}
+
+
+def test_the_names_in_the_answers() -> None:
+    """A name of code is in a module that the same answer names."""
+    answers = text_of("docs/internals.md").partition("## Where is")[2].partition("## Words")[0]
+    for answer in answers.split("\n\n"):
+        quoted = set(re.findall(r"`([^`]+)`", answer))
+        paths = {text for text in quoted if text.endswith(".py")}
+        modules = [module for path in paths for module in (ROOT / "asmtp").rglob(path.removeprefix("asmtp/"))]
+        names = {re.sub(r"\(.*", "", text).rpartition(".")[2] for text in quoted - paths - NO_NAMES_OF_CODE}
+        assert names <= set().union(*map(defined, modules)), answer
 
 
 def test_docstrings_begin_with_a_verb() -> None:

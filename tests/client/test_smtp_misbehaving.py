@@ -1,6 +1,6 @@
 """Servers that break the protocol: one error that says so, a closed connection, and no memory lost to it.
 
-What can be told in a word, to every client, is among the lies of test_lies.py.
+What can be told in a word, to every client, is among the lies of test_smtp_lies.py.
 """
 
 from __future__ import annotations
