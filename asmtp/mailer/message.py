@@ -255,7 +255,7 @@ class QueuedMessage:
     def _doubts(
         self, accepted: dict[str, Reply], refused: dict[str, Reply], failed: dict[str, Exception]
     ) -> dict[str, Exception]:
-        """Return who may have it by an earlier try though the last one says otherwise, and the error of the earlier one.
+        """Return who may have it by an earlier try though the last one says otherwise, and the earlier error.
 
         A recipient that the server has refused for good is not in doubt, unless it had been accepted before.
         """
