@@ -41,7 +41,7 @@ class LoopThread:
 
     Attributes:
         mailer: the mailer.
-        ended: True when nothing can be called any more.
+        ended: whether nothing can be called any more.
     """
 
     def __init__(self, mailer: AsyncMailer) -> None:
@@ -71,7 +71,7 @@ class LoopThread:
 
     @property
     def mine(self) -> bool:
-        """True if the thread is one of this process: a fork does not take threads along."""
+        """Tell whether the thread is one of this process: a fork does not take threads along."""
         return self._process == os.getpid()
 
     def check(self) -> None:
@@ -117,7 +117,7 @@ class LoopThread:
         self.soon(self._leave, timeout)
 
     def forsake(self) -> None:
-        """Have the loop end, though nobody will wait for it."""
+        """Have the loop end, though no caller will wait for it."""
         self._forsaken = True
         self.leave()
 
@@ -155,7 +155,7 @@ class LoopThread:
     def _done(self, call: Future[T], task: asyncio.Task[T]) -> None:
         del self._calls[call]
         self._records.done(call)
-        if task.cancelled():  # nobody waits for it any more, or nothing goes on here
+        if task.cancelled():  # the caller does not wait for it any more, or the loop ends
             call.set_exception(thread_ended())
         elif (error := task.exception()) is not None:
             call.set_exception(error)
@@ -203,7 +203,7 @@ class LoopThread:
 
 
 class EndingLoop(LoopThread):
-    """A loop without a thread, for the end of the program, when Python starts none: it runs in the caller's."""
+    """A loop without a thread of its own, for the end of the program, when Python starts none: callers run it."""
 
     def __init__(self, mailer: AsyncMailer) -> None:
         self.mailer = mailer
@@ -264,7 +264,7 @@ class KeptRecords:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[logging.LogRecord] = deque(maxlen=KEPT)  # of times when nobody waits
+        self._kept: deque[logging.LogRecord] = deque(maxlen=KEPT)  # of times when no caller waits
         self._waiting: dict[Future[Any], SimpleQueue[logging.LogRecord | None]] = {}
         self._lock = threading.RLock()  # for the attributes below; a signal handler may call again
         self._mailing = 0  # calls that log handlers make
@@ -299,7 +299,7 @@ class KeptRecords:
                         self._kept.append(record)
 
     def hear(self) -> None:
-        """Handle the records of times when nobody waited."""
+        """Handle the records of times when no caller waited."""
         with contextlib.suppress(IndexError):  # others do the same
             while not is_handling():
                 handle_all([self._kept.popleft()])
@@ -316,7 +316,7 @@ class KeptRecords:
                 self._kept.append(record)
 
     def done(self, call: Future[Any]) -> None:
-        """Give no more records to a call: it is done, or nobody waits for it any more."""
+        """Give no more records to a call: it is done, or its caller does not wait for it any more."""
         with self._lock:
             self._waiting.pop(call, None)
 
@@ -344,7 +344,7 @@ def start(mailer: AsyncMailer) -> LoopThread:
 
 
 def _forked() -> None:
-    """Replace the lock in a child process: the thread that held it is the parent's."""
+    """Replace the lock in a child process: the thread that held it belongs to the parent."""
     global _starting
     _starting = threading.RLock()
 

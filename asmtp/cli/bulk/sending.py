@@ -42,17 +42,17 @@ T = TypeVar("T")
 
 
 class Sending:
-    """Sends what the sources have, and keeps account of it.
+    """Sends the messages of the sources, and keeps account of them.
 
     Args:
-        mailer: sends it; is closed at the end.
-        again: send what is in doubt, too.
+        mailer: sends them; it is closed at the end.
+        again: send messages that are in doubt, too.
         ahead: messages that may wait inside of the mailer.
         watching: is told of the mailer's events.
 
     Attributes:
-        say: told of each recipient that is refused.
-        interrupted: by a signal.
+        say: is told of each recipient that is refused.
+        interrupted: whether a signal came.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Sending:
         self._closing: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._noted = asyncio.Event()  # something is to be written to the journal
-        self._waiting: list[asyncio.Future[None]] = []  # for it to be durable
+        self._waiting: list[asyncio.Future[None]] = []  # of tasks that wait until it is on the disk
         self._over = False
 
     # ---- the whole --------------------------------------------------------------------------
@@ -93,19 +93,19 @@ class Sending:
         with self._signals():
             try:
                 async with self._mailer:
-                    with contextlib.suppress(SMTPStateError):  # we have closed it: see `stop`
+                    with contextlib.suppress(SMTPStateError):  # `stop` has closed the mailer
                         async for delivery in self._mailer.send_all(outgoing):
                             self._arrived(delivery)
                 if self._closing is not None:
                     await self._closing
             finally:
-                with contextlib.suppress(RuntimeError):  # it waits for a thread, and nobody waits for it any more
+                with contextlib.suppress(RuntimeError):  # it waits for a thread, and is not waited for any more
                     await outgoing.aclose()
                 self._withdraw()
                 self._over = True
                 self._noted.set()
                 await keeper
-                with contextlib.suppress(ValueError):  # a thread is at it that nobody waits for any more
+                with contextlib.suppress(ValueError):  # a thread still reads, and is not waited for any more
                     self._items.close()
                 self._tally.ended = self._tally.clock()
 
@@ -127,14 +127,14 @@ class Sending:
                     loop.remove_signal_handler(number)
 
     def interrupt(self, why: str) -> None:
-        """Begin nothing more and wait for what is in flight; the second time, do not wait."""
+        """Begin nothing more, and wait for the messages in flight; the second time, do not wait."""
         if self.interrupted:
             manager_of(self._mailer).cut()
         self.interrupted = True
         self.stop(why)
 
     def stop(self, why: str) -> None:
-        """Begin nothing more, and wait for what is in flight."""
+        """Begin nothing more, and wait for the messages in flight."""
         self._tally.stopped = self._tally.stopped or why
         if self._closing is None and not self._over:
             self._closing = asyncio.get_running_loop().create_task(self._mailer.aclose())
@@ -142,7 +142,7 @@ class Sending:
     # ---- what goes out ----------------------------------------------------------------------
 
     async def _outgoing(self) -> AsyncGenerator[Envelope, None]:
-        """Yield what the mailer is to send.  All that it is given is durably known to be begun, and little else is."""
+        """Yield the envelopes to send.  Before the mailer gets one, the journal on the disk says that it is begun."""
         read: deque[Item] = deque()
         while True:
             if not read:
@@ -162,7 +162,7 @@ class Sending:
                 yield envelope
 
     def _prepared(self, item: Item) -> Envelope | None:
-        """Return what is left of a message to be sent, noted as begun; None if nothing is left."""
+        """Return the envelope for the recipients that are left, noted as begun; None if nobody is left."""
         self._tally.octets += item.octets
         if item.envelope is None:
             self._tally.broken(item.name, item.error)
@@ -185,19 +185,21 @@ class Sending:
         return min(free, max(2, stats.open + 1) - len(self._handed)) if self._few else free
 
     async def _turn(self) -> int:
-        """Wait until something may be begun; how many messages."""
+        """Wait until a message may be begun; return how many may."""
         free = self._free()
         while free < 1 or (self._room is not None and not self._enough(free)):
             self._room = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SOON):  # what waits for the rate goes out unannounced
+                async with asyncio.timeout(
+                    SOON
+                ):  # the mailer does not tell when a message that waited for the rate goes
                     await self._room
             free = self._free()
         self._room = None
         return free
 
     def _enough(self, free: int) -> bool:
-        """Tell whether enough may be begun to go on: not for each message, if many may be under way."""
+        """Tell whether enough may be begun to go on: not for one message, if many may be under way."""
         return free >= (1 if self._few else self._ahead // 2)
 
     # ---- what comes back --------------------------------------------------------------------
@@ -212,14 +214,14 @@ class Sending:
                 self.say(f"refused: {item.name}: {recipient}: {outcome}")
         if self._room is not None and not self._room.done() and self._enough(self._free()):
             self._room.set_result(None)
-        # What the message itself is to blame for, or its file, is no sign of a server that cannot be used.
+        # If the message itself is to blame, or its file, that is no sign of a server that cannot be used.
         of_server = isinstance(delivery.error, SMTPException) and not isinstance(delivery.error, SMTPNotSupportedError)
         self._hopeless = self._hopeless + 1 if delivery.state == "not_sent" and of_server else 0
         if self._hopeless >= HOPELESS:
             self.stop(f"{HOPELESS} messages one after the other came to nothing")
 
     def _withdraw(self) -> None:
-        """Note that what was begun and not handed over was not sent."""
+        """Note that the messages that were begun and not handed over were not sent."""
         for item, envelope in self._begun.values():
             self._ended(item, dict.fromkeys(envelope.recipients, Outcome("not_sent", None, "stopped before")))
         self._begun.clear()
@@ -231,7 +233,7 @@ class Sending:
     # ---- the journal's file -----------------------------------------------------------------
 
     async def _durable(self) -> bool:
-        """Wait until what was noted is on the disk; whether it is."""
+        """Wait until the journal's notes are on the disk; return whether they are."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._noted.set()
@@ -242,7 +244,7 @@ class Sending:
         return True
 
     async def _keep(self) -> None:
-        """Write to the journal: all that was noted meanwhile at a time."""
+        """Write to the journal, each time all that was noted meanwhile."""
         while not self._over or self._noted.is_set():
             await self._noted.wait()
             self._noted.clear()
@@ -295,7 +297,7 @@ def _batch(items: Iterator[Item], count: int) -> list[Item]:
 
 
 async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """Call it in a thread; where the caller is cancelled, it is waited for: nobody else may call it meanwhile."""
+    """Call a function in a thread; if the caller is cancelled, wait for the end: it must not run twice at a time."""
     task = asyncio.ensure_future(anyio.to_thread.run_sync(work, *arguments))
     try:
         return await asyncio.shield(task)
