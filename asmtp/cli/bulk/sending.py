@@ -190,9 +190,7 @@ class Sending:
         while free < 1 or (self._room is not None and not self._enough(free)):
             self._room = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(
-                    SOON
-                ):  # the mailer does not tell when a message that waited for the rate goes
+                async with asyncio.timeout(SOON):  # a message that waits for the rate goes untold
                     await self._room
             free = self._free()
         self._room = None
