@@ -10,7 +10,7 @@ that name in tests/protocol/test_inbound.py.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asmtp.errors import SMTPProtocolError, SMTPServerDisconnected, said
 from asmtp.protocol.exchange import Exchange, ExchangeState, Group, Phase, Turn
@@ -18,7 +18,10 @@ from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, 
 from asmtp.protocol.state import GO_CODES, LastChunk, State, Trigger
 
 if TYPE_CHECKING:
-    from asmtp.protocol.session import Session
+    from collections.abc import Callable
+
+    from asmtp.protocol.exchange import Observer
+    from asmtp.protocol.redaction import Redaction
 
 __all__ = ["Inbound"]
 
@@ -38,10 +41,40 @@ _KEEP = Turn.KEEP
 _READ = LastChunk.READ
 
 
+class Outbound(Protocol):
+    """The half of a session that writes, as the other half knows it: see :class:`~asmtp.protocol.session.Session`."""
+
+    state: State
+    error: SMTPServerDisconnected | None
+    last_chunk: LastChunk
+    window: int
+    opened: int
+    redaction: Redaction
+    trace: Callable[[str, bytes], None] | None
+    observer: Observer | None
+
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def idle(self) -> bool: ...
+    def redact(self, text: bytes) -> bytes: ...
+    def move(self, trigger: Trigger) -> None: ...
+    def pump(self) -> None: ...
+    def resume(self, exchange: Exchange[Any], value: Any) -> None: ...
+    def finish(self, exchange: Exchange[Any]) -> None: ...
+    def is_whole(self, exchange: Exchange[Any]) -> bool: ...
+    def distrust_chunking(self) -> None: ...
+    def drop_output(self) -> None: ...
+    def fail(self, error: SMTPServerDisconnected) -> None: ...
+    def close(self) -> None: ...
+    def end(self, trigger: Trigger, error: SMTPServerDisconnected) -> None: ...
+
+
 class Inbound:
     """The half of a session that reads.
 
     Attributes:
+        session: the other half.
         owed: the exchanges that are owed replies, in the order in which these will come.
         reader: finds replies in octets.
         progress: how many replies were read so far.
@@ -53,7 +86,7 @@ class Inbound:
 
     __slots__ = ("intruding", "left_at", "owed", "progress", "reader", "reading", "reads", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Outbound) -> None:
         self.session = session
         self.owed: deque[Exchange[Any]] = deque()
         self.progress = 0
