@@ -201,7 +201,7 @@ def test_what_a_server_sends_is_printable_and_short_in_a_sentence(kind: type[SMT
     ],
 )
 def test_whether_it_may_fare_better_later(error: SMTPException, state: Any, transient: bool) -> None:
-    """Each has it, so that nobody needs to ask for the class first."""
+    """Every exception has the property, so that no caller needs to ask for the class first."""
     error.state = state
     assert error.transient is transient
     assert is_transient(error) is transient

@@ -10,7 +10,7 @@ __all__ = ["Echo"]
 
 
 class Echo(Server):
-    """The server's side of a session.
+    """Answer each command line with itself, as the server's side of a session.
 
     Args:
         refuse: asked for each command line, and each content and its recipient; the code to refuse it with, or "".

@@ -159,7 +159,7 @@ def _any_ok(replies: Sequence[str]) -> bool:
 
 
 def cut(text: str, replies: int, *instead: str) -> str:
-    """Return a transcript that ends after so many reply lines, and then has what is given instead."""
+    """Return the beginning of a transcript, up to a number of reply lines, with other lines behind it."""
     lines: list[str] = []
     for line in text.splitlines():
         if line.strip().startswith("S:"):

@@ -47,7 +47,7 @@ def say(session: Session, *replies: str) -> None:
 
 
 def send_by_data(session: Session, **given: Any) -> Exchange[Any]:
-    """One message by DATA, taken."""
+    """Send one message by DATA, which the server takes."""
     exchange = begin(session, **given)
     assert session.output().endswith(BY_DATA)
     say(session, "250 mail", "250 rcpt", "354 go")
@@ -59,7 +59,7 @@ def send_by_data(session: Session, **given: Any) -> Exchange[Any]:
 
 
 def second(session: Session) -> Exchange[Any]:
-    """The second message, in front of which the probe was written."""
+    """Start the second message, and return it; the probe is written in front of it."""
     send_by_data(session)
     exchange = begin(session)
     assert session.output() == PROBE
@@ -127,7 +127,7 @@ NOT_SHOWN = {
 @pytest.mark.parametrize("at_once", [False, True], ids=["line by line", "at once"])
 @pytest.mark.parametrize("replies", NOT_SHOWN.values(), ids=NOT_SHOWN)
 def test_a_server_that_does_not(replies: list[str], at_once: bool) -> None:
-    """The session stays in step, and the message goes by DATA."""
+    """If the server reads the chunk as a command, the session stays in step, and the message goes by DATA."""
     session = opened()
     exchange = second(session)
     told = []
@@ -190,7 +190,7 @@ def test_it_is_closed_at_the_probe() -> None:
 
 @pytest.mark.parametrize("again", [True, False], ids=["then good", "and again"])
 def test_mail_that_is_refused(again: bool) -> None:
-    """It shows nothing: once more with the next message, and only the half that was not shown."""
+    """A probe whose MAIL was refused shows nothing: the next message tries again the half that was not shown."""
     session = opened()
     exchange = second(session)
     refused = ["503 no", "250 reset", "550 not you", "503 no", "250 reset"]
@@ -219,7 +219,7 @@ def test_mail_that_is_refused_and_a_chunk_that_is_read() -> None:
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_transaction_that_may_be_open_is_reset_before(taken: bool) -> None:
-    """Else its recipients get the chunk."""
+    """Without RSET, the recipients of that transaction would get the chunk."""
     session = opened()
     begin(session)
     say(session, "250 mail", "250 rcpt", "450 no content now")
@@ -238,7 +238,7 @@ def test_a_transaction_that_may_be_open_is_reset_before(taken: bool) -> None:
 
 @pytest.mark.parametrize("offers", ["PIPELINING", "CHUNKING", ""])
 def test_no_probe(offers: str) -> None:
-    """Where there is no BDAT, or no PIPELINING, which makes it worth its while."""
+    """A session without BDAT is not probed, nor one without PIPELINING, as BDAT would save nothing there."""
     session = opened(offers)
     for _ in range(3):
         begin(session)
@@ -267,7 +267,7 @@ def test_the_probe_waits_until_everything_is_answered() -> None:
 
 
 def test_a_message_that_is_cancelled_at_the_probe() -> None:
-    """The probe goes on: the connection stays in step."""
+    """If the message is cancelled, the probe goes on, so that the connection stays in step."""
     session = opened()
     exchange = second(session)
     session.cancel(exchange)
@@ -339,7 +339,7 @@ def test_without_pipelining_the_probe_goes_command_by_command(replies: list[str]
 
 
 def shown(window: int | None = None) -> Session:
-    """A session that has passed, and whose window is open."""
+    """Return a session that has passed the probe, and whose window is open."""
     session = opened()
     session.chunking = Chunking.SHOWN
     if window is not None:
@@ -361,7 +361,7 @@ def test_content_that_begins_with_no_header_field_waits_for_its_envelope() -> No
 @pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
 @pytest.mark.parametrize("content", [LETTER, b"hello\r\n"], ids=["behind the envelope", "apart"])
 def test_bdat_that_is_not_understood(code: int, content: bytes) -> None:
-    """A server that says that is out of step: it takes the chunk for commands."""
+    """A server that answers so is out of step: it takes the chunk for commands."""
     session = shown()
     exchange, behind = begin(session, content=content), begin(session)
     say(session, "250 mail", "250 rcpt", f"{code} what")
@@ -382,7 +382,7 @@ REFUSED: dict[str, list[str]] = {
 @pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("garbage", [["500 what"], ["500 what", "500 what", "500 what", "250 reset"]], ids=len)
 def test_a_refused_chunk_that_is_taken_for_commands_after_all(replies: list[str], garbage: list[str]) -> None:
-    """Its first line is answered in the place of RSET: what stands behind is never told as sent."""
+    """The server answers the chunk's first line in the place of RSET, so no message behind it is told as sent."""
     session = shown()
     first, *others = [begin(session) for _ in range(4)]
     assert written(session.output()) == 4
@@ -399,7 +399,7 @@ def test_a_refused_chunk_that_is_taken_for_commands_after_all(replies: list[str]
 
 @pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
 def test_a_refused_chunk_of_a_message_that_was_cancelled(replies: list[str]) -> None:
-    """Nobody judges its replies, but what is behind it must not be told as sent all the same."""
+    """Nobody judges the replies of the cancelled message, but no message behind it is told as sent all the same."""
     session = shown()
     first, *others = [begin(session) for _ in range(3)]
     assert written(session.output()) == 3
@@ -424,7 +424,7 @@ def test_a_refused_chunk_that_is_read(replies: list[str]) -> None:
 @pytest.mark.parametrize("replies", REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("garbage", [b"500 what\r\n", b"500-wh", b"5"], ids=["a reply", "half of one", "an octet"])
 def test_a_refused_chunk_that_is_taken_for_commands_with_nothing_behind_it(replies: list[str], garbage: bytes) -> None:
-    """One message at a time: its first line is answered though no command is owed a reply."""
+    """With one message at a time, the server answers the chunk's first line though no command is owed a reply."""
     session = shown()
     exchange = begin(session)
     told = []
@@ -461,7 +461,7 @@ def test_behind_a_refused_chunk_nothing_is_written_until_it_is_known_to_be_read(
 
 @pytest.mark.parametrize("bye", ["421 bye", "554 Too many nonmail commands"])
 def test_421_in_the_place_of_rset(bye: str) -> None:
-    """The server closes: what is behind was not looked at."""
+    """A server that says 421 closes, and has not looked at what stands behind."""
     session = shown()
     first, second = begin(session), begin(session)
     assert written(session.output()) == 2
@@ -491,7 +491,7 @@ def written(output: bytes) -> int:
 
 
 def test_slow_start() -> None:
-    """One message until the first answer, then one more with each."""
+    """One message is written before the first answer, then one more with each answer."""
     session = opened()
     send_by_data(session)
     for _ in range(20):

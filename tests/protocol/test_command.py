@@ -90,7 +90,7 @@ def test_one_line_or_an_error(verb: str, args: str, encoding: str) -> None:
 
 
 class Proxy:
-    """As werkzeug's LocalProxy: says that it is what it stands for, and passes everything on."""
+    """Stands for an object as werkzeug's LocalProxy does: says that it is of its class, and passes everything on."""
 
     def __init__(self, thing: Any) -> None:
         object.__setattr__(self, "_thing", thing)
@@ -107,7 +107,7 @@ class Proxy:
 
 
 class Lazy:
-    """As Django's lazy strings: no str, but all of its methods."""
+    """Stands for a text as Django's lazy strings do: it is no str, but has all of its methods."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -16,13 +16,13 @@ CONTENT = st.one_of(
 
 
 def normalised(content: bytes) -> bytes:
-    """CRLF for every line end, and one in the end: a line end is CRLF, or a CR or LF that stands alone."""
+    """Return the content with CRLF for every line end (CRLF, or a CR or LF on its own), and one CRLF at the end."""
     text = re.sub(rb"\r\n|\r|\n", b"\r\n", content)
     return text if text.endswith(b"\r\n") or not text else text + b"\r\n"
 
 
 def unstuffed(wire: bytes) -> bytes:
-    """What a server makes of the lines of DATA (RFC 5321 §4.5.2)."""
+    """Return the content that a server makes of the lines of DATA (RFC 5321 §4.5.2)."""
     assert wire.endswith(b"\r\n") or not wire
     lines = wire.split(b"\r\n")
     return b"\r\n".join([line[1:] if line.startswith(b".") else line for line in lines])
@@ -94,7 +94,7 @@ def test_chunks_are_the_content(content: bytes, cuts: list[int]) -> None:
 @given(CONTENT)
 @settings(max_examples=200)
 def test_wire_size(content: bytes) -> None:
-    """Without the CRLF that is added in the end."""
+    """The size does not count the CRLF that is added at the end."""
     assert wire_size(content) == len(re.sub(rb"\r\n|\r|\n", b"\r\n", content))
 
 

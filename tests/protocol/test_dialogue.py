@@ -149,7 +149,7 @@ def test_quit(reply: str) -> None:
 
 
 def test_quit_answered_by_closing() -> None:
-    """What was sent before is sent; an error might have it sent again."""
+    """The messages before QUIT are sent; after an error the caller might send them again."""
     result = play("start quit\nC: quit\neof", OPENING, opened())
     assert result["quit"] == "-1 Connection unexpectedly closed"
 
@@ -184,7 +184,7 @@ def test_starttls_refused() -> None:
 @pytest.mark.parametrize("injected", [b"250 injected\r\n", b"2", b"junk\r\n", b"\x16\x03\x01"])
 @pytest.mark.parametrize("together", [True, False])
 def test_plaintext_behind_starttls(injected: bytes, together: bool) -> None:
-    """CVE-2011-0411: it must not be taken for an answer under TLS; who asked for TLS is told."""
+    """CVE-2011-0411: the text is not taken for an answer under TLS, and whoever asked for TLS is told."""
     session = opened()()
     exchange = session.start(single(b"STARTTLS\r\n", Trigger.starttls), raw=True)
     session.output()
@@ -389,6 +389,6 @@ def test_manual_content_to_two_by_lmtp(first: str, second: str, told: str, clean
     ],
 )
 def test_a_server_that_closes_where_helo_is_said_for_ehlo(error: SMTPServerDisconnected, told: str) -> None:
-    """Why it closes, it has said to EHLO."""
+    """The server has given its reason in its reply to EHLO, so the error has that."""
     with pytest.raises(type(error), match=told), because_of(Reply(521, b"no mail here")):
         raise error

@@ -79,7 +79,7 @@ def test_no_control_passes(control: str) -> None:
 
 
 def test_an_address_that_could_not_be_decoded() -> None:
-    """It would be sent to somebody else, or nobody."""
+    """The message would go to somebody else, or to nobody."""
     raw = b"From: a@x\r\nTo: J\xfcrg <j\xfcrg@x>\r\n\r\nhi"
     with pytest.raises(ValueError, match=r"^recipients: an address that could not be decoded: 'j\\ufffdrg@x'"):
         Envelope.from_message(email.message_from_bytes(raw, policy=email.policy.default))
@@ -320,7 +320,7 @@ def test_one_line_each_or_an_error(
 
 
 def _unquoted(line: str) -> str:
-    """The line without its quoted strings, as a server takes it apart."""
+    """Return the line without its quoted strings, as a server takes it apart."""
     outside, quoted, escaped = "", False, False
     for character in line:
         if escaped:

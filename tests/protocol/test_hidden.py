@@ -53,7 +53,7 @@ def test_options_that_are_hidden() -> None:
 
 
 def check(error: BaseException | None) -> int:
-    """Nothing that is secret stands in a frame of ours, or of pyspnego's, in the error or in what led to it.
+    """Check that no frame of ours or of pyspnego's shows a secret, nor the error, nor the errors behind it.
 
     Returns:
         How many frames of ours there are.
@@ -76,7 +76,7 @@ def check(error: BaseException | None) -> int:
 
 
 def _shown(value: Any) -> str:
-    """As reporters show it."""
+    """Return a value as error reporters show it."""
     return " ".join(map(repr, value)) + repr(value) if isinstance(value, list | tuple) else repr(value)
 
 
@@ -84,7 +84,7 @@ NAMES = ("PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER")
 
 
 class Refusing(asyncio.Protocol):
-    """Asks as a mechanism has it, and says no; or it closes instead."""
+    """Asks as a mechanism expects, and then refuses, or closes instead."""
 
     ASKS = {"LOGIN": ["334 VXNlcg==", "334 UGFzcw=="], "CRAM-MD5": ["334 PDFAeD4="]}
 
@@ -160,7 +160,7 @@ async def test_a_refused_login_of_a_mailer(name: str) -> None:
 
 
 def challenge_of_ntlm() -> bytes:
-    """What a server says to any client that begins with NTLM."""
+    """Return the challenge of a server to any client that begins with NTLM."""
     negotiate = next(gssapi.ntlm(Credentials(USER, PASSWORD)))
     answer = spnego.server(protocol="ntlm", options=spnego.NegotiateOptions.use_ntlm).step(negotiate)
     assert answer is not None
@@ -168,7 +168,7 @@ def challenge_of_ntlm() -> bytes:
 
 
 class Ticketless:
-    """pyspnego's context, with a password; it takes a server's first message, or none, and no other."""
+    """Stands for pyspnego's context with a password: it takes a server's first message, or none, and no other."""
 
     complete = False
 
@@ -185,7 +185,7 @@ class Ticketless:
 def foreign(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Refusing]:
-    """A server that asks as a mechanism of pyspnego's has it, and is not content; or there are no tickets."""
+    """Return a function that makes a server for a mechanism of pyspnego: it asks and refuses, or goes wrong."""
     (tmp_path / "users").write_text(f"DOMAIN:{USER}:{PASSWORD}\n")
     monkeypatch.setenv("NTLM_USER_FILE", str(tmp_path / "users"))
     real = spnego.client

@@ -50,7 +50,7 @@ both = opened("both")
 pipelining = opened("PIPELINING")
 lmtp = opened("both", lmtp=True)
 
-# The name of a branch: what leads there, on which session, what becomes of each dialogue, the state.
+# By the name of a branch: the transcript that leads there, the session, the end of each dialogue, the state.
 BRANCHES: dict[str, tuple[str, Callable[[], Session], dict[str, str], str]] = {
     "plaintext_in_front_of_the_handshake": (
         "start tls\nC: STARTTLS\nS: 220 go\npause\nS: 250 and more",
@@ -209,14 +209,14 @@ def test_progress_counts_replies() -> None:
     ],
 )
 def test_the_message_behind_421(said: str, one: str, two: str) -> None:
-    """The server did not look at it, unless it has gone on behind its 421."""
+    """The server did not look at the message behind its 421, unless it has gone on."""
     result = play(f"{TWO_BY_BDAT}\n{said}\neof", {**STARTS}, both)
     assert result.outcomes == {"one": one, "two": two}
     assert result.state == "CLOSED"
 
 
 def test_behind_421_nothing_leaves_that_has_not_left() -> None:
-    """The message that was written in the same breath cannot be there."""
+    """The server cannot have the message that waited in the output when its 421 came."""
     session = both()
     one = session.start(STARTS["one"].make(session))
     session.output()

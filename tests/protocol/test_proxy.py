@@ -28,7 +28,7 @@ def test_version_2() -> None:
 
 @pytest.mark.parametrize("addresses", [("", "/run/lmtp"), ("", b"\0abstract"), (FOUR[0], SIX[1])])
 def test_addresses_that_cannot_be_told(addresses: Any) -> None:
-    """Of a Unix socket, or of two families."""
+    """The addresses of a Unix socket cannot be told, nor two of different families."""
     assert ProxyHeader(1).encode(*addresses) == b"PROXY UNKNOWN\r\n"
     assert ProxyHeader(2).encode(*addresses) == SIGNATURE + b"\x20\x00\x00\x00"
 

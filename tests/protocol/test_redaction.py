@@ -52,7 +52,7 @@ def test_what_is_not_shown(login: str) -> None:
 
 @pytest.mark.parametrize("login", LOGINS)
 def test_what_is_shown(login: str) -> None:
-    """The names of users and mechanisms are in many texts, and a challenge is read by the mechanism."""
+    """Names of users and mechanisms are shown, as many texts have them, and challenges, as the mechanism reads them."""
     redaction = learnt(*LOGINS[login][0])
     text = b"535 5.7.8 AUTH PLAIN LOGIN for name, me: no, = nor * "
     assert redaction.text(text) == text
@@ -66,7 +66,7 @@ def test_nothing_to_hide(line: bytes) -> None:
 
 
 def test_a_short_password() -> None:
-    """In the clear it would be anywhere; encoded it is not."""
+    """Any text may hold a short password as it is, but not its encoded form."""
     redaction = learnt(b"AUTH PLAIN " + b64(b"\0me\0abc"))
     assert redaction.text(b"abc " + b64(b"\0me\0abc")) == b"abc (not shown)"
 
@@ -124,7 +124,7 @@ def test_the_trace() -> None:
 
 
 def test_ehlo_is_read_as_it_is() -> None:
-    """What is parsed is not changed, whatever the password."""
+    """The text that is parsed is not changed, whatever the password."""
     session: Session = opened()()
     session.start(LOGIN.make(session), alone=True)
     session.receive_data(b"235 ok\r\n")

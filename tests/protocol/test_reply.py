@@ -12,7 +12,7 @@ from asmtp.protocol.reply import _SEEN, MAX_KEPT, MAX_LINE, MAX_REPLY, SHORT, Re
 
 
 def read(data: bytes, **limits: Any) -> tuple[list[Reply], SMTPProtocolError | None]:
-    """Return what comes out of bytes fed whole, and check that the same comes out however they are split."""
+    """Return the replies in bytes that are fed whole, and check that the same come however the bytes are split."""
     reader = ReplyReader(**limits)
     result = reader.feed(data), reader.error
     for at in range(1, min(len(data), 300)):
@@ -150,7 +150,7 @@ def test_pending() -> None:
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
 @pytest.mark.parametrize("mark", [b" ", b"-"])
 def test_line_limit(limit: int, end: bytes, mark: bytes) -> None:
-    """With its line end: m-1 and m pass, m+1 does not."""
+    """The limit includes the line end: m-1 and m octets pass, m+1 do not."""
     for length, legal in ((limit - 1, True), (limit, True), (limit + 1, False)):
         line = (b"250" + mark).ljust(length - len(end), b"x") + end
         assert len(line) == length
@@ -189,7 +189,7 @@ def test_a_line_seen_before_is_under_the_limit_of_this_reader() -> None:
 
 @pytest.mark.parametrize("limit", [MAX_REPLY, 500])
 def test_reply_limit(limit: int) -> None:
-    """All lines with their ends: m-1 and m pass, m+1 does not."""
+    """The limit includes all lines with their ends: m-1 and m octets pass, m+1 do not."""
     for length, legal in ((limit - 1, True), (limit, True), (limit + 1, False)):
         lines = [b"250-".ljust(98, b"x") + b"\r\n"] * (length // 100 - 1)
         last = length - 100 * len(lines)
@@ -271,7 +271,7 @@ LINES = st.one_of(
 @example(b"250 ok\r\n", [1], 8)
 @settings(max_examples=300)
 def test_any_bytes_in_any_pieces(data: bytes, sizes: list[int], limit: int) -> None:
-    """Replies, or one error that stays; and where the pieces end does not matter."""
+    """The reader returns replies, or has one error that stays; it does not matter where the pieces end."""
     pieces, rest = [], data
     for size in sizes:
         pieces.append(rest[:size])

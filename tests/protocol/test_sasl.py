@@ -23,7 +23,7 @@ def b64(text: str | bytes) -> str:
 
 
 def attempt(name: str, mechanism: Any, **options: Any) -> dict[str, Start]:
-    """A login whose mechanism is made anew for each time it is played."""
+    """Return the start of a login whose mechanism is made anew each time that the login is played."""
     make = lambda session: authentication(session, SASLExchange(name, mechanism(), **options))  # noqa: E731
     return {"login": Start(make, alone=True), "noop": NOOP}
 
@@ -84,7 +84,7 @@ def test_cram_md5() -> None:
 
 
 def test_cram_md5_where_md5_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mechanism says so before anything is written."""
+    """The mechanism raises before anything is written."""
 
     def forbidden(*args: object) -> None:
         raise ValueError("unsupported hash type md5")
@@ -135,12 +135,12 @@ def test_oauthbearer_refused() -> None:
 
 
 def test_xoauth2() -> None:
-    """Google's example."""
+    """This is Google's example."""
     assert said(f"start login\nC: AUTH XOAUTH2 {XOAUTH2_LINE}\nS: 235 2.7.0 Accepted", XOAUTH2) == "235 2.7.0 Accepted"
 
 
 def test_xoauth2_refused() -> None:
-    """Google's example: the answer to the error is an empty line."""
+    """In Google's example, the client answers the error with an empty line."""
     text = f"""
         start login
         C: AUTH XOAUTH2 {XOAUTH2_LINE}
@@ -159,7 +159,7 @@ def test_xoauth2_refused() -> None:
 
 @pytest.mark.parametrize("starts", [BEARER, XOAUTH2])
 def test_a_token_refused_at_once(starts: Any) -> None:
-    """Microsoft's way."""
+    """Microsoft's servers refuse a token without a challenge."""
     name, line = ("OAUTHBEARER", BEARER_LINE) if starts is BEARER else ("XOAUTH2", XOAUTH2_LINE)
     text = f"start login\nC: AUTH {name} {line}\nS: 535 5.7.3 Authentication unsuccessful"
     assert said(text, starts) == "SMTPAuthenticationError 535 5.7.3 Authentication unsuccessful"
@@ -199,7 +199,7 @@ def test_xoauth2_takes_names_as_they_are() -> None:
 @pytest.mark.parametrize("name", ["OAUTHBEARER", "XOAUTH2"])
 @pytest.mark.parametrize("empty", ["334", "334 "])
 def test_a_long_token(name: str, empty: str) -> None:
-    """It waits to be asked for, and the challenge that asks for it is not taken for an error."""
+    """A long token waits to be asked for, and the challenge that asks for it is not taken for an error."""
     long = TOKEN * 50
     mechanism = {"OAUTHBEARER": oauthbearer, "XOAUTH2": xoauth2}[name]
     starts = attempt(name, lambda: mechanism(bearing("me", long, "mx.example", 587)))
@@ -243,7 +243,7 @@ def test_what_is_told_of_an_error(error: str | bytes, shown: str) -> None:
 
 
 def told_behind(name: str, mechanism: Mechanism, challenge: str, refusal: bytes) -> bytes | str:
-    """What the error says after a challenge and a refusal."""
+    """Return the text of the error after a challenge and a refusal."""
     sasl = SASLExchange(name, mechanism)
     sasl.reply = Reply(334, challenge.encode())
     sasl.go_on()
@@ -275,12 +275,12 @@ def test_refused_and_closed() -> None:
 
 
 def test_already_authenticated() -> None:
-    """As smtplib takes it."""
+    """The reply counts as success, as in smtplib."""
     assert said("start login\nC: AUTH LOGIN\nS: 503 already", LOGIN) == "503 already"
 
 
 def test_nothing_is_written_for_a_server_that_has_not_proved_itself() -> None:
-    """What others have queued behind the login is not for it."""
+    """Dialogues that others have queued behind the login are not for such a server."""
 
     def deceived() -> Mechanism:
         yield b"hello"
@@ -308,7 +308,7 @@ def test_the_server_asks_and_asks() -> None:
 
 
 def test_the_server_asks_though_it_was_cancelled() -> None:
-    """It goes on in the middle of a login: nothing else can be said to it."""
+    """The server goes on in the middle of a login, so nothing else can be said to it."""
     text = START_LOGIN + "S: 334 bW9yZQ==\nC: *\nS: 334 bW9yZQ=="
     result = play(text, LOGIN, opened())
     assert result["login"].startswith("SMTPAuthenticationError 334 challenge not understood; cancelled: ")
@@ -363,7 +363,7 @@ def test_a_long_initial_response_waits_to_be_asked_for(size: int, fits: bool) ->
 
 @pytest.mark.parametrize(("length", "fits"), [(511, True), (512, True), (513, False)])
 def test_the_limit_of_a_command_line(length: int, fits: bool) -> None:
-    """At m-1, m and m+1; the mechanism's name makes up for the steps of base64."""
+    """Lines of m-1, m and m+1 octets are tried; the mechanism's name makes up for the steps of base64."""
     name = "X" * ((length - 2 - len("AUTH  ")) % 4 + 4)
     response = b"x" * ((length - 2 - len("AUTH  ") - len(name)) // 4 * 3)
     line = SASLExchange(name, from_authobject(lambda: response)).line
@@ -441,7 +441,7 @@ def test_authobject_that_has_nothing_to_say() -> None:
 
 
 def test_authobject_that_raises() -> None:
-    """Before anything is written, nothing has happened; in the middle the exchange is cancelled (RFC 4954 §4)."""
+    """An error before anything is written changes nothing; one in the middle cancels the exchange (RFC 4954 §4)."""
 
     def at_once() -> bytes:
         raise LookupError("no password")
@@ -458,7 +458,7 @@ def test_authobject_that_raises() -> None:
 
 
 def generator(*responses: bytes | None, after: str = "") -> Mechanism:
-    """A mechanism of a caller's: says what it is told to, and in the end what is wrong, if something is."""
+    """Give the responses listed, as a mechanism of a caller's, and in the end raise an error if `after` is given."""
     last: bytes | None = b""
     for response in responses:
         last = yield response
@@ -496,7 +496,7 @@ def test_a_response_has_its_limit(size: int, fits: bool) -> None:
 
 
 def test_external() -> None:
-    """RFC 4422 appendix A.3: without and with a name to act as."""
+    """RFC 4422 appendix A.3: the response is empty, or the name to act as."""
     starts = attempt("EXTERNAL", lambda: external(Credentials()))
     assert said("start login\nC: AUTH EXTERNAL =\nS: 235 ok", starts) == "235 ok"
     starts = attempt("EXTERNAL", lambda: external(Credentials("fred@example.com")))
@@ -504,7 +504,7 @@ def test_external() -> None:
 
 
 def test_already_authenticated_is_no_success_for_who_wants_proof() -> None:
-    """Unless there was a login before."""
+    """It is a success only if there was a login before."""
     starts = attempt("X", lambda: generator(b"one", after="no proof"))
     assert said(f"start login\nC: AUTH X {b64('one')}\nS: 503 already", starts) == "LookupError no proof"
     starts = attempt("X", lambda: generator(b"one", after="no proof"), again=True)
@@ -518,7 +518,7 @@ def test_the_name_is_one_word(name: str) -> None:
 
 
 def test_slow_mechanisms_are_asked_by_who_pushes() -> None:
-    """A challenge makes the dialogue pull; its owner computes, and pushes."""
+    """A challenge makes the dialogue pull; its owner computes the response, and pushes."""
     session = opened()()
     sasl = SASLExchange("CRAM-MD5", cram_md5(TIM), slow=True)
     exchange = session.start(authentication(session, sasl))
@@ -537,7 +537,7 @@ def test_slow_mechanisms_are_asked_by_who_pushes() -> None:
 
 @pytest.mark.parametrize("mechanism", [oauthbearer, xoauth2])
 def test_an_error_in_the_user_name_does_not_show_the_token(mechanism: Any) -> None:
-    """A UnicodeEncodeError holds all of what could not be encoded."""
+    """A UnicodeEncodeError holds all of the text that could not be encoded."""
     with pytest.raises(UnicodeEncodeError) as caught:
         next(mechanism(bearing("me\ud800", "s3cret")))
     assert "s3cret" not in repr(caught.value)
@@ -549,7 +549,7 @@ def test_credentials_do_not_show_their_secrets() -> None:
 
 @pytest.mark.parametrize("said", ["334 " + b64("\0me\0s3cret"), "250 " + b64("\0me\0s3cret")])
 def test_a_secret_that_comes_back_is_not_shown(said: str) -> None:
-    """As a challenge that is asked and asked, as one that is none, as a reply that nobody is owed."""
+    """The server repeats the secret in challenges, again and again, or in a reply that no command is owed."""
     line = b64("\0me\0s3cret")
     asking = attempt("X", lambda: from_authobject(lambda challenge=None: b"\0me\0s3cret"))
     if said.startswith("334"):

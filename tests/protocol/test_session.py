@@ -55,7 +55,7 @@ def test_an_alert_of_tls_in_the_place_of_the_greeting(octets: bytes) -> None:
 
 @shapes
 def test_replies_are_bounded_for_each_message(shape: str) -> None:
-    """What a server says to a thousand recipients is not kept whole, nor taken from the next message's share."""
+    """The replies to a thousand recipients are cut short, and do not use up the next message's share."""
     session = opened(shape)()
     line = "x" * 6000
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_replies_are_bounded_for_each_message(shape: str) -> None:
 
 
 def _many(session: Session, count: int) -> Dialogue[Any]:
-    """So many commands, one after the other."""
+    """Write that many commands, one after the other."""
     taken = []
     for number in range(count):
         taken += yield Group(
@@ -141,7 +141,7 @@ def test_window_of_two() -> None:
 
 
 def test_window_of_octets() -> None:
-    """The first takes 52 octets; the next goes out while fewer than the window are unanswered."""
+    """The first message takes 52 octets; the next goes out while fewer octets than the window are unanswered."""
     size = len(b"mail from:<a@x>\r\nrcpt to:<b@x>\r\nBDAT 5 LAST\r\nHi.\r\n")
     for window in (size, size + 1):
         session = opened("both", window_octets=window)()
@@ -257,7 +257,7 @@ def test_another_reply_on_an_idle_connection_breaks_it() -> None:
 
 @pytest.mark.parametrize("begun", [b"2", b"250-a", b"250-a\r\n", b"5", b"422", b"\r", b"42 "])
 def test_half_a_reply_on_an_idle_connection(begun: bytes) -> None:
-    """Joined to the next reply, it would make of each reply the next command's."""
+    """If the half were joined to the next reply, each reply would be taken for the next command's."""
     session = opened()()
     session.receive_data(begun)
     one = session.start(STARTS["one"].make(session))
@@ -279,7 +279,7 @@ def test_half_a_reply_behind_one_that_lets_the_next_command_be_written() -> None
 
 
 def test_a_421_that_comes_in_pieces() -> None:
-    """Nothing is owed: it is waited for, unless something is to be written meanwhile."""
+    """If no reply is owed, the session waits for the rest, unless something is to be written meanwhile."""
     session = opened()()
     for octet in b"421 bye":
         session.receive_data(bytes([octet]))
@@ -290,7 +290,7 @@ def test_a_421_that_comes_in_pieces() -> None:
 
 @pytest.mark.parametrize("begun", [b"4", b"42", b"421", b"421-x\r\n421"])
 def test_half_a_421_when_something_is_to_be_written(begun: bytes) -> None:
-    """The server does what it may, and is not said to have broken the protocol."""
+    """The server may close at any time, so the error does not say that it broke the protocol."""
     session = opened()()
     session.receive_data(begun)
     assert not session.closed
@@ -316,7 +316,7 @@ def test_what_begins_as_a_421_and_is_another_reply() -> None:
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_421_is_told_as_one_printable_line(asked: bool) -> None:
-    """It ends in exceptions and logs: nobody else writes lines there, or moves a terminal's cursor."""
+    """The reply ends in exceptions and logs: it must not write lines there, or move a terminal's cursor."""
     session = opened()()
     if asked:
         session.start(STARTS["one"].make(session))
@@ -328,7 +328,7 @@ def test_421_is_told_as_one_printable_line(asked: bool) -> None:
 
 
 def test_421_with_the_reply_that_lets_the_next_command_be_written() -> None:
-    """It was sent before the command was, so it is no answer to it."""
+    """The server sent the 421 before it had the command, so the 421 is no answer to it."""
     session = opened()()
     one = session.start(STARTS["one"].make(session))
     session.output()
@@ -375,7 +375,7 @@ def test_errors_keep_their_class_and_cause() -> None:
 
 
 def test_phases() -> None:
-    """What the next reply is awaited for: a limit each."""
+    """Each reason to await the next reply has a limit of its own."""
     session = Session()
     seen = []
 
@@ -487,7 +487,7 @@ def test_nothing_is_written_by_a_dialogue_that_broke_the_session() -> None:
 
 
 def test_eof_within_a_reply() -> None:
-    """It was none, whatever its code would have been."""
+    """A reply that is cut off counts for nothing, whatever its code would have been."""
     for begun in ("25", "250 ok", "250-first\r\n250-", "250-first\r\n"):
         session = opened()()
         noop = session.start(NOOP.make(session))
@@ -505,7 +505,7 @@ def test_quit_answered_by_the_end() -> None:
 
 @pytest.mark.parametrize("end", ["close", "eof", "S: 421 bye"])
 def test_the_end_while_content_is_pulled(end: str) -> None:
-    """The dialogue that has the turn is owed nothing then, and is told all the same."""
+    """The dialogue that has the turn is owed no reply then, and is told all the same."""
     text = """
         start streamed
         C: mail from:<a@x>
@@ -542,7 +542,7 @@ def test_content_that_cannot_be_had() -> None:
 
 
 def test_load() -> None:
-    """What is under way, and what awaits the turn."""
+    """The load counts the dialogues that are under way, and those that await the turn."""
     session = opened()()
     assert (session.load, session.queued) == (0, False)
     session.start(STARTS["streamed"].make(session))
@@ -559,7 +559,7 @@ def test_load() -> None:
 
 
 def test_lone() -> None:
-    """What is written while nothing else is under way need not wait for company."""
+    """Output need not wait for more to go with it while nothing else is under way."""
     session = opened("both")()
     assert not session.lone
     session.start(NOOP.make(session))

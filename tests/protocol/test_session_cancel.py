@@ -21,7 +21,7 @@ protocols = pytest.mark.parametrize("lmtp", [False, True], ids=["SMTP", "LMTP"])
 
 
 class Run:
-    """A session and the echoing server, a reply at a time."""
+    """A session and the echoing server, whose replies are delivered one at a time."""
 
     def __init__(self, shape: str, *, lmtp: bool) -> None:
         self.session = opened(shape, lmtp=lmtp)()
@@ -29,7 +29,7 @@ class Run:
         self.replies: list[str] = []
 
     def turn(self) -> bool:
-        """Deliver one reply; whether there was one."""
+        """Deliver one reply, and return whether there was one."""
         self.replies += self.server.feed(self.session.output())
         if not self.replies:
             return False
@@ -37,7 +37,7 @@ class Run:
         return True
 
     def check_next(self) -> None:
-        """The next message gets its own replies and goes out under its own name, or nothing is written."""
+        """Check that the next message gets its own replies and is delivered as it is, or that nothing is written."""
         first, second = (self.session.start(STARTS[name].make(self.session)) for name in ("two", "noop"))
         before = list(self.server.letters)
         while self.turn():
@@ -53,7 +53,7 @@ class Run:
             assert after[-1] == Letter("c@x", ["d@x"], b"Two\r\n")
 
 
-# Whether the connection can go on when the sender goes after so many of the replies.
+# By shape: the connection goes on if the sender cancels after 0, 1, 2, ... replies, or it does not.
 GOES_ON = {
     "lock-step": [True, True, False, True, True],
     "CHUNKING": [True, True, True, True],
@@ -107,7 +107,7 @@ def test_at_every_step_of_streamed_content(shape: str, lmtp: bool) -> None:
 
 
 def _advance(run: Run, one: Exchange[Any], pieces: list[bytes | None]) -> None:
-    """One reply more, or if none is to come, one piece more."""
+    """Deliver one more reply, or push one more piece if no reply is to come."""
     if not run.turn():
         run.session.push(one, pieces.pop(0))
 
@@ -131,7 +131,7 @@ def test_cancelled_while_it_waits(shape: str) -> None:
 
 @protocols
 def test_a_message_cancelled_behind_another(lmtp: bool) -> None:
-    """It is written, so it may be delivered; nobody is told, and nobody gets its replies."""
+    """The message is written, so it may be delivered; no owner is told, and its replies go to no other dialogue."""
     text = TWO_BY_BDAT + "cancel one\ncancel two\nstart noop\nC: noop\n"
     text += replies("250 a", "250 b", "250 one", "250 flushed", "250 c", "250 d", "250 two", "250 noop")
     result = play(text, STARTS, opened("both", lmtp=lmtp))
@@ -140,7 +140,7 @@ def test_a_message_cancelled_behind_another(lmtp: bool) -> None:
 
 
 def test_a_login_cancelled_breaks() -> None:
-    """Whatever the server says then, a response or a command would be the wrong thing to write."""
+    """Whatever the server says next, neither a response nor a command could follow."""
     result = play("start login\nC: AUTH PLAIN AG1lAHNlY3JldA==\ncancel login", STARTS, opened())
     assert result.state == "BROKEN"
 
@@ -167,7 +167,7 @@ def test_a_cancelled_exchange_is_over_when_the_session_is() -> None:
 
 
 def test_what_waits_behind_a_go_ahead_that_cannot_be_answered() -> None:
-    """RFC 2920: DATA stands behind another message's dot, and its sender goes: nothing comes behind it any more."""
+    """DATA stands behind another message's dot (RFC 2920 §3.1), and its sender goes: nothing follows it any more."""
     run = Run("PIPELINING", lmtp=False)
     first, second, third = (run.session.start(STARTS[name].make(run.session)) for name in ("one", "two", "noop"))
     while second.group is None:

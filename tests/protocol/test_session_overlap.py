@@ -100,7 +100,7 @@ def test_a_refusal_does_not_touch_the_next_one() -> None:
 
 
 def test_lmtp_counts_only_its_own_recipients() -> None:
-    """One reply to content for no recipient accepted (an error), as for one accepted; two for two."""
+    """The content is owed one reply if no recipient or one is accepted, and two if two are."""
     starts = {"one": letter("a@x", ["b@x", "c@x", "d@x"]), "two": letter("e@x", ["f@x"], b"Two\r\n")}
     text = """
         start one
@@ -137,7 +137,7 @@ def test_lmtp_counts_only_its_own_recipients() -> None:
 
 @pytest.mark.parametrize("shape", ["PIPELINING", "both"])
 def test_lmtp_with_fewer_replies_than_recipients(shape: str) -> None:
-    """No reply to what comes behind is taken for one of them."""
+    """No reply to the next commands is taken for a recipient's."""
     session = opened(shape, lmtp=True)()
     first = session.start(letter("a@x", ["b@x", "c@x"]).make(session))
     second = session.start(letter("e@x", ["f@x"]).make(session))
@@ -155,7 +155,7 @@ def test_lmtp_with_fewer_replies_than_recipients(shape: str) -> None:
 
 
 def test_what_comes_behind_an_unanswered_message_refused() -> None:
-    """Haraka answers 503 to everything behind the end of the content; the next one was not begun."""
+    """Haraka answers 503 to everything behind the end of the content, so the next message was not begun."""
     text = TWO_BY_BDAT + replies("250 a", "250 b", "250 one", "503 wait", "503 wait", "503 wait", "503 wait")
     result = play(text, STARTS, opened("both"))
     assert result["one"] == "sent {b@x: 250 b}"
@@ -180,7 +180,7 @@ ENOUGH = "554 Too many nonmail commands"  # as Exim says to the eleventh RSET be
 
 @pytest.mark.parametrize("bye", ["421 bye", ENOUGH])
 def test_421_ends_all_that_is_behind_it(bye: str) -> None:
-    """The server answers in order: what is behind was not looked at."""
+    """The server answers in order, so it did not look at what stands behind its 421."""
     every = ["250 a", "250 b", "250 one", "250 flushed", "250 c", "250 d", "250 two"]
     gone = f"SMTPServerDisconnected server closed the connection: {bye} [not_sent]"
     told = [
@@ -200,7 +200,7 @@ def test_421_ends_all_that_is_behind_it(bye: str) -> None:
 
 @pytest.mark.parametrize("later", ["421 later", "550 5.7.1 too many errors, later"])
 def test_a_server_that_says_421_and_goes_on(later: str) -> None:
-    """What it says of what was written whole counts, as it would be sent twice else; nothing more is written."""
+    """Nothing more is written, but the replies to what was written whole count: else it would be sent twice."""
     every = ["250 flushed", "250 c", "250 d", "250 two"]
     gone = f"SMTPServerDisconnected server closed the connection: {later} "
     for place in range(len(every) + 1):
@@ -214,7 +214,7 @@ def test_a_server_that_says_421_and_goes_on(later: str) -> None:
 
 @pytest.mark.parametrize("end", ["fail", "close"])
 def test_a_server_that_says_421_and_nothing_more(end: str) -> None:
-    """Nor does it close: then it may go on at any time."""
+    """The server does not close either, so it may go on at any time."""
     result = play(TWO_BY_BDAT + replies("250 a", "250 b", "421 bye") + end, STARTS, opened("both"))
     assert result["one"] == "SMTPDataError 421 bye [refused]"
     assert result["two"].endswith("[in_doubt]")
@@ -242,7 +242,7 @@ def test_eof_among_overlapped_messages() -> None:
 
 
 def test_eof_among_messages_by_data() -> None:
-    """Of those that wait for their turn, nothing was written."""
+    """Nothing was written of the messages that await the turn."""
     gone = "SMTPServerDisconnected Connection unexpectedly closed "
     one = [gone + "[not_sent]"] * 3 + [gone + "[in_doubt]"] + ["sent {b@x: 250 b}"] * 8
     two = [gone + "[not_sent]"] * 8 + [gone + "[in_doubt]"] + ["sent {d@x: 250 d}"] * 3
@@ -254,7 +254,7 @@ def test_eof_among_messages_by_data() -> None:
 
 
 def test_a_message_nobody_can_account_for_does_not_speak_for_the_others() -> None:
-    """The content of one was accepted without its envelope: in doubt.  What waits behind was not sent."""
+    """A message whose content was accepted without its envelope is in doubt; the one behind it was not sent."""
     text = """
         start one
         C: mail from:<a@x>

@@ -52,7 +52,7 @@ class Sent:
 
 
 class World:
-    """A session, the server, and what is on its way between them."""
+    """A session, the server, and the octets on their way between them."""
 
     def __init__(self, shape: str, codes: list[str], *, window: int, lmtp: bool, **server: bool) -> None:
         self.codes = iter(codes)
@@ -177,7 +177,7 @@ class World:
                 assert isinstance(exchange.error, SMTPException)
 
     def check_delivered(self, delivered: Letter) -> None:
-        """Each message is whole, and went out under its own name to its own recipients."""
+        """Check that a message that was delivered is whole, and went to its own recipients under its own sender."""
         number = int(delivered.sender[1:-2])
         assert delivered.content == self.sent[number].content
         assert set(delivered.recipients) <= set(self.sent[number].recipients)

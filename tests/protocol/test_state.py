@@ -17,7 +17,8 @@ from asmtp.protocol.state import GO_CODES, HELD, OPENING, TRANSITIONS, State, Tr
 
 ENDS = {State.CLOSED, State.BROKEN}
 
-# What leads to each state: what is written, or what the server sends; None: something written whole is not answered.
+# The way to each state: triggers that are written, replies of the server; None: something written whole is not
+# answered.
 PATHS: dict[State, list[Trigger | bytes | None]] = {
     State.GREETING: [],
     State.READY: [b"220 hi\r\n"],
@@ -39,7 +40,7 @@ PATHS: dict[State, list[Trigger | bytes | None]] = {
 
 WRITTEN = [trigger for trigger in Trigger if trigger.name.islower()]
 
-# The replies that let it go on, and one that does not, where a state waits for a reply.
+# The reply that lets the session go on, for each state that waits for one.
 GO = {
     State.GREETING: b"220 hi\r\n",
     State.HELLO: b"250 hi\r\n",
@@ -51,7 +52,7 @@ GO = {
 
 
 class Recording(dict[tuple[State, Trigger], State]):
-    """The table, and which of its rows were looked up and found."""
+    """The table, and those of its rows that were looked up and found."""
 
     def __init__(self) -> None:
         super().__init__(TRANSITIONS)
@@ -80,7 +81,7 @@ def one(trigger: Trigger) -> Dialogue[Any]:
 
 
 def waiting(owed: int, phase: Phase = Phase.COMMAND) -> Dialogue[Any]:
-    """Write nothing, and wait for replies, as a dialogue that has written all it has to."""
+    """Write nothing, and wait for replies, as a dialogue does when it has written everything."""
     yield Group(b"", (), owed, turn=Turn.RELEASE, phase=phase)
 
 
@@ -112,7 +113,7 @@ def do(session: Session, step: Trigger | bytes | None) -> None:
 
 
 def happen(session: Session, trigger: Trigger) -> None:
-    """Make an trigger that is not written happen."""
+    """Make a trigger happen that is not written."""
     if trigger is Trigger.GO:
         session.receive_data(GO[session.state])
     elif trigger is Trigger.NO:
@@ -207,13 +208,13 @@ def test_the_end_is_the_end() -> None:
         assert trigger is not Trigger.FAIL or after is State.BROKEN
     for state in set(State) - ENDS:
         assert (state, Trigger.END) in TRANSITIONS
-        # What comes in plain text in front of the TLS handshake is not read as a reply.
+        # Plain text in front of the TLS handshake is not read as a reply.
         assert ((state, Trigger.BYE) in TRANSITIONS) is (state is not State.HANDSHAKE)
         assert (state, Trigger.FAIL) in TRANSITIONS
 
 
 def test_where_a_reply_is_awaited_nothing_may_be_written() -> None:
-    """So the reply that moves the state is the last one owed."""
+    """Therefore the reply that moves the state is the last one owed."""
     for state in GO_CODES:
         ways = {trigger for before, trigger in TRANSITIONS if before is state}
         assert ways == {Trigger.GO, Trigger.NO, Trigger.BYE, Trigger.END, Trigger.FAIL}

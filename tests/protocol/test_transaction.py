@@ -82,7 +82,7 @@ def squeezed(text: str) -> list[str]:
 
 @shapes
 def test_conversation_of_the_shape(shape: str) -> None:
-    """What the other tests compose is what stands here in full."""
+    """The conversations that the other tests put together are written out here."""
     assert squeezed(conversation(shape)) == squeezed(ACCEPTED[shape])
 
 
@@ -167,7 +167,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str, str, bool]] = [
 @protocols
 @pytest.mark.parametrize("replies", [{"finals": ["354 go on"]}, {"mail": "354 go on"}, {"rcpts": ["354 go on"]}])
 def test_asked_for_more(shape: str, lmtp: bool, replies: dict[str, Any]) -> None:
-    """By who is at another command than we think: nothing more is written, and that is no refusal."""
+    """The server is answering another command than it seems: nothing more is written, and this is no refusal."""
     session = opened(shape, lmtp=lmtp)()
     one = session.start(STARTS["one"].make(session))
     before = b""
@@ -208,14 +208,14 @@ def test_data_refused(shape: str, lmtp: bool) -> None:
 
 @pytest.mark.parametrize("shape", ["lock-step", "PIPELINING"])
 def test_data_answered_250(shape: str) -> None:
-    """250 is not 354: nothing may be written then."""
+    """A 250 is not a 354, so no content may be written."""
     result = play(conversation(shape, data="250 what", finals=[]), ONE_TO_TWO, opened(shape))
     assert result["one"] == "SMTPDataError 250 what [refused]"
 
 
 @shapes
 def test_lmtp_tells_of_each_recipient(shape: str) -> None:
-    """RFC 2033 §4.2: a reply for each recipient that was accepted, in the order of the RCPTs."""
+    """RFC 2033 §4.2: the server gives a reply for each recipient accepted, in the order of the RCPTs."""
     text = conversation(shape, rcpts=["250 ok", "550 no", "250 ok"], finals=["452 full", "250 taken"])
     result = play(text, ONE_TO_THREE, opened(shape, lmtp=True))
     assert result["one"] == "sent {d@x: 250 taken} but not {c@x: 550 no, b@x: 452 full}"
@@ -225,7 +225,7 @@ def test_lmtp_tells_of_each_recipient(shape: str) -> None:
 @protocols
 @pytest.mark.parametrize("final", ["554 no valid recipients", "250 nothing taken"])
 def test_354_without_a_recipient_is_answered_with_a_lone_dot(lmtp: bool, final: str) -> None:
-    """RFC 2920 §3.1; whatever comes then, nobody has got the message."""
+    """RFC 2920 §3.1: whatever the server answers, no recipient has the message."""
     text = conversation("PIPELINING", rcpts=["550 no", "550 no"], finals=[final])
     assert text.endswith(f"S: 354 go\nC: .\nS: {final}")
     result = play(text, ONE_TO_TWO, opened("PIPELINING", lmtp=lmtp))
@@ -254,7 +254,7 @@ def test_354_for_recipients_of_another_transaction_breaks(mail: str, rset: str, 
 @pytest.mark.parametrize("rcpts", [["550 no", "550 no"], ["250 ok", "550 no"]])
 @protocols
 def test_content_accepted_though_the_envelope_was_not(shape: str, rcpts: Sequence[str], lmtp: bool) -> None:
-    """Never a success: it may have been delivered, to whom and from whom nobody knows."""
+    """The message is never told as sent: the server may have delivered it, but not as its envelope says."""
     mail = "250 ok" if rcpts == ["550 no", "550 no"] else "503 nested MAIL"
     text = conversation(shape, mail=mail, rcpts=rcpts)
     result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
@@ -267,7 +267,7 @@ def test_content_accepted_though_the_envelope_was_not(shape: str, rcpts: Sequenc
     assert result.state == "BROKEN"
 
 
-# What is known when the connection ends after so many of the five (four) replies.
+# The state of the message if the connection ends after 0, 1, 2, ... of the five (four) replies.
 NOT, DOUBT = "[not_sent]", "[in_doubt]"
 KNOWN = {
     "lock-step": [NOT, NOT, NOT, NOT, DOUBT],
@@ -327,7 +327,7 @@ def test_421_instead_of_each_reply(shape: str, lmtp: bool) -> None:
 @shapes
 @protocols
 def test_nothing_behind_421_counts(shape: str, lmtp: bool) -> None:
-    """Whatever a server says then, it said that it closes; but if it has all of the message, it may have taken it."""
+    """The server has said that it closes.  But if it has all of the message, it may have taken it."""
     finals = ["S: 250 taken"] * (1 + lmtp)
     content = [] if shape == "both" else ["S: 354 go"]
     text = cut(conversation(shape), 0, "S: 421 bye", "S: 250 ok", "S: 250 ok", *content, *finals)
@@ -342,13 +342,13 @@ def test_nothing_behind_421_counts(shape: str, lmtp: bool) -> None:
 
 @protocols
 def test_a_server_that_says_421_to_a_recipient_and_goes_on(lmtp: bool) -> None:
-    """As some do to greylist: what they say of the others and of the content counts."""
+    """Some servers greylist so: their replies to the other recipients and to the content count."""
     text = conversation("both", rcpts=["421 later", "250 ok"])
     result = play(text, ONE_TO_TWO, opened("both", lmtp=lmtp))
     assert result["one"].startswith("sent {c@x: 250 ")
     assert result["one"].endswith("but not {b@x: 421 later}")
     assert result.state == "CLOSED"
-    # Whether it has taken it, is not known where it goes on, and does not say.
+    # If the server goes on, and does not say whether it has taken the content, that is not known.
     for replies in (2, 3):
         told = play(cut(text, replies, "eof"), ONE_TO_TWO, opened("both", lmtp=lmtp))["one"]
         sure = "SMTPRecipientsRefused {b@x: 421 later} [refused]"
@@ -359,7 +359,7 @@ def test_a_server_that_says_421_to_a_recipient_and_goes_on(lmtp: bool) -> None:
 
 @shapes
 def test_421_behind_the_first_of_two_recipients_of_lmtp(shape: str) -> None:
-    """One has it.  To send it again might give it to him twice."""
+    """One recipient has the message, and might get it twice if it were sent again."""
     text = conversation(shape, rcpts=["250 ok"] * 3, finals=["250 taken", "421 bye"]) + "\neof"
     result = play(text, ONE_TO_THREE, opened(shape, lmtp=True))
     assert result["one"] == "SMTPServerDisconnected server closed the connection: 421 bye [in_doubt]"
@@ -428,7 +428,7 @@ def test_rset_refused_but_the_rest_taken(lmtp: bool) -> None:
 
 
 def test_eof_behind_a_rset_that_was_refused() -> None:
-    """Where the server took the envelope all the same, it may have the message."""
+    """If the server took the envelope all the same, it may have the message."""
     text = conversation("both", rset="500 what")
     for replies in (1, 2, 3, 4):
         result = play(cut(text, replies, "eof"), ONE_TO_TWO, unclean("both"))
@@ -440,7 +440,7 @@ def test_eof_behind_a_rset_that_was_refused() -> None:
 
 
 def test_eof_behind_recipients_taken_without_a_sender() -> None:
-    """They may stand in a transaction of before: that would have the message, under its own sender."""
+    """The recipients may stand in an earlier transaction, which would have the message, under its own sender."""
     text = conversation("both", mail="503 nested MAIL")
     assert play(cut(text, 1, "eof"), ONE_TO_TWO, opened("both"))["one"].endswith("[refused]")
     assert play(cut(text, 2, "eof"), ONE_TO_TWO, opened("both"))["one"].endswith("[in_doubt]")
@@ -452,7 +452,7 @@ def test_eof_behind_recipients_taken_without_a_sender() -> None:
 def mail_line(
     offers: dict[str, str], options: Sequence[str] = (), *, size: int | None = 5, eight_bit: bool = True
 ) -> bytes:
-    """What is written first to a server that offers this."""
+    """Return the MAIL line that is written to a server which offers these extensions."""
     session = opened()()
     session.extensions = Extensions(offers)
     body = Body(b"Hi.\r\n", size, eight_bit=eight_bit)
@@ -476,7 +476,7 @@ def mail_line(
     ],
 )
 def test_parameters(offers: dict[str, str], options: Sequence[str], parameters: bytes) -> None:
-    """What the caller gives comes before what the content needs."""
+    """Parameters that the caller gives come before those that the content needs."""
     assert mail_line(offers, options) == b"mail from:<a@x>" + parameters + b"\r\n"
 
 
@@ -485,7 +485,7 @@ def test_parameters_that_do_not_apply() -> None:
 
 
 def test_a_message_too_large_is_not_begun() -> None:
-    """RFC 1870 §6.1: it is refused as the server would do it."""
+    """RFC 1870 §6.1: the message is refused as the server would do it."""
     with pytest.raises(SMTPSenderRefused) as caught:
         mail_line({"size": "4"})
     assert caught.value.smtp_code == 552

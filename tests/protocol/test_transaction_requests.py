@@ -21,7 +21,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES)
 
 
 def also(shape: str, *keywords: str, **options: Any) -> Callable[[], Session]:
-    """A session with a server that offers more."""
+    """Return a function that makes a session whose server offers more."""
 
     def make() -> Session:
         session = opened(shape, **options)()
@@ -92,7 +92,7 @@ def test_recipients_that_were_refused_before(shape: str) -> None:
 @shapes
 @pytest.mark.parametrize("final", ["250 taken", "550 no"])
 def test_one_reply_for_all(shape: str, final: str) -> None:
-    """As Exim has it where one recipient is left, or the content is refused as a whole."""
+    """Exim does so if one recipient is left, or if the content is refused as a whole."""
     outcome = told(shape, [final], ("250 ok", "550 no c"))
     assert outcome.startswith("sent {b@x: 250 ok}" if final[0] == "2" else "SMTPDataError 550 no")
 
@@ -100,7 +100,7 @@ def test_one_reply_for_all(shape: str, final: str) -> None:
 @shapes
 @pytest.mark.parametrize("recipients", [("b@x",), ("b@x", "c@x")])
 def test_it_is_left_out_where_it_does_nothing(shape: str, recipients: tuple[str, ...]) -> None:
-    """Of one recipient, or where it is not offered: it changes nothing about what is delivered."""
+    """PRDR changes nothing for one recipient, or if the server does not offer it."""
     rcpts = ["250 ok"] * len(recipients)
     session = also(shape, "prdr") if len(recipients) == 1 else opened(shape)
     assert play(conversation(shape, rcpts=rcpts), asking(recipients, prdr=True), session)["one"].startswith("sent {b@x")
@@ -121,7 +121,7 @@ def test_the_connection_ends_meanwhile(seen: list[str], state: str) -> None:
 @shapes
 @pytest.mark.parametrize("heard", range(5))
 def test_cancelled_while_it_is_answered(shape: str, heard: int) -> None:
-    """Before 353 nobody knows how many replies there will be: none of them is the next command's."""
+    """Before the 353 nobody knows how many replies there will be: none of them is the next command's."""
     finals = [f"S: {reply}" for reply in [BEGUN, "250 b", "550 c", "250 done"]]
     finals[heard:heard] = ["cancel one", "start noop"]
     text = conversation(shape, finals=[BEGUN]).replace("mail from:<a@x>", "mail from:<a@x> PRDR")
@@ -139,7 +139,7 @@ def test_cancelled_while_it_is_answered(shape: str, heard: int) -> None:
     ],
 )
 def test_a_server_that_goes_on_behind_a_421(finals: list[str], told: str) -> None:
-    """What it takes then must not be sent again."""
+    """A message that the server takes then must not be sent again."""
     rcpts = ["421 too many", "250 ok", "250 ok"]
     text = conversation("both", rcpts=rcpts, finals=finals).replace("mail from:<a@x>", "mail from:<a@x> PRDR")
     result = play(text, asking(("b@x", "c@x", "d@x"), prdr=True), also("both", "prdr"))
@@ -149,7 +149,7 @@ def test_a_server_that_goes_on_behind_a_421(finals: list[str], told: str) -> Non
 
 @shapes
 def test_cancelled_before_a_single_final_reply(shape: str) -> None:
-    """Such a server begins no 353 where the whole content is refused, or where there is one recipient."""
+    """A server says no 353 if it refuses the whole content, or if there is one recipient."""
     text = conversation(shape, finals=["550 no"]).replace("mail from:<a@x>", "mail from:<a@x> PRDR")
     text = text.replace("S: 550 no", "cancel one\nstart noop\nS: 550 no\nC: noop\nS: 250 still here")
     assert play(text, asking(prdr=True), also(shape, "prdr"))["noop"] == "250 still here"
@@ -208,7 +208,7 @@ def test_the_size_of_binary_content() -> None:
 
 @pytest.mark.parametrize(("counted", "size"), [(True, 6), (False, 4)])
 def test_whether_size_counts_the_line_end_that_is_added(counted: bool, size: int) -> None:
-    """smtplib's does not, and CPython's tests want that of the facade."""
+    """smtplib does not count it, and CPython's tests want the same of the facade."""
     session = opened("both")()
     session.declares_line_end = counted  # type: ignore[misc]
     session.extensions = Extensions.parse(b"me\nPIPELINING\nSIZE")

@@ -126,7 +126,7 @@ def test_accepted_by_lmtp(shape: str) -> None:
 
 @shapes
 def test_without_content(shape: str) -> None:
-    """Pieces may be empty, and there may be none."""
+    """Pieces may be empty, and there may be no piece."""
     octets = "C: BDAT 0 LAST" if "CHUNKING" in SHAPES[shape] else "C: ."
     for pushed in ("", "push one \n"):
         text = f"{ENVELOPE[shape]}{pushed}end one\n{octets}\nS: 250 taken"
@@ -155,7 +155,7 @@ def test_refused_in_the_end(shape: str) -> None:
 
 @shapes
 def test_the_content_cannot_be_had(shape: str) -> None:
-    """DATA cannot be left without sending what there is; a chunk can."""
+    """Content that was begun by DATA cannot be taken back, so the session breaks; chunks are discarded by RSET."""
     piece = "C: BDAT 2\nC: Hi\\\nS: 250 ok" if "CHUNKING" in SHAPES[shape] else "C: Hi\\"
     result = play(ENVELOPE[shape] + f"push one Hi\n{piece}\nabort one", ONE, opened(shape))
     assert result["one"] == "OSError the file is gone"
@@ -182,7 +182,7 @@ def test_a_chunk_refused_where_each_is_awaited() -> None:
 
 
 def test_a_chunk_refused_is_noticed_before_the_next_one_is_there() -> None:
-    """A producer may take its time, and a server that has refused need not read any more."""
+    """A producer may take its time, and a server that has refused a chunk need not read the next."""
     text = ENVELOPE["both"]
     text += """
         push one Hi
@@ -211,7 +211,7 @@ def test_a_chunk_refused_behind_the_last() -> None:
 
 
 def test_accepted_though_a_chunk_of_it_was_not() -> None:
-    """RFC 3030 §2 has it impossible; if it happens, somebody may have got half a message."""
+    """RFC 3030 §2 rules this out; if it happens, somebody may have got half a message."""
     text = ENVELOPE["both"] + PIECES["both"].replace("S: 250 10", "S: 452 10") + "S: 250 taken"
     result = play(text, ONE, opened("both"))
     assert result["one"] == "SMTPProtocolError 250 content accepted though a chunk of it was refused [in_doubt]"
@@ -228,7 +228,7 @@ def test_a_chunk_answered_421(shape: str) -> None:
 
 @by_data
 def test_refused_before_its_end(shape: str) -> None:
-    """The rest would be taken for commands, the end for that of a message nobody wants: the connection is lost."""
+    """The server would take the rest for commands, so the connection is closed."""
     for reply in ("552 too much", "421 bye"):
         text = ENVELOPE[shape] + f"push one Hi\nC: Hi\\\nS: {reply}"
         result = play(text, ONE, opened(shape))
@@ -249,7 +249,7 @@ def test_accepted_before_its_end(shape: str) -> None:
 @shapes
 @pytest.mark.parametrize("end", ["eof", "fail"])
 def test_cut_off_between_the_pieces(shape: str, end: str) -> None:
-    """Nothing is known to be there before the end of the content was written."""
+    """The server cannot have the message before the end of the content was written."""
     steps = PIECES[shape].split("end one")[0].split("push one")[1:]
     for pushed in range(len(steps) + 1):
         pieces = "".join(f"push one{step}" for step in steps[:pushed])
@@ -261,7 +261,7 @@ def test_cut_off_between_the_pieces(shape: str, end: str) -> None:
 
 @shapes
 def test_nothing_is_pulled_when_it_is_over(shape: str) -> None:
-    """What the producer was asked for may come later; there is nobody to push it to."""
+    """A piece may still come from the producer, but there is no dialogue to push it to."""
     for end in ("cancel one", "abort one", "eof", "S: 421 bye"):
         player = played_until(parse(ENVELOPE[shape]), ONE, opened(shape)())
         exchange = player.exchanges["one"]

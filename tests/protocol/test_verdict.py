@@ -31,7 +31,7 @@ SMTP, LMTP, PRDR = Finals.ONE, Finals.EACH, Finals.EACH_AND_ONE
 
 
 def said(text: str) -> list[Reply]:
-    """Replies from one line: "250 a, 550 no"."""
+    """Return the replies in one line: "250 a, 550 no"."""
     return [Reply(int(word[:3]), word[4:].encode()) for word in text.split(", ") if word]
 
 
@@ -52,7 +52,8 @@ UNKNOWN_BDAT = "SMTPProtocolError 502 BDAT was offered, and not understood: what
 CHUNK_REFUSED = "SMTPProtocolError 250 content accepted though a chunk of it was refused [in_doubt]"
 CONTRADICTION = "SMTPProtocolError 250 content accepted though its envelope was refused [in_doubt]"
 
-# What is owed, whether RSET went in front, by BDAT; the replies to (RSET,) MAIL, two RCPT and the content: the verdict.
+# Each row: the final replies owed; RSET went in front; the content went by BDAT; the replies to (RSET,) MAIL, two RCPT
+# and the content; the verdict.
 VERDICTS: list[tuple[Finals, bool, bool, str, str]] = [
     (SMTP, False, False, "250 a, 250 b, 250 c, 250 taken", "sent {b@x: 250 b, c@x: 250 c} by 250 taken"),
     (SMTP, True, False, "250 r, 250 a, 250 b, 250 c, 250 taken", "sent {b@x: 250 b, c@x: 250 c} by 250 taken"),
@@ -120,7 +121,7 @@ VERDICTS: list[tuple[Finals, bool, bool, str, str]] = [
     ),
     (LMTP, False, True, "250 a, 250 b, 250 c, 502 what, 502 what", UNKNOWN_BDAT),
     (LMTP, False, False, "550 a, 250 b, 250 c, 250 taken, 503 no", CONTRADICTION.replace("250", "503")),
-    # PRDR: the last reply says whether, those before it for whom.
+    # PRDR: the last reply says whether the message was taken, those before it for whom.
     (
         PRDR,
         False,
@@ -231,7 +232,8 @@ def test_judge_early(reply: str, verdict: str) -> None:
 
 # ---- the connection ended -----------------------------------------------------------------------
 
-# What is owed, whether RSET went in front, the end of the content was written; what has come: what is known.
+# Each row: the final replies owed; RSET went in front; the end of the content was written; the replies that have come;
+# the state of the message, or the error.
 ENDED: list[tuple[Finals, bool, bool, str, str]] = [
     (SMTP, False, False, "", "not_sent"),
     (SMTP, False, False, "250 a, 250 b, 250 c", "not_sent"),
@@ -269,7 +271,7 @@ ENDED: list[tuple[Finals, bool, bool, str, str]] = [
 @pytest.mark.parametrize(("finals", "reset", "ended", "replies", "verdict"), ENDED)
 @pytest.mark.parametrize("chunks", [0, 1])
 def test_judge_ended(finals: Finals, reset: bool, ended: bool, replies: str, verdict: str, chunks: int) -> None:
-    """A chunk that is not answered makes no difference."""
+    """It makes no difference that a chunk is not answered."""
     found = judge_ended(by_role(replies, reset=reset, chunks=chunks), TWO, finals, ended=ended)
     assert described(found) == verdict
 
@@ -305,7 +307,7 @@ def test_by_role() -> None:
     ],
 )
 def test_a_refused_chunk(reset: bool, replies: str, refused: bool) -> None:
-    """Behind a RSET that was refused, it may be that it was no chunk at all."""
+    """Behind a RSET that was refused, the server may not have taken it for a chunk."""
     assert by_role(replies, reset=reset).chunk_refused is refused
 
 

@@ -3,19 +3,19 @@
 A transcript is read line by line::
 
     start one                  start the dialogue of that name
-    C: mail from:<a@x>         what the client must have written by now: all of it, and nothing else
+    C: mail from:<a@x>         the client must have written this by now: all of it, and nothing else
     C: rcpt to:<b@x>
-    S: 250 ok                  what the server sends then; consecutive lines are one turn
+    S: 250 ok                  the server sends this then; consecutive lines are one turn
     S: 550 no
     push one Hi.\r\n           content for a dialogue that pulls it (with Python's escapes); `end one`: no more of it
-    cancel one                 the owner of the dialogue goes; `abort one`: its content cannot be had
+    cancel one                 the owner of the dialogue cancels it; `abort one`: its content cannot be had
     eof                        the server closes; also `close`, `fail`, `secured`, `pause`, `resume`
 
 A `C:` line stands for the line with its CRLF; one that ends in a backslash has none.
 
 Each transcript is played with the server's turns whole, byte by byte, and split in two at every position; the
 results must be the same.  Then once more for each turn, with a reply too much in the same octets: that has
-to break the session.  What is left in the end must be in step, or closed for good.
+to break the session.  In the end the session must be in step, or closed for good.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SURPLUS = b"250 surplus\r\n"
 
 @dataclass(frozen=True)
 class Start:
-    """A way to start a dialogue."""
+    """How a dialogue is made and started."""
 
     make: Callable[[Session], Dialogue[Any]]
     alone: bool = False
@@ -69,7 +69,7 @@ Starts = dict[str, Start]
 
 
 class _Split:
-    """A function that cuts the server's turns into feeds: turn number and octets to feeds."""
+    """A function that cuts the server's turns: it takes a turn's number and octets, and returns what is fed."""
 
     def __init__(self, turn: int = -1, at: int = 0, *, bytewise: bool = False) -> None:
         self.turn = turn
@@ -150,7 +150,7 @@ class Player:
         return Result(outcomes, self.session.state.name, self.session.clean)
 
     def check_told(self) -> None:
-        """Check that each owner is told once, when all is over, and that one that has gone is not told."""
+        """Check that each owner is told once if its dialogue is done, and not at all if it has cancelled."""
         for name, exchange in self.exchanges.items():
             if exchange.done:
                 assert self.told[name] == (0 if name in self.cancelled else 1), f"{name} told {self.told[name]} times"
@@ -170,7 +170,7 @@ def describe(exchange: Exchange[Any]) -> str:
 
 
 def state_of(exchange: Exchange[Any]) -> str | None:
-    """Return what the error of an exchange says of its message."""
+    """Return the state of the message that an exchange's error names."""
     assert isinstance(exchange.error, SMTPException)
     return exchange.error.state
 
@@ -186,7 +186,7 @@ def _whole(reply: Reply) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe an exception, with what it knows of the message."""
+    """Describe an exception, and the state of the message that it names."""
     text = str(error)
     if isinstance(error, SMTPRecipientsRefused):
         text = _pairs(error.recipients)
@@ -328,7 +328,7 @@ def _with_surplus(steps: list[Step], starts: Starts, make: Callable[[], Session]
 
 
 def played_until(steps: list[Step], starts: Starts, session: Session) -> Player:
-    """Return a session as it is after these steps, what was written taken away."""
+    """Return a player that has played these steps; what was written has been taken away."""
     player = Player(session, starts)
     for what, name, data in steps:
         if what == "C:":
