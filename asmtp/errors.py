@@ -46,11 +46,11 @@ class SMTPException(smtplib.SMTPException):
     """Base class of every exception that asmtp raises on its own account.
 
     Attributes:
-        state: what is known of the message that was being sent, or None if none was.
+        state: the state of the message that was being sent, or None if none was.
             ``"refused"``: the server said no.  ``"not_sent"``: the server cannot have it, it may be
             sent again.  ``"in_doubt"``: the end of the content was written and the final reply never
             came, so the server may or may not have it; sending again may deliver it twice.
-        receipt: of a mailer: who has the message all the same, if some of the recipients have it.
+        receipt: of a mailer: the receipt for some of the recipients, if they have the message all the same.
     """
 
     state: DeliveryState | None = None
@@ -79,7 +79,7 @@ class SMTPServerDisconnected(SMTPException, smtplib.SMTPServerDisconnected):
     """The connection is gone, or was never made.
 
     Attributes:
-        lasting: another try would meet the same: the port is the wrong one, say.
+        lasting: another try would fail in the same way, as the port is the wrong one, say.
     """
 
     lasting = False
@@ -184,7 +184,7 @@ E = TypeVar("E", bound=SMTPException)
 
 
 def known(error: E, state: DeliveryState) -> E:
-    """Return an error that says from now on what is known of the message."""
+    """Set the state of the message in an error, and return the error."""
     error.state = state
     return error
 
@@ -200,7 +200,7 @@ def said(code: Any, text: Any) -> str:
 
 
 def reason(error: object, limit: int | None = _TEXT) -> str:
-    """Return what an exception says as one line, else the name of its class: anybody's `__str__` may raise."""
+    """Return the text of an exception as one line, else the name of its class: anybody's `__str__` may raise."""
     words = ""
     with contextlib.suppress(Exception):
         words = one_line(error, limit)
@@ -214,7 +214,7 @@ def one_line(text: Any, limit: int | None = _TEXT) -> str:
     surrogates are escaped.  All text of servers that goes into exceptions, logs and terminals passes through here.
 
     Args:
-        text: bytes, a str, or what has a str: an exception.
+        text: bytes, a str, or an object that has a str, such as an exception.
         limit: characters after which it is cut; None: it is not.
     """
     words = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)

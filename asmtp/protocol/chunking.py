@@ -1,4 +1,4 @@
-"""Whether content may be written by BDAT on a connection: the probe, and what its replies show.
+"""The probe of BDAT: it finds out whether a server reads a chunk that it refuses, and drops it.
 
 A server that refuses a BDAT has to read the chunk all the same, and to drop it (RFC 3030 §2).  Some servers do not:
 they answer 502, 503 or 530, and take the octets of the content for commands.  A message whose recipients were refused

@@ -100,7 +100,7 @@ def because_of(refusal: Reply) -> Iterator[None]:
 
 
 def introduction(lmtp: bool) -> Generator[str, Reply, None]:
-    """Say EHLO, or HELO if that is refused; yields "ehlo" or "helo", and is sent the reply.
+    """Say EHLO, or HELO if that is refused: yield "ehlo" or "helo", and take the reply.
 
     Raises:
         SMTPHeloError: both were refused; or EHLO was, with 421 or 521, or LHLO.

@@ -48,7 +48,7 @@ def hidden(value: Any) -> Any:
 
 
 def hide(options: Any, names: Iterable[str] = ("password", "proxy")) -> None:
-    """Hide those options in a dict that are a secret, or may hold one."""
+    """Hide the options in a dict that are a secret, or may hold one."""
     for name in names:
         if name in options:
             options[name] = hidden(options[name])

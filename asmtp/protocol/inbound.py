@@ -263,7 +263,7 @@ class Inbound:
         return end
 
     def _all_in(self, exchange: Exchange[Any], group: Group, replies: list[Reply], end: int) -> bool:
-        """Let an exchange go on whose replies are all in, and return whether the session does, too.
+        """Resume an exchange whose replies are all in, and return whether the session goes on, too.
 
         Args:
             end: the place in `replies` behind its last.
@@ -396,7 +396,7 @@ class Inbound:
     def _intruded(self, shown: str) -> None:
         """Break at a reply that nobody is owed: if it has only begun, the next command's would be taken for its rest.
 
-        Behind a refused chunk it shows as much as one in the place of RSET's.
+        Behind a refused chunk, such a reply shows that the server has misread the chunk.
         """
         if self.session.last_chunk is LastChunk.DOUBTED:
             self._note_misread()

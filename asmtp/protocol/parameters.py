@@ -1,4 +1,4 @@
-"""ESMTP parameters with types: the requests that a caller can make beyond sender and recipients."""
+"""ESMTP parameters (RFC 5321 §4.1.2) with types: a caller's requests beyond sender and recipients."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def xtext(text: str) -> str:
 
 
 class Parameters:
-    """A caller's requests, checked.
+    """The ESMTP parameters that a caller's requests lead to, checked.
 
     Raises:
         TypeError: there is no such request, or its value is of another type.

@@ -144,7 +144,7 @@ class SASLExchange:
         self.line: bytes | None = next(self._steps)
 
     def go_on(self) -> None:
-        """Look at `reply`.
+        """Judge `reply`, and set `line`.
 
         Raises:
             SMTPAuthenticationError: the server said no, or its challenge was not base64.  Or it has not proved that it
@@ -155,7 +155,7 @@ class SASLExchange:
         self.line = next(self._steps, None)
 
     def _run(self) -> Generator[bytes, None, None]:
-        """Yield each line, and look at `reply` in between."""
+        """Yield each line, and judge `reply` in between."""
         verb = b"AUTH " + self.name.encode()
         try:
             response = hidden(next(self._mechanism))

@@ -185,10 +185,7 @@ class Session:
         return self._clean_up_to == self._serial
 
     def mark_clean(self, group: Group) -> None:
-        """Take note that neither `group` nor what was written before it has left a transaction open.
-
-        Its replies say so.
-        """
+        """Take note that neither `group` nor anything before it has left a transaction open: its replies say so."""
         self._clean_up_to = max(self._clean_up_to, group.serial)
 
     # ---- what callers do --------------------------------------------------------------------
@@ -224,7 +221,7 @@ class Session:
         self.pump()
 
     def cancel(self, exchange: Exchange[Any]) -> None:
-        """Forget the owner of an exchange, who has gone.  The connection stays in step, or is broken."""
+        """Forget the owner of an exchange, as it waits no more.  The connection stays in step, or is broken."""
         exchange.owner = None
         if exchange.state is _DONE:
             return
@@ -234,23 +231,21 @@ class Session:
             exchange.state = _DONE
             return
         if self.is_whole(exchange):
-            return  # its replies are read, and no owner is told
+            return  # its replies are judged, and no owner is told
         others_first = self.state is State.DATA and self.head is not exchange
         if (self.state in HELD or self.state is State.GREETING) and not others_first:
             self.fail(self._doom())
             return
-        # A 354 that cannot be answered ends the connection, but not before others have the replies ahead of it.
-        # Between commands: what is owed is read and dropped, and nothing more is written.
+        # It writes nothing more, and the replies that it is owed are dropped.  If a 354 to it is on its way, that will
+        # end the connection, but others have the replies ahead of it first.
         exchange.state = ExchangeState.CANCELLED
         exchange.dialogue.close()
         if not exchange.owed:
             self.finish(exchange)
             self.pump()
-        if self.doomed:  # what awaits the turn is told now what it would be told in the end
-            waiting = list(self._queue)
-            self._queue.clear()
-            for other in waiting:
-                self._throw(other, self._doom())
+        if self.doomed:  # those that await the turn are told now, not when the session ends
+            while self._queue:
+                self._throw(self._queue.popleft(), self._doom())
 
     def distrust_chunking(self) -> None:
         """Use BDAT no more, as the server has not read a chunk that it refused."""
@@ -289,7 +284,7 @@ class Session:
         self._inbound.receive_eof()
 
     def fail(self, error: SMTPServerDisconnected) -> None:
-        """Break for good: everyone who waits gets `error` (a copy each)."""
+        """Break for good, and give a copy of `error` to each owner that waits."""
         self.end(Trigger.FAIL, error)
 
     def close(self) -> None:
@@ -355,7 +350,7 @@ class Session:
                 self.notify(exchange)
                 return
             if isinstance(step, StepBehind):
-                # What goes in front is an exchange of its own, so it goes on if this one is cancelled.
+                # The dialogue in front has an exchange of its own, so it goes on if this one is cancelled.
                 self._turn = None
                 exchange.state = ExchangeState.QUEUED
                 self._queue.appendleft(exchange)
@@ -431,7 +426,7 @@ class Session:
         self.state = TRANSITIONS[self.state, trigger]
 
     def finish(self, exchange: Exchange[Any]) -> None:
-        """Tell the owner of an exchange whose dialogue has ended; or drop it, if its last reply has come now."""
+        """Make an exchange DONE whose dialogue has ended, and tell its owner; if it is DONE, its last reply is in."""
         self._unanswered -= exchange.size
         exchange.size = 0
         self._inbound.reader.kept = 0
@@ -482,7 +477,7 @@ class Session:
     # ---- the end ----------------------------------------------------------------------------
 
     def end(self, trigger: Trigger, error: SMTPServerDisconnected) -> None:
-        """Take the session to its end, and tell everyone who waits: a copy of `error` each."""
+        """Take the session to its end, and give a copy of `error` to each owner that waits."""
         if self.closed:
             return
         by_421 = error is self.error
@@ -500,10 +495,10 @@ class Session:
         self.on_output()
         for exchange in waiting:
             if exchange.state is _DONE or inspect.getgeneratorstate(exchange.dialogue) == inspect.GEN_RUNNING:
-                continue  # a dialogue that runs has found the error, and raises what it has to
+                continue  # a dialogue that runs now has found the error itself, and raises its own
             if exchange.state is ExchangeState.CANCELLED:
                 exchange.state = _DONE
-                if exchange.owner is not None:  # the owner has come back to see its end
+                if exchange.owner is not None:  # set again, to be told of the end
                     self.notify(exchange)
                 continue
             told = self.disconnected()

@@ -30,7 +30,7 @@ Whoever adds a command adds its rows to the table, looks whether it belongs into
 verb in :mod:`asmtp.protocol.dialogue`.
 
 **Broken is sticky.**  After a time-out, a protocol error, an EOF or a cancellation in the wrong place the session is
-CLOSED or BROKEN for good: everyone who waits is told, and nothing is ever written again.
+CLOSED or BROKEN for good: every owner that waits is told, and nothing is ever written again.
 
 **421** means that the server closes (RFC 5321 §3.8).  Nothing more is written: the state is CLOSING.  Then there are
 two cases:
@@ -45,7 +45,8 @@ That is the same: see :func:`asmtp.protocol.reply.is_leaving`.
 The machines beside it
 ======================
 
-The table says what may be written, not when, nor what a reply means.  Seven small machines run beside it:
+The table says which commands may be written, but not when, and not how replies are judged.  Seven small machines run
+beside it:
 
 * The turn: free, or held by one exchange (`Session._turn`), for which others wait in line (`Session._queue`).
   :class:`~asmtp.protocol.exchange.Turn` says what a group does to it.
@@ -59,7 +60,10 @@ The table says what may be written, not when, nor what a reply means.  Seven sma
 * BDAT on this connection (`Session.chunking`): see :class:`Chunking`.
 * The last chunk, if it was refused: whether the server has read it as content (`Session.last_chunk`).
 * Reading: between replies, within one (`Inbound.reader`), or within one that nobody is owed (`Inbound.intruding`);
-  behind a 421, whom it was said to (`Inbound.left_at`).
+  behind a 421, the exchange that was answered so (`Inbound.left_at`).
+
+The rest are facts that were learnt of the server, not states: `Session.extensions`, `Session.esmtp`,
+`Session.authenticated`, `Session.secure`.  When TLS is up, all but the last are forgotten (RFC 3207 §4.2).
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class Transaction:
                 added = 0 if self._binary else line_end(body.data)
             limit = extensions.size
             if limit is not None and size + added > limit:
-                # RFC 1870 §6.1: what the server would say to it.
+                # RFC 1870 §6.1: the server would say the same.
                 why = f"5.3.4 message of {size + added} octets is over the server's limit of {limit}"
                 raise known(SMTPSenderRefused(552, why.encode(), self.envelope.sender), "refused")
             text = f" size={size + added if self.session.declares_line_end else size}"
@@ -223,7 +223,7 @@ class Transaction:
         return text
 
     def run(self) -> Dialogue[Outcome]:
-        """Send the message: the dialogue, which begins when the turn to write has come."""
+        """Send the message: this is the dialogue, which begins when it gets the turn to write."""
         session = self.session
         if session.extensions is not self._extensions:
             self._prepare()
@@ -423,7 +423,7 @@ class Transaction:
             raise self._told(error)
 
     def _told(self, error: SMTPException) -> SMTPException:
-        """Return an error, when the session knows of it if the server is out of step."""
+        """Return an error; if it says that the server is out of step, the session fails first."""
         if isinstance(error, SMTPProtocolError):
             if self._bdat and blames_bdat(error):
                 self.session.distrust_chunking()
@@ -431,7 +431,7 @@ class Transaction:
         return error
 
     def _interrupted(self, error: SMTPServerDisconnected) -> NoReturn:
-        """Raise what is known of the message, whose connection ended by `error`."""
+        """Raise `error`, by which the connection ended, with the state of the message; or the server's refusal."""
         if self._group is not None and self._group.dropped:
             self._ended = False  # the last of it never left
         if self.session.last_chunk is LastChunk.MISREAD:

@@ -132,7 +132,7 @@ class Outcome:
 def judge(
     replies: Replies, envelope: Envelope, finals: Finals = _ONE, *, bdat: bool = False
 ) -> Outcome | SMTPException:
-    """Return what all replies to a transaction amount to.
+    """Return the outcome or the error that all replies to a transaction amount to.
 
     Args:
         bdat: the content went by BDAT.
@@ -164,7 +164,7 @@ def judge(
 
 
 def _judge_each(replies: Replies, envelope: Envelope, finals: Finals) -> Outcome | SMTPException:
-    """Return what becomes of a message whose recipients have final replies of their own (RFC 2033 §4.2, PRDR)."""
+    """Return the outcome or the error if recipients have final replies of their own (RFC 2033 §4.2, PRDR)."""
     last, answers = replies.finals[-1], iter(replies.finals)
     refused = _refused(replies, envelope)
     accepted: dict[str, Reply] = {}
@@ -181,10 +181,10 @@ def _judge_each(replies: Replies, envelope: Envelope, finals: Finals) -> Outcome
 
 
 def judge_envelope(replies: Replies, envelope: Envelope, state: DeliveryState) -> SMTPException | None:
-    """Return what the replies to RSET, MAIL and RCPT amount to, as far as they have come; None: go on.
+    """Return the error that the replies to RSET, MAIL and RCPT amount to, as far as they have come; None: go on.
 
     Args:
-        state: what is known of the message if the server is out of step.
+        state: the state of the message if the server is out of step.
     """
     wrong = out_of_step(replies.envelope, state)
     if wrong is not None:
@@ -201,7 +201,7 @@ def judge_envelope(replies: Replies, envelope: Envelope, state: DeliveryState) -
 
 
 def judge_chunks(chunks: Iterable[Reply], finals: Sequence[Reply] = ()) -> SMTPException | None:
-    """Return what the replies to chunks amount to, and those to the last one, if they are in; None: go on.
+    """Return the error that the replies to chunks amount to, and to the last one, if they are in; None: go on.
 
     A chunk that was refused ends the transaction (RFC 3030 §2).
     """
@@ -214,7 +214,7 @@ def judge_chunks(chunks: Iterable[Reply], finals: Sequence[Reply] = ()) -> SMTPE
 
 
 def judge_early(reply: Reply) -> SMTPException:
-    """Return what a reply to content amounts to whose end was not written."""
+    """Return the error for a reply to content whose end was not written."""
     if not reply.ok:
         return known(SMTPDataError(*reply), "refused")
     return _contradiction(reply, b"content accepted before its end was written")
@@ -223,13 +223,13 @@ def judge_early(reply: Reply) -> SMTPException:
 def judge_ended(
     replies: Replies, envelope: Envelope, finals: Finals = _ONE, *, ended: bool
 ) -> SMTPException | DeliveryState:
-    """Return what is known of a message whose connection ended before all replies were in.
+    """Return the state of a message whose connection ended before all replies were in, or the server's refusal.
 
     Args:
         ended: the end of the content was written.
 
     Returns:
-        The server's refusal, which came before the end, or what else is known.
+        The server's refusal, if it came before the end, or else the state of the message.
     """
     state: DeliveryState = "in_doubt" if ended else "not_sent"
     answered, content = replies.envelope, replies.chunks + replies.finals
