@@ -1,4 +1,4 @@
-"""Mailers, messages with names, and a check of what is said of them, for all tests of the mailer."""
+"""Make mailers, and messages with names, and check what a mailer tells of them, for all tests of the mailer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def name(delivery: Delivery[Any]) -> int:
 
 
 def agree(relay: Relay | Iterable[Relay], deliveries: Iterable[Delivery[Any]], count: int) -> Counter[str]:
-    """Check that each of `count` items was told of once, and truly; return how many were told what.
+    """Check that each of `count` items was told of once, and truly; return how many have each state.
 
     Args:
         relay: who may have taken them.
@@ -110,7 +110,7 @@ def agree(relay: Relay | Iterable[Relay], deliveries: Iterable[Delivery[Any]], c
 
 
 class Gate:
-    """An event that counts how many wait for it."""
+    """An event that counts the tasks that wait for it."""
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
@@ -177,7 +177,7 @@ class Impatient(Relay):
 
 
 class Comings:
-    """A listening socket that can be shut, so that nobody can connect, and opened again at the same place."""
+    """A listening socket that can be shut, so that no client can connect, and opened again at the same place."""
 
     def __init__(self, relay: Relay, sock: socket.socket) -> None:
         self._relay = relay

@@ -36,7 +36,7 @@ class Iterable:
 
 
 class Counted:
-    """Messages without an end; counts how many were asked for."""
+    """Messages without an end; counts how many the mailer has pulled."""
 
     def __init__(self, content: bytes | None = None) -> None:
         self.pulled = 0
@@ -144,7 +144,7 @@ async def test_nothing_is_done_before_it_is_asked_for() -> None:
 
 
 async def test_what_a_delivery_says(shape: tuple[str, ...]) -> None:
-    """Each of the states, and who can tell them apart."""
+    """A delivery has one of four states, and the error says more."""
     answer = answering(RCPT_b1="550 5.1.1 no", RCPT_b2="451 4.2.0 later", RCPT_c="550 5.1.1 no")
     given: list[Any] = [item(0), item(1), item(2), (SENDER, [WHO, "c@y.example"], b"hi"), (SENDER, "b\n@y", b"hi")]
     async with relaying(Relay(shape, answer=answer)) as relay, mailer(relay, retry=None) as posting:
@@ -173,7 +173,7 @@ async def test_what_a_delivery_says(shape: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_bad_items_between_good_ones(in_order: bool) -> None:
-    """They cost nobody anything but themselves."""
+    """A bad item has an error of its own, and the other messages are sent."""
     bad: list[Any] = [
         None, 5, "a str", b"bytes", (), (SENDER, WHO), [SENDER, WHO, b"a list"], (SENDER, [], b"hi"),
         (SENDER, WHO, None),
@@ -204,7 +204,7 @@ async def test_nothing_but_bad_items(in_order: bool) -> None:
 
 @pytest.mark.virtual_clock
 async def test_in_order_and_as_they_are_done() -> None:
-    """The first is taken with the third try only; those behind it wait for it, or do not."""
+    """The server takes the first with the third try only; those behind it wait for it if they are told in order."""
     for in_order in (True, False):
         left = ["451 later", "451 later"]
         relay = Relay(answer=lambda verb, line: left.pop() if left and line.startswith("rcpt to:<b0@") else None)  # noqa: B023
@@ -227,7 +227,7 @@ class Broken(Exception):
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_an_iterable_that_raises(synchronous: bool, in_order: bool, kind: type[BaseException]) -> None:
-    """What it gave before is sent and told of; then its exception comes out of the loop.  It is not a quiet end."""
+    """The messages before are sent and told of; then the loop raises the iterable's exception: it does not just end."""
 
     def breaking() -> Iterator[Any]:
         yield from items(10)
@@ -268,7 +268,7 @@ async def test_an_iterable_that_raises_at_once() -> None:
 async def test_it_pulls_so_many_messages_ahead(
     connections: int, window: int, synchronous: bool, in_order: bool
 ) -> None:
-    """connections * window, while the server says nothing, and while nobody asks."""
+    """The mailer pulls connections * window messages if the server says nothing, or the caller does not ask."""
     counted = Counted()
     most = connections * window
     relay = Relay(SHAPES["both"], hold=2)
@@ -284,7 +284,7 @@ async def test_it_pulls_so_many_messages_ahead(
         assert (await asking).ok
         await till(lambda: posting.stats.in_flight == 0)
         await asyncio.sleep(0.01)
-        assert counted.pulled <= most + 1  # nobody asks for more
+        assert counted.pulled <= most + 1  # the caller asks for no more
         for _ in range(3 * most):
             assert (await anext(deliveries)).ok
         assert 3 * most < counted.pulled <= 4 * most + 1
@@ -294,7 +294,7 @@ async def test_it_pulls_so_many_messages_ahead(
 
 @pytest.mark.virtual_clock
 async def test_in_order_it_does_not_run_ahead_of_one_that_is_late() -> None:
-    """Those behind the first are done, and kept: they count as well."""
+    """The messages behind the first are done, and kept: they count as well."""
     counted = Counted()
     relay = Relay(SHAPES["both"], answer=answering(RCPT_b0="451 later"))
     async with relaying(relay), mailer(relay, connections=2, window=20, retry=Retry(initial=20, jitter=0)) as posting:
@@ -315,7 +315,7 @@ LARGE = b"x" * 60_000
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("kind", ["bytes", "EmailMessage"])
 async def test_it_pulls_so_many_octets_ahead(kind: str, in_order: bool) -> None:
-    """A mebibyte for each connection, whether they are in flight, or told of and not yet asked for."""
+    """The mailer pulls a mebibyte for each connection: content in flight, and that of deliveries not yet told."""
     pulled = 0
 
     def endless() -> Iterator[Any]:
@@ -344,7 +344,7 @@ async def test_it_pulls_so_many_octets_ahead(kind: str, in_order: bool) -> None:
 
 
 async def test_large_messages_all_the_same_keep_every_connection_busy() -> None:
-    """Two for each connection, however large they are."""
+    """The mailer pulls two messages for each connection, however large they are."""
     pulled = 0
 
     def endless() -> Iterator[Any]:
@@ -368,7 +368,7 @@ async def test_large_messages_all_the_same_keep_every_connection_busy() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_slow_consumer() -> None:
-    """It sets the pace, and nothing piles up."""
+    """The consumer sets the pace, and nothing piles up."""
     counted = Counted()
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, connections=1, window=10) as posting:
         deliveries = posting.send_all(counted)
@@ -382,7 +382,7 @@ async def test_a_slow_consumer() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_slow_producer() -> None:
-    """Each message is told of before the next one is there: nothing waits for a batch to fill."""
+    """Each message is told of before the producer gives the next one: nothing waits for a batch to fill."""
     came: list[float] = []
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, idle=None) as posting:
         async for delivery in posting.send_all(asynchronous(items(20), pause=10)):
@@ -394,7 +394,7 @@ async def test_a_slow_producer() -> None:
 
 
 async def test_a_producer_that_waits_for_the_consumer() -> None:
-    """The second message is made of what became of the first."""
+    """The producer makes the second message when it knows what became of the first."""
     gate = Gate()
 
     async def produce() -> AsyncIterator[Any]:
@@ -414,7 +414,7 @@ async def test_a_producer_that_waits_for_the_consumer() -> None:
 @pytest.mark.sampled
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_others_have_their_turns_while_it_pulls(synchronous: bool) -> None:
-    """However many it may pull: an iterable that never waits does not hold the loop up."""
+    """An iterable that never waits does not hold the event loop up, however many messages may be pulled."""
     turns = 0
 
     async def watch() -> None:
@@ -440,7 +440,7 @@ async def test_others_have_their_turns_while_it_pulls(synchronous: bool) -> None
 
 
 async def test_two_at_once_and_messages_between_them() -> None:
-    """Each gets what is its own."""
+    """Each loop and each call gets the outcome of its own messages."""
 
     async def consume(first: int) -> list[Delivery[Any]]:
         return [delivery async for delivery in posting.send_all(map(item, range(first, first + 300)))]
@@ -467,7 +467,7 @@ async def test_two_tasks_share_one() -> None:
 
 
 async def test_a_message_does_not_wait_behind_a_whole_run() -> None:
-    """A mailer that is busy with a million still sends the one that somebody waits for."""
+    """A mailer that is busy with a million messages still sends the one that a caller of send() waits for."""
     counted = Counted()
     async with relaying(Relay(SHAPES["both"], latency=0.001)) as relay, mailer(relay, connections=1) as posting:
         deliveries = posting.send_all(counted)

@@ -22,7 +22,7 @@ from tests.mailer.mailing import agree, answering, item, items, mailer, name, ti
 
 
 class Endless:
-    """Messages without an end, synchronous or not; knows what it gave, and when it was left.
+    """Messages without an end, synchronous or not; knows which it gave, and when the mailer left it.
 
     Args:
         most: after so many it waits for ever, which `waits` tells of.
@@ -54,7 +54,7 @@ class Endless:
 
 
 async def some(deliveries: Any, count: int) -> list[Delivery[Any]]:
-    """So many, and then the loop is left."""
+    """Return some deliveries of a loop, and leave it."""
     told: list[Delivery[Any]] = []
     async for delivery in deliveries:
         told.append(delivery)
@@ -64,7 +64,7 @@ async def some(deliveries: Any, count: int) -> list[Delivery[Any]]:
 
 
 async def finished(posting: AsyncMailer) -> None:
-    """Nothing is under way, and there is nothing more to tell."""
+    """Check that nothing is under way, and that `drain` has nothing more to tell."""
     assert posting.stats.in_flight == posting.stats.waiting == 0
     assert await posting.drain() == []
 
@@ -75,7 +75,7 @@ async def finished(posting: AsyncMailer) -> None:
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_break_and_drain(synchronous: bool, in_order: bool, shape: tuple[str, ...]) -> None:
-    """What was told in the loop and what `drain` returns are all the messages that were asked for."""
+    """The loop and `drain` together tell of every message that was pulled."""
     endless = Endless(synchronous=synchronous)
     async with relaying(Relay(shape)) as relay, mailer(relay, connections=2, window=20) as posting:
         told = await some(posting.send_all(endless.messages, in_order=in_order), 30)
@@ -91,7 +91,7 @@ async def test_break_and_drain(synchronous: bool, in_order: bool, shape: tuple[s
 
 
 async def test_left_with_messages_in_flight() -> None:
-    """They are finished, and waited for."""
+    """`drain` waits until the messages in flight are done."""
     endless = Endless()
     told: list[Delivery[Any]] = []
 
@@ -150,7 +150,7 @@ async def test_an_exception_in_the_loop() -> None:
 
 
 async def test_break_and_leave_the_mailer() -> None:
-    """The context manager waits; what nobody asked for can still be asked for."""
+    """The context manager waits; afterwards `drain` still has the deliveries that the loop did not get."""
     endless = Endless()
     async with relaying(Relay(SHAPES["both"])) as relay:
         async with mailer(relay) as posting:
@@ -175,7 +175,7 @@ async def test_several_that_were_left() -> None:
 
 
 async def test_a_loop_that_is_only_interrupted() -> None:
-    """As long as somebody has the iterator, it can be gone on with."""
+    """A caller who keeps the iterator can go on with it."""
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, window=10) as posting:
         deliveries = posting.send_all(items(200))
         told = await some(deliveries, 10)
@@ -186,7 +186,7 @@ async def test_a_loop_that_is_only_interrupted() -> None:
 
 
 async def test_an_asynchronous_iterable_is_left_tidily() -> None:
-    """Where it waits when nobody asks any more, it is cancelled there; `drain` waits for what it does then."""
+    """If the iterable waits as the loop is left, it is cancelled; `drain` waits until it has cleaned up."""
     for leave in ("drain", "aclose", "iterator"):
         endless = Endless(synchronous=False, most=5)
         async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay) as posting:
@@ -206,7 +206,7 @@ async def test_an_asynchronous_iterable_is_left_tidily() -> None:
 
 
 async def test_an_asynchronous_iterable_that_does_not_wait_is_the_callers() -> None:
-    """Where it is not asked at the moment, it is not cancelled: who has it can go on with it."""
+    """If the iterable is not asked at the moment, it is not cancelled: its owner can go on with it."""
     endless = Endless(synchronous=False)
     async with relaying(Relay(SHAPES["both"])) as relay, mailer(relay, window=10) as posting:
         told = await some(posting.send_all(endless.messages), 3)
@@ -219,7 +219,7 @@ async def test_an_asynchronous_iterable_that_does_not_wait_is_the_callers() -> N
 
 
 async def test_an_iterable_that_does_not_care_that_it_is_cancelled() -> None:
-    """What it gives then is told of as well, and not sent."""
+    """A message that the iterable gives then is told of as well, and not sent."""
     given = 0
     waits = asyncio.Event()
 
@@ -265,7 +265,7 @@ async def test_an_iterable_that_fails_when_it_is_cancelled() -> None:
         assert len(await some(deliveries, 1)) == 1
         await waits.wait()
         del deliveries
-        await finished(posting)  # where nobody asks, it is not told
+        await finished(posting)  # it is not told, as the loop was left
 
 
 # ---- aclose -----------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ async def test_aclose_with_contextlib() -> None:
 
 
 async def test_aclose_while_another_task_asks() -> None:
-    """Each delivery is told to one of the two; nobody waits for ever."""
+    """Each delivery is told to one of the two tasks; neither waits for ever."""
     async with relaying(Relay(SHAPES["both"], hold=2)) as relay, mailer(relay, connections=1, window=10) as posting:
         deliveries = posting.send_all(endless := Endless().messages)
         asking = [asyncio.create_task(some(deliveries, 1)) for _ in range(3)]
@@ -312,7 +312,7 @@ async def test_aclose_while_another_task_asks() -> None:
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_aclose_when_the_iterable_has_failed(in_order: bool) -> None:
-    """It raises; what would have been returned is not lost."""
+    """aclose() raises the iterable's exception; the deliveries that it would have returned are not lost."""
 
     def breaking() -> Iterator[Any]:
         yield from items(10)
@@ -329,7 +329,7 @@ async def test_aclose_when_the_iterable_has_failed(in_order: bool) -> None:
 
 @pytest.mark.virtual_clock
 async def test_aclose_that_is_cancelled() -> None:
-    """It can be asked again."""
+    """aclose() can be called again."""
     async with relaying(Relay(SHAPES["both"], latency=10)) as relay, mailer(relay) as posting:
         deliveries = posting.send_all(items(100))
         asking = asyncio.create_task(anext(deliveries))
@@ -342,7 +342,7 @@ async def test_aclose_that_is_cancelled() -> None:
 
 @pytest.mark.virtual_clock
 async def test_those_that_wait_for_another_try_are_not_waited_for() -> None:
-    """What is known of them is told: they were refused, for now."""
+    """Their deliveries tell that the server refused them for now."""
     relay = Relay(SHAPES["both"], answer=answering(RCPT_b1="451 4.2.0 later", MAIL="", RCPT_c="451 4.2.0 later"))
     relay.answer = lambda verb, line: "451 4.2.0 later" if verb == "RCPT" and ("<b1" in line or "<c" in line) else None
     given = [item(0), item(1), (SENDER, [WHO, "c@y.example"], b"hi")]
@@ -371,7 +371,7 @@ async def test_those_that_wait_for_another_try_are_not_waited_for() -> None:
 @pytest.mark.parametrize("synchronous", [False, True])
 @pytest.mark.parametrize("after", [0, 1, 50])
 async def test_the_consumer_is_cancelled(after: int, synchronous: bool, in_order: bool, shape: tuple[str, ...]) -> None:
-    """Wherever it is: `drain` accounts for every message that was asked for."""
+    """Wherever the consumer is cancelled, `drain` accounts for every message that was pulled."""
     endless = Endless(synchronous=synchronous)
     told: list[Delivery[Any]] = []
     enough = asyncio.Event()
@@ -400,7 +400,7 @@ async def test_the_consumer_is_cancelled(after: int, synchronous: bool, in_order
 
 @pytest.mark.parametrize("shape", ["none", "both"])
 async def test_the_consumer_is_cancelled_inside_the_context_manager(shape: str) -> None:
-    """The mailer is closed at once, and everything is told of with what is known of it."""
+    """The mailer is closed at once, and every message is told of with the state that is known of it."""
     endless = Endless()
     told: list[Delivery[Any]] = []
     mailers: list[AsyncMailer] = []
@@ -444,7 +444,7 @@ async def test_a_time_limit_around_the_loop() -> None:
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_the_mailer_is_closed_during_a_run(in_order: bool, shape: tuple[str, ...]) -> None:
-    """What was asked for is told of in the loop; then it is said that this was not all."""
+    """The loop tells of each message that was pulled, and then raises that this was not all."""
     endless = Endless()
     told: list[Delivery[Any]] = []
 
@@ -516,7 +516,7 @@ async def test_one_that_was_never_begun() -> None:
 
 
 async def test_an_iterable_that_cleans_up_is_let_do_so() -> None:
-    """It is cancelled once, though the loop is left and the mailer closed then."""
+    """The iterable is cancelled once, though the loop is left and the mailer is closed then."""
     log: list[str] = []
 
     async def source() -> AsyncIterator[Any]:
@@ -540,7 +540,7 @@ async def test_an_iterable_that_cleans_up_is_let_do_so() -> None:
 
 
 async def test_it_is_collected_in_another_thread() -> None:
-    """A cycle is, in whichever thread the collector happens to run."""
+    """An iterator in a cycle is collected in whichever thread the collector runs."""
     endless = Endless()
 
     class Holder:
@@ -585,7 +585,7 @@ def test_it_is_collected_when_the_loop_is_closed(loop: str) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_loop_ends_in_the_middle(loop: str) -> None:
-    """Somebody forgot everything: asyncio.run() cancels what there is, and it can be."""
+    """A caller closes nothing: asyncio.run() cancels all tasks, which can be cancelled."""
 
     async def main() -> None:
         posting = mailer(Relay(host="127.0.0.1", port=9), retry=Retry(attempts=100, within=None))

@@ -27,7 +27,7 @@ def posting_to(sink: Sink, **options: Any) -> AsyncMailer:
 
 
 def messages(count: int) -> Iterator[tuple[str, str, bytes]]:
-    """Each has content of its own."""
+    """Yield messages of which each has content of its own."""
     for number in range(count):
         yield SENDER, f"b{number}@y.example", b"X-Number: %d\r\n%b" % (number, CONTENT)
 
@@ -38,14 +38,14 @@ async def asynchronous(count: int) -> AsyncIterator[Any]:
 
 
 def resident() -> float:
-    """MiB of memory that this process has."""
+    """Return how many MiB of memory this process has."""
     gc.collect()
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 async def test_a_hundred_thousand_messages() -> None:
-    """800 octets each, 75 MiB in all.  With the first fifth done, memory has reached what it will need: 8 MiB more."""
+    """Of 75 MiB, in messages of 800 octets, the process never holds 8 MiB more than when a fifth is done."""
     told = 0
     before = 0.0
     async with sinking() as sink, posting_to(sink) as posting:
@@ -73,7 +73,7 @@ async def test_twenty_thousand_in_order_from_an_asynchronous_iterable() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_thousand_tasks_await_send_at_once(shape: str) -> None:
-    """Each gets its own receipt."""
+    """Each task gets its own receipt."""
 
     def answer(verb: str, line: str) -> str | None:
         return f"250 2.0.0 {line.partition(chr(13))[0]}" if verb == "." else None
@@ -94,7 +94,7 @@ async def test_a_thousand_tasks_await_send_at_once(shape: str) -> None:
 
 
 async def test_ten_thousand_tasks_of_which_half_are_cancelled() -> None:
-    """Nothing stays behind of those that are."""
+    """Nothing of the cancelled ones stays behind."""
     async with sinking() as sink, posting_to(sink) as posting:
         sends = [asyncio.create_task(posting.send(CONTENT, SENDER, f"b{n}@y.example")) for n in range(10_000)]
         await till(lambda: sink.messages > 100, 0)
@@ -113,7 +113,7 @@ async def test_ten_thousand_tasks_of_which_half_are_cancelled() -> None:
 
 @pytest.mark.virtual_clock
 async def test_two_hundred_connections() -> None:
-    """They are all opened where the load asks for them, and all of them serve."""
+    """All connections are opened if the load asks for them, and all of them serve."""
     relay = Relay(SHAPES["none"], latency=1)
     async with relaying(relay), mailer(relay, connections=200, window=10) as posting:
         deliveries = [delivery async for delivery in posting.send_all(items(2000))]
@@ -137,7 +137,7 @@ async def test_ten_runs_at_once() -> None:
 
 
 async def test_a_mailer_for_each_message() -> None:
-    """What one leaves behind would be found here."""
+    """If a mailer left something behind, it would be found here."""
     async with sinking() as sink:
         for _ in range(50):
             async with posting_to(sink) as posting:

@@ -52,7 +52,7 @@ async def test_everything_is_refused(verb: str, shape: tuple[str, ...]) -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "end"])
 async def test_everything_is_refused_for_now(verb: str) -> None:
-    """Three tries each, and no more."""
+    """Each message is tried three times, and no more."""
     relay = Relay(SHAPES["both"], answer=answering(**{verb: "451 4.7.1 later"}))
     async with relaying(relay), mailer(relay) as posting:
         deliveries = await all_of(posting, 50)
@@ -64,7 +64,7 @@ async def test_everything_is_refused_for_now(verb: str) -> None:
 
 @pytest.mark.virtual_clock
 async def test_greylisting() -> None:
-    """Each pair of sender and recipient is taken five minutes after it was seen first."""
+    """The server takes each pair of sender and recipient five minutes after it saw it first."""
     seen: dict[str, float] = {}
 
     def answer(verb: str, line: str) -> str | None:
@@ -85,7 +85,7 @@ async def test_every_connection_is_refused() -> None:
 
 
 async def test_some_of_each_kind(shape: tuple[str, ...]) -> None:
-    """What is refused in the middle of what is pipelined does not touch its neighbours."""
+    """A message that is refused in the middle of a pipeline does not touch its neighbours."""
 
     def answer(verb: str, line: str) -> str | None:
         number = int("".join(filter(str.isdigit, line.partition("@")[0])) or 0) if verb in ("MAIL", "RCPT") else 0
@@ -118,7 +118,7 @@ async def test_some_of_each_kind(shape: tuple[str, ...]) -> None:
 async def test_a_server_that_says_421_every_few_messages(
     bye: str, most: int, in_order: bool, shape: tuple[str, ...]
 ) -> None:
-    """Nothing is lost or sent twice, and it is nobody's fault: no try is counted."""
+    """Nothing is lost or sent twice, and no try is counted, as no message is to blame."""
     relay = Tired(shape)
     relay.most, relay.bye = most, bye
     async with relaying(relay), mailer(relay, retry=None) as posting:
@@ -129,7 +129,7 @@ async def test_a_server_that_says_421_every_few_messages(
 
 @pytest.mark.parametrize("bye", ["554 Too many nonmail commands", "503-no\r\n503 Too many syntax or protocol errors"])
 async def test_a_server_that_has_enough_of_a_connection(bye: str, shape: tuple[str, ...]) -> None:
-    """Exim ends it at the eleventh RSET behind a refused message: what stands behind was not looked at."""
+    """Exim ends the connection at the eleventh RSET behind a refused message, and does not look at those behind."""
     relay = Impatient(shape, answer=lambda verb, line: "550 no" if verb == "RCPT" and REFUSED.search(line) else None)
     relay.bye = bye
     async with relaying(relay), mailer(relay, retry=None) as posting:
@@ -140,7 +140,7 @@ async def test_a_server_that_has_enough_of_a_connection(bye: str, shape: tuple[s
 
 @pytest.mark.parametrize("most", [1, 10])
 async def test_a_server_that_closes_every_few_messages(most: int, shape: tuple[str, ...]) -> None:
-    """What was written to it, and not answered, is in doubt, and told so."""
+    """A message that was written whole, and not answered, is told as in doubt."""
     relay = Tired(shape)
     relay.most = most
     async with relaying(relay), mailer(relay) as posting:
@@ -171,7 +171,7 @@ async def test_in_doubt_is_sent_again_where_that_is_asked_for(most: int) -> None
     ("shape", "in_order"), [("none", False), ("pipelining", True), ("both", False), ("both", True)]
 )
 async def test_a_server_that_goes_away_and_comes_back(shape: str, in_order: bool) -> None:
-    """It is away for 10 s, twice.  Nothing is lost but what is in doubt, and nothing is taken twice."""
+    """The server is away for 10 s, twice.  No message is lost unless it is in doubt, and none is taken twice."""
     relay = Relay(SHAPES[shape], latency=0.05)
 
     async def restless() -> None:
@@ -214,7 +214,7 @@ async def test_a_server_that_stays_away() -> None:
 
 @pytest.mark.virtual_clock
 async def test_another_server_stands_in_and_steps_back() -> None:
-    """Whichever of the two is there gets the messages, each of them once; the first one as soon as it is back."""
+    """The server that is there gets the messages, each of them once; the first one as soon as it is back."""
     first, second = Relay(SHAPES["both"], latency=0.01), Relay(SHAPES["both"], latency=0.01)
     async with comings_and_goings(first) as comings, relaying(second), mailer(first, second, retry=PATIENT) as posting:
         told: list[Delivery[Any]] = []
@@ -239,7 +239,7 @@ async def test_another_server_stands_in_and_steps_back() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_server_that_falls_silent() -> None:
-    """It is given up after the time that was set; what it had not answered is in doubt or goes elsewhere."""
+    """The connection is given up when its time is over; a message without an answer is in doubt, or sent again."""
     relay = Relay(SHAPES["both"])
     async with relaying(relay), mailer(relay, connections=1, timeouts=30, retry=PATIENT) as posting:
         told: list[Delivery[Any]] = []
@@ -265,14 +265,14 @@ class _OneOfFew(Conversation):
 
 
 class Few(Relay):
-    """Takes two connections at a time."""
+    """A relay that takes two connections at a time."""
 
     conversation = _OneOfFew
 
 
 @pytest.mark.virtual_clock
 async def test_a_server_that_takes_few_connections() -> None:
-    """Those that it takes do the work; the mailer does not knock for each message."""
+    """The connections that the server takes do the work; the mailer does not connect for each message."""
     relay = Few(SHAPES["pipelining"], latency=0.1)
     async with relaying(relay), mailer(relay, connections=8, retry=PATIENT) as posting:
         assert agree(relay, await all_of(posting, 150), 150) == {"sent": 150}
@@ -282,7 +282,7 @@ async def test_a_server_that_takes_few_connections() -> None:
 
 @pytest.mark.virtual_clock
 async def test_each_of_the_recipients_is_accounted_for() -> None:
-    """Taken, refused for good, refused for now and taken later, over several transactions, with 421 in between."""
+    """Recipients are taken, refused for good, or taken later, in several transactions, with 421 in between."""
     relay = Tired(SHAPES["pipelining"])
     relay.most, relay.bye = 3, "421 4.7.0 enough"
     tries: dict[str, int] = {}
@@ -314,7 +314,7 @@ async def test_each_of_the_recipients_is_accounted_for() -> None:
 
 
 async def test_the_limit_that_the_server_tells(shape: tuple[str, ...]) -> None:
-    """RFC 9422: LIMITS MAILMAX.  No connection gets more, so none is closed on a message."""
+    """No connection is given more messages than LIMITS MAILMAX says (RFC 9422), so none is closed on a message."""
     relay = Tired((*shape, "LIMITS MAILMAX=10 RCPTMAX=100"))
     relay.bye = "421 4.7.0 I told you"
     async with relaying(relay), mailer(relay, connections=2, retry=None) as posting:

@@ -50,7 +50,7 @@ class Bench:
         self._news.set()
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        """Until something has happened that makes it so."""
+        """Wait until a try has ended, or the connection is lost, and the condition holds."""
         async with asyncio.timeout(60):
             while not condition():
                 self._news.clear()
@@ -70,12 +70,12 @@ class Bench:
         return request
 
     def withdraw(self, request: DeliveryRequest) -> None:
-        """As a pool does it."""
+        """Withdraw a request as a pool does it."""
         if request.state is RequestState.SENDING:
             self.connection.withdraw(request)
 
     async def ended(self, *requests: DeliveryRequest) -> None:
-        """Until these have come to an end, each once."""
+        """Wait until the tries of these requests have ended, each once."""
         await self.until(lambda: set(requests) <= set(self.over))
         assert all(self.over.count(request) == 1 for request in requests)
 
@@ -92,7 +92,7 @@ class Bench:
         return request.error
 
     async def in_step(self, relay: Relay) -> None:
-        """Another message goes over it, and is the message that it is."""
+        """Check that another message goes over the connection, and arrives as it was written."""
         await self.sent(self.begin(b"in step\r\n", "step@y.example"))
         assert relay.letters[-1].content == b"in step\r\n"
         assert relay.letters[-1].recipients == ["step@y.example"]
@@ -100,7 +100,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def connection_to(relay: Any, state: RelayState | None = None, **options: Any) -> AsyncIterator[Bench]:
-    """An open connection."""
+    """Run with an open connection, and close it."""
     bench = Bench(relay, state, **options)
     try:
         await bench.connection.open()
@@ -130,7 +130,7 @@ async def test_content_arrives_octet_for_octet(kind: str, shape: tuple[str, ...]
 
 
 async def test_many_at_once(shape: tuple[str, ...], tmp_path: Path) -> None:
-    """Of all kinds, given without waiting: each arrives as it is, and the account is right."""
+    """Messages of all kinds, begun without waiting, arrive as they are, and the counts are right."""
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         requests, expected, files = [], [], []
         for number, (kind, make) in enumerate(KINDS.items()):
@@ -283,7 +283,7 @@ async def test_what_the_server_says_is_handed_back(shape: tuple[str, ...]) -> No
     "content", [b"hello", LARGE, email("hello, hello\n" * 10_000)], ids=["small", "large", "message"]
 )
 async def test_begun_on_a_connection_that_is_gone(content: Any, shape: tuple[str, ...]) -> None:
-    """The pool gives none to such a one; but a connection may end in the breath in which it does."""
+    """The pool gives such a connection no message; but it may end in the same pass of the loop."""
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         request = bench.begin(content)
         bench.connection.close()
@@ -307,7 +307,7 @@ async def test_content_waits_for_the_envelope(seconds: float, apart: bool) -> No
         await bench.sent(bench.begin(b"hello\r\n"), bench.begin(b"again\r\n"))
         reads = b"|".join(relay.reads[before:])
         assert (b"rcpt to:<b@y.example>\r\n|BDAT 7 LAST\r\nhello" in reads) is apart
-        # What is known of a connection that may be dead is known when a message is answered: one at a time until then.
+        # Only an answer shows that a connection is not dead: it is given one message at a time until then.
         assert (b"hello\r\nrset\r\nmail" in reads.replace(b"|", b"")) is not apart
         # Neither the next nor another while it is busy.
         assert b"rcpt to:<b@y.example>\r\nBDAT 7 LAST\r\nagain" in reads
@@ -328,7 +328,7 @@ async def test_a_busy_connection_is_not_stale(shape: tuple[str, ...]) -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("seconds", [0.5, 2])
 async def test_what_is_known_of_a_message_on_a_dead_connection(seconds: float) -> None:
-    """Just used, it may have gone through; unused for a while, the server cannot have it."""
+    """If the connection was just used, the message may have gone through; if it was not, the server cannot have it."""
     hello = [send("220 hi"), expect("ehlo me.example"), send("250-hi", "250-PIPELINING", "250 CHUNKING")]
 
     async def reading(peer: Any) -> None:
@@ -393,7 +393,7 @@ async def test_depth_of_what_goes_one_by_one_is_some_20_ms(each: float, depth: i
 
 
 async def test_no_room_is_never_less_than_none() -> None:
-    """A server that becomes slow has been given more than it would be given now."""
+    """A connection may have been given more messages, before its server became slow, than it would be given now."""
     async with relaying(Relay(SHAPES["pipelining"], hold=2)) as relay, connection_to(relay) as bench:
         connection = bench.connection
         connection.measure(connection.busy_since, 10)
@@ -407,7 +407,7 @@ async def test_no_room_is_never_less_than_none() -> None:
 
 
 async def test_busy(shape: tuple[str, ...]) -> None:
-    """It has more than half of what it can have."""
+    """A connection is busy if it has more than half of the messages that it can have."""
     async with relaying(Relay(shape, hold=2)) as relay, connection_to(relay, window=4) as bench:
         requests = []
         for given in range(4):
@@ -506,7 +506,7 @@ async def test_measuring() -> None:
 
 
 async def test_a_connection_that_has_just_answered_is_not_stale() -> None:
-    """It may be given more before anyone has seen that it has nothing to do: that content need not wait."""
+    """It may be given a message before the pool has seen that it is idle: the content need not wait then."""
     async with relaying(Relay(SHAPES["both"])) as relay, connection_to(relay) as bench:
         connection = bench.connection
         now = asyncio.get_running_loop().time()
@@ -570,7 +570,7 @@ async def test_a_busy_connection_is_left_alone() -> None:
 
 
 async def test_a_connection_that_is_tidied_serves() -> None:
-    """However long that takes: nobody is told of its end, and who waits for it would wait in vain."""
+    """It takes messages meanwhile, however long the RSET takes: nothing tells the pool of the end of that."""
     async with relaying(Relay(SHAPES["both"], answer=refusing)) as relay, connection_to(relay) as bench:
         await bench.error(bench.begin(b"hello", "no@y"))
         connection, now = bench.connection, asyncio.get_running_loop().time()
@@ -646,7 +646,7 @@ EITHER = {"small": b"hello\r\n", "large": LARGE}
 
 
 async def test_withdrawn_before_it_is_written(shape: tuple[str, ...]) -> None:
-    """It waits for the turn behind another; neither that one nor the connection is harmed."""
+    """The message waits for the turn behind another; neither that one nor the connection is harmed."""
     async with relaying(Relay(shape, hold=2)) as relay, connection_to(relay, window=1) as bench:
         first, second, third = bench.begin(b"first\r\n"), bench.begin(b"second\r\n"), bench.begin(b"third\r\n")
         bench.withdraw(second)
@@ -659,7 +659,7 @@ async def test_withdrawn_before_it_is_written(shape: tuple[str, ...]) -> None:
 
 
 async def test_withdrawn_when_all_of_it_is_written() -> None:
-    """It is known then what became of it."""
+    """The message's outcome is known then."""
     async with relaying(Relay(SHAPES["both"], hold=2)) as relay, connection_to(relay) as bench:
         request, other = bench.begin(b"gone\r\n"), bench.begin(b"other\r\n")
         await asyncio.sleep(0)
@@ -674,7 +674,7 @@ async def test_withdrawn_when_all_of_it_is_written() -> None:
 @pytest.mark.parametrize("content", EITHER)
 @pytest.mark.parametrize("owed", [2, 3, 4, 5])
 async def test_withdrawn_at_every_reply(owed: int, content: str, shape: tuple[str, ...]) -> None:
-    """Whatever reply is awaited: the message is handed back, and the connection is in step or at its end."""
+    """Whichever reply is awaited, the message is handed back, and the connection is in step or at its end."""
     async with relaying(Relay(shape, hold=owed)) as relay, connection_to(relay) as bench:
         request = bench.begin(EITHER[content])
         with contextlib.suppress(TimeoutError):
@@ -692,7 +692,7 @@ async def test_withdrawn_at_every_reply(owed: int, content: str, shape: tuple[st
 
 @pytest.mark.parametrize("lines", [30_000, 10_000])
 async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str, ...]) -> None:
-    """As it is where it was begun in the same pass of the loop."""
+    """The task has not begun if the message was begun in the same pass of the loop."""
     async with relaying(Relay(shape)) as relay, connection_to(relay) as bench:
         request = bench.begin(email("hello, hello\n" * lines))
         bench.withdraw(request)
@@ -705,7 +705,7 @@ async def test_withdrawn_before_its_task_has_begun(lines: int, shape: tuple[str,
 
 @pytest.mark.parametrize("owed", [2, 3, 4, 5])
 async def test_what_is_known_of_a_large_one_that_is_withdrawn(owed: int, shape: tuple[str, ...]) -> None:
-    """The end of it may have been written: then it is in doubt."""
+    """If the end of the content was written, the message is in doubt."""
     async with relaying(Relay(shape, hold=owed)) as relay, connection_to(relay) as bench:
         request = bench.begin(LARGE)
         with contextlib.suppress(TimeoutError):
@@ -719,7 +719,7 @@ async def test_what_is_known_of_a_large_one_that_is_withdrawn(owed: int, shape: 
 
 
 async def test_withdrawn_while_its_content_is_awaited(shape: tuple[str, ...]) -> None:
-    """The content is closed, and the message does not arrive."""
+    """The connection closes the caller's content, and the message does not arrive."""
     closed = asyncio.Event()
     waiting = asyncio.Event()
 
@@ -775,7 +775,7 @@ async def test_what_was_not_begun_is_handed_back() -> None:
 
 
 async def test_alone() -> None:
-    """Where the connection goes one by one from then on, it holds no more than is needed for that."""
+    """A connection that sends one by one from then on is given no more messages than it needs for that."""
     relay = Relay(SHAPES["both"], quick_tempered=True)
     async with relaying(relay), connection_to(relay) as bench:
         assert bench.connection.room == 100
@@ -789,7 +789,7 @@ async def test_alone() -> None:
 
 
 async def test_a_large_message_is_begun_again_at_once() -> None:
-    """And what was learnt is for the relay, not for this connection alone."""
+    """The other connections of the relay profit from what this one has learnt."""
 
     def answer(verb: str, line: str) -> str | None:
         return "503 5.5.1 not now" if verb == "RSET" and relay.verbs.count("RSET") == 1 else None

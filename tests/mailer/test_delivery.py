@@ -77,7 +77,7 @@ def test_a_delivery_is_shown_by_the_name_that_callers_know() -> None:
 
 
 def test_refusals_are_replies() -> None:
-    """Whatever made the exception: smtplib's users know tuples."""
+    """Refusals are made Reply objects, also if the exception was made with tuples, as by users of smtplib."""
     found = refusals(asmtp.SMTPRecipientsRefused({A: (550, b"5.1.1 no"), B: LATER}))
     assert found == {A: (550, b"5.1.1 no"), B: LATER}
     assert [reply.enhanced for reply in found.values()] == ["5.1.1", "4.2.0"]
@@ -99,7 +99,7 @@ def test_the_replies_of_an_error(met: Exception, replies: list[Reply]) -> None:
 
 
 class Odd(asmtp.SMTPException):
-    """An exception of a caller's, which cannot be copied."""
+    """An exception of the caller's, which cannot be copied."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")

@@ -112,7 +112,7 @@ async def test_the_null_sender() -> None:
 
 @pytest.mark.virtual_clock
 async def test_the_server_without_8bitmime_gets_seven_bits() -> None:
-    """Each try is for the server that it goes to."""
+    """Each try sends the content in the form for the server of that try."""
     made = email()
     made.set_content("Grüße\n", cte="8bit")
     seen: list[str] = []
@@ -141,7 +141,7 @@ async def test_an_international_address() -> None:
 
 @pytest.mark.parametrize("content", [b"hi", email()])
 async def test_an_international_address_that_the_server_does_not_take(content: Any) -> None:
-    """Nothing is written; it would not be better with another try."""
+    """Nothing is written, and there is no other try, as it would end the same."""
     async with relaying(Relay(common=())) as relay, mailer(relay) as posting:
         with pytest.raises(asmtp.SMTPNotSupportedError, match="SMTPUTF8") as caught:
             await posting.send(content, SENDER, "δοκιμή@y.example")
@@ -339,7 +339,7 @@ REFUSALS: dict[str, tuple[dict[str, str], type[asmtp.SMTPException], type[Except
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("case", REFUSALS)
 async def test_the_server_says_no(case: str, streamed: bool, shape: tuple[str, ...]) -> None:
-    """smtplib's exception, which knows that it is refused; nothing is tried again, and the next message goes."""
+    """The caller gets smtplib's exception, with a state; there is no other try, and the next message goes."""
     replies, kind, smtplibs, right = REFUSALS[case]
     async with relaying(Relay(shape, answer=answering(**replies))) as relay, mailer(relay) as posting:
         with pytest.raises(smtplibs) as caught:
@@ -377,7 +377,7 @@ async def test_the_greeting_says_no() -> None:
 
 
 async def test_each_task_gets_an_exception_of_its_own() -> None:
-    """An exception that is raised twice collects tracebacks, and what is noted on it is everybody's."""
+    """Each task has a copy: an exception that is raised twice collects tracebacks, and the notes of all callers."""
     async with relaying(Relay(greeting="554 go away")) as relay, mailer(relay, connections=1) as posting:
         sends = (posting.send(b"hi", SENDER, WHO) for _ in range(10))
         errors = await asyncio.gather(*sends, return_exceptions=True)

@@ -30,7 +30,7 @@ LETTER = (b"hello", "a@x.example", "b@y.example")
 
 
 class Mute(asyncio.Protocol):
-    """Answers everything up to a command, and nothing from there on; "" is the greeting."""
+    """A relay that answers everything up to a command, and nothing from there on; "" is the greeting."""
 
     REPLIES = {"": "220 me", "EHLO": "250-me\r\n250-STARTTLS\r\n250 AUTH PLAIN", "STARTTLS": "220 go"}
 
@@ -63,7 +63,7 @@ PHASES = {  # where the server is silent: the relay's options, and what the erro
 
 @asynccontextmanager
 async def mute(at: str, log: list[float], **options: Any) -> AsyncIterator[AsyncMailer]:
-    """A mailer for a server that is silent from there on."""
+    """Run with a mailer for a server that is silent from a command on."""
     said: Any = PHASES[at][0]
     async with (
         listening(lambda: Mute(at, log)) as (host, port),
@@ -97,7 +97,7 @@ async def test_silence_ends_in_the_time_of_its_phase(at: str, connections: int, 
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize(("timeouts", "most"), [(Timeouts(), 301), (20, 65), (5, 20)])
 async def test_silence_with_what_is_the_default(timeouts: Any, most: float) -> None:
-    """It is tried again only where less than `Retry.within` has gone by since its own first try."""
+    """A message is tried again only if less than `Retry.within` has gone by since its own first try."""
     log: list[float] = []
     async with mute("", log, timeouts=timeouts) as posting:
         with pytest.raises(asmtp.SMTPTimeoutError) as caught:
@@ -109,7 +109,7 @@ async def test_silence_with_what_is_the_default(timeouts: Any, most: float) -> N
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("at", PHASES)
 async def test_silence_to_many(at: str) -> None:
-    """Those that come while it is waited are told no later than they would be alone."""
+    """Messages that come while others wait for a connection fail about when they would alone."""
     log: list[float] = []
     took: list[float] = []
 
@@ -131,7 +131,7 @@ async def test_silence_to_many(at: str) -> None:
 
 @pytest.mark.virtual_clock
 async def test_silence_of_all_relays() -> None:
-    """Each is tried for each message."""
+    """Each relay is tried for each message."""
     log: list[float] = []
     async with listening(lambda: Mute("", log)) as first, listening(lambda: Mute("EHLO", log)) as second:
         relays = [asmtp.Relay(*first), asmtp.Relay(*second)]
@@ -143,7 +143,7 @@ async def test_silence_of_all_relays() -> None:
 
 @pytest.mark.virtual_clock
 async def test_who_is_kept_waiting_is_not_told_no_because_another_was() -> None:
-    """A server that greets late has one connection only, and says so to the second at once."""
+    """Messages that wait for a late greeting do not fail as a second connection is refused at once."""
 
     class Late(Mute):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -186,18 +186,18 @@ def test_silence_in_a_program_that_blocks(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class TokenError(asmtp.SMTPException):
-    """One that cannot be copied."""
+    """An error of a token that cannot be copied."""
 
     def __init__(self, code: int, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
 
 
 class Odd(BaseException):
-    """Nobody expects it."""
+    """An error that the mailer does not expect."""
 
 
 class Wordless(asmtp.SMTPException):
-    """It cannot be copied, and it has no words."""
+    """An error that cannot be copied, and has no words."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -227,7 +227,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
 @pytest.mark.parametrize("where", ["token", "mechanism"])
 @pytest.mark.parametrize("retry", [None, asmtp.Retry()])
 async def test_what_a_login_raises_ends_the_message(what: str, where: str, retry: asmtp.Retry | None) -> None:
-    """With its cause, in bounded time, and without asking again and again."""
+    """The message fails with that exception as the cause, in bounded time; the login is not repeated for ever."""
     asked = 0
 
     async def token(fresh: bool) -> str:
@@ -278,7 +278,7 @@ async def test_what_content_raises_ends_the_message(what: str) -> None:
 async def test_an_iterable_that_goes_on_is_not_waited_for(
     how: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Leaving takes `close_timeout`, and a loop over it ends, too."""
+    """Leaving takes `close_timeout`, and the loop over `send_all` ends, too."""
     release = asyncio.Event()
 
     async def letters() -> AsyncIterator[Any]:
@@ -337,7 +337,7 @@ async def test_a_mistaken_iterable_does_not_look_like_an_end() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_token_that_does_not_come() -> None:
-    """It has the time of a command, as the login that it is for."""
+    """The caller's function for a token has the time of a command, like the login."""
 
     async def wait(fresh: bool) -> str:
         await asyncio.Event().wait()
@@ -428,7 +428,7 @@ def slow(at: str, shape: str = "pipelining") -> Relay:
 @pytest.mark.parametrize("content", [b"hello", LARGE])
 @pytest.mark.parametrize("how", ["send", "send_all", "in order", "cancelled", "cancelled by hand"])
 async def test_the_whole_of_a_message(at: str, state: str, content: bytes, how: str) -> None:
-    """It is told at once when its time is up, with what is known, though the server says nothing."""
+    """The caller is told at once when the time is up, with the state that is known, though the server says nothing."""
     async with relaying(slow(at)) as relay, mailer(relay, close_timeout=1) as posting:
         message = (content, "a@x.example", "b@y.example")
         begun = now()
@@ -470,7 +470,7 @@ async def test_the_whole_of_a_message(at: str, state: str, content: bytes, how: 
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize(("at", "state"), [("MAIL", "not_sent"), (".", "in_doubt")])
 async def test_a_limit_of_the_caller_s_own(at: str, state: str) -> None:
-    """What is known is on what anyio and `wait_for` raise, too."""
+    """The exceptions of anyio and `wait_for` lead to the state that is known, too."""
     async with relaying(slow(at)) as relay, mailer(relay, close_timeout=1) as posting:
         with pytest.raises(TimeoutError) as cut:
             with anyio.fail_after(5):
@@ -485,7 +485,7 @@ async def test_a_limit_of_the_caller_s_own(at: str, state: str) -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("connections", [1, 2])
 async def test_the_whole_of_a_message_that_is_tried_again(connections: int) -> None:
-    """It ends with the last reply as its error; one that waits for a connection is told of the time."""
+    """A message that was refused ends with the last reply; one that waits for a connection with a timeout."""
     relay = Relay(answer=lambda verb, line: "451 4.7.1 later" if verb == "RCPT" else None)
     retry = asmtp.Retry(attempts=100, within=None, initial=1, jitter=0)
     async with relaying(relay), mailer(relay, retry=retry, connections=connections) as posting:
@@ -566,7 +566,7 @@ async def test_a_limit_that_is_none(kind: Any) -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("how", ["leaving", "aclose", "aclose(3)", "close_timeout=7"])
 async def test_leaving_ends_in_time(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What is given up is told to its callers, to `drain`, and once to the log."""
+    """Messages that are given up are told to their callers, to `drain`, and once to the log."""
     seconds = {"aclose(3)": 3.0, "close_timeout=7": 7.0}.get(how, 20.0)
     options: dict[str, Any] = {"close_timeout": 7} if how == "close_timeout=7" else {}
     async with relaying(slow(".")) as relay:
@@ -637,7 +637,7 @@ def test_leaving_a_mailer_that_blocks_ends_in_time(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("shape", ["pipelining", "both"])
 @pytest.mark.parametrize("connections", [1, 2])
 async def test_hung_messages_do_not_hold_up_the_others_for_ever(shape: str, connections: int) -> None:
-    """Where all connections hang, those in line wait for the phase at most, or for their own time."""
+    """If all connections hang, messages in line wait for the seconds of the phase at most, or for their own."""
     relay = Relay(SHAPES[shape])
     async with relaying(relay), mailer(relay, connections=connections, timeouts=60) as posting:
         await posting.send(*LETTER)

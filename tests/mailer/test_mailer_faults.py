@@ -1,4 +1,4 @@
-"""A mailer whose connections are cut at every point of the dialogue: nothing is lost, nothing is sent twice.
+"""Cut a mailer's connections at every point of the dialogue: nothing is lost, nothing is sent twice.
 
 Every message has its name in its sender, its recipients and its content, so that what the relay took can be held
 against what was said of it: see :mod:`tests.fakes.ledger`.
@@ -86,7 +86,7 @@ def told(delivery: Delivery[Any]) -> tuple[Message, Said]:
 
 
 class Item(asmtp.Envelope):
-    """What `send_all` is given."""
+    """An item for `send_all`."""
 
     def __init__(self, message: Message) -> None:
         super().__init__(message.sender, message.recipients, content=message.content)
@@ -131,7 +131,7 @@ async def large(mailer: AsyncMailer) -> Pairs:
 
 
 async def left(mailer: AsyncMailer) -> Pairs:
-    """A loop that is left: what was taken of the iterable is told of, too."""
+    """Leave a loop; the messages that were pulled are told of, too."""
     taken: list[Message] = []
 
     def items() -> Iterator[Item]:
@@ -148,7 +148,7 @@ async def left(mailer: AsyncMailer) -> Pairs:
 
 @dataclass(frozen=True)
 class Work:
-    """What is sent, and with how many connections."""
+    """The messages to send, and the number of connections."""
 
     send: Callable[[AsyncMailer], Awaitable[Pairs]]
     connections: int = 1
@@ -168,7 +168,7 @@ RUN: contextvars.ContextVar[weakref.WeakSet[asyncio.Task[Any]]] = contextvars.Co
 
 
 def counted(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task factory: each run knows the tasks that were made in its course."""
+    """Make a task, and enter it among those of its run: a task factory."""
     task = asyncio.Task(coro, loop=loop, **options)
     if (mine := RUN.get(None)) is not None:
         mine.add(task)
@@ -177,7 +177,7 @@ def counted(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> async
 
 @contextlib.asynccontextmanager
 async def mailing(proxy: Proxy, wrong: list[str], **options: Any) -> AsyncIterator[AsyncMailer]:
-    """A mailer; that it leaves no task, and has counted well."""
+    """Run with a mailer, and check that it leaves no task, and has counted well."""
     mine: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
     token = RUN.set(mine)
     relay = asmtp.Relay(proxy.host, proxy.port, lmtp=proxy.relay.lmtp)
@@ -198,7 +198,7 @@ def relay(shape: str) -> Relay:
 
 
 async def run(opened: Door, shape: str, work: Work, retry: Retry | None, plan: Plan | None) -> tuple[Proxy, list[str]]:
-    """Do the work with a fault; what was wrong."""
+    """Do the work with a fault; return what was wrong."""
     wrong: list[str] = []
     async with proxying(opened, relay(shape), plan) as proxy:
         async with mailing(proxy, wrong, connections=work.connections, retry=retry) as mailer:
@@ -255,7 +255,7 @@ async def every_point(shape: str, name: str, retry: Retry | None, faults: Callab
     if shape == "lmtp":  # one reply or several to a chunk that is refused: no RFC says
         todo = [plan for plan in todo if plan.point.context != "BDAT"]
     outcome = await everywhere(todo, lambda opened, plan: run(opened, shape, work, retry, plan))
-    # Which of two connections has which message, is not fixed.
+    # It is not fixed which of two connections has which message.
     outcome.check(all_reached=work.connections == 1)
     assert outcome.count > 50
 
@@ -277,7 +277,7 @@ async def test_silence(shape: str, name: str, retry: Retry | None) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_in_doubt_is_sent_again_where_it_is_asked_for(shape: str) -> None:
-    """Then all are sent, and some of them twice."""
+    """With Retry(in_doubt=True) all messages are sent, and some of them twice."""
     twice = 0
 
     async def run(opened: Door, plan: Plan | None) -> tuple[Proxy, list[str]]:
@@ -339,7 +339,7 @@ async def cancelled(mailer: AsyncMailer, message: Message, content: Any, passes:
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_cancelled_after_so_many_passes(shape: str, content: str, warm: bool) -> None:
-    """Cancelled at every point: the others, before it and behind it, are sent; and so is what comes next."""
+    """A message is cancelled at every point: those before and behind it are sent, and so is the next one."""
     asyncio.get_running_loop().set_task_factory(counted)
     lines, make = CONTENTS[content]
     passes = ended = 0
@@ -369,7 +369,7 @@ async def test_cancelled_after_so_many_passes(shape: str, content: str, warm: bo
 @pytest.mark.parametrize("fault", [Fault.FIN, Fault.HOLE, Fault.LATE], ids=lambda fault: fault.name)
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_given_up_while_it_is_tried_again(shape: str, fault: Fault) -> None:
-    """In the midst of deadlines and back-off, by `asyncio.timeout`: nothing of it goes on."""
+    """A message that `asyncio.timeout` ends in the midst of deadlines and back-off leaves nothing behind."""
     asyncio.get_running_loop().set_task_factory(counted)
 
     async def run(opened: Door, plan: Plan | None, seconds: float = 1000.0) -> tuple[Proxy, list[str]]:
@@ -406,7 +406,7 @@ async def test_given_up_while_it_is_tried_again(shape: str, fault: Fault) -> Non
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_loop_that_is_cancelled(shape: str) -> None:
-    """What was taken of the iterable is told of, by the loop or by `drain`: each once."""
+    """The loop or `drain` tells of each message that was pulled, once."""
     asyncio.get_running_loop().set_task_factory(counted)
     passes = 0
     in_time = True

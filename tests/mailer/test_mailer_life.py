@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 @pytest.mark.usefixtures("no_environment")
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_arguments(case: str) -> None:
-    """They are found at once, not with the first message, and no secret is in the error."""
+    """The constructor raises, not the first send, and no secret is in the error."""
     relay, options, kind, words = WRONG[case]
     with pytest.raises(kind, match=words) as caught:
         AsyncMailer(relay, **options)
@@ -106,7 +106,7 @@ async def test_options_go_over_what_the_url_says() -> None:
 
 
 async def test_an_option_that_is_none_says_nothing(certificates: Certificates) -> None:
-    """TLS that was asked for is not given up for an option that somebody passed on."""
+    """An option that is None, as wrappers pass it on, does not turn off the TLS that the URL asks for."""
     async with embedded(Embedded(), tls=certificates.server) as server:
         relay = asmtp.Relay(server.host, server.port, tls="required", ssl_context=certificates.trusting)
         async with AsyncMailer(relay, tls=None, ssl_context=None, local_hostname=None, token=None) as posting:
@@ -232,7 +232,7 @@ async def test_statistics_of_send_all() -> None:
 
 
 async def closed(posting: AsyncMailer) -> None:
-    """Nothing is possible any more."""
+    """Check that a mailer takes nothing any more."""
     with pytest.raises(asmtp.SMTPStateError, match="the mailer was closed"):
         await posting.send(b"hi", SENDER, WHO)
     with pytest.raises(asmtp.SMTPStateError, match="the mailer was closed"):
@@ -298,7 +298,7 @@ async def test_an_exception_goes_through_the_context_manager() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("before", [0, 1])
 async def test_abort(shape: str, before: int) -> None:
-    """It does not wait, and everyone is told what is known."""
+    """abort() does not wait, and every caller is told the state that is known."""
     async with relaying(Relay(SHAPES[shape], hold=(4 if shape == "both" else 7) if before else 2)) as relay:
         posting = mailer(relay, connections=1)
         for _ in range(before):
@@ -383,7 +383,7 @@ async def test_cancelled_inside_the_context_manager(shape: str) -> None:
 
 
 async def test_cancelled_while_it_is_closed() -> None:
-    """It can be closed again."""
+    """A mailer of which aclose() was cancelled can be closed again."""
     async with relaying(Relay(SHAPES["both"], hold=2)) as relay:
         posting = mailer(relay)
         sending = asyncio.create_task(posting.send(b"hi", SENDER, WHO))
@@ -401,7 +401,7 @@ async def test_cancelled_while_it_is_closed() -> None:
 
 @pytest.mark.virtual_clock
 async def test_closed_while_it_connects() -> None:
-    """Whoever waits for the connection is waited for."""
+    """Closing waits for messages that wait for the connection."""
     async with relaying(Relay(latency=5)) as relay:
         posting = mailer(relay, close_timeout=None)
         sending = asyncio.create_task(posting.send(b"hi", SENDER, WHO))
@@ -460,7 +460,7 @@ def test_it_belongs_to_one_loop(loop: str) -> None:
 @pytest.mark.parametrize("first", ["send", "send_all"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_one_loop_after_the_other(loop: str, first: str) -> None:
-    """As with several asyncio.run(), one mailer for all: what was counted goes on, and connections are new ones."""
+    """One mailer serves several asyncio.run(), one after the other: it counts on, and opens new connections."""
     posting: list[AsyncMailer] = []
 
     async def use(number: int) -> None:
@@ -490,7 +490,7 @@ def test_one_loop_after_the_other(loop: str, first: str) -> None:
 @pytest.mark.parametrize("content", [b"hi", b"hi" * (1 << 16)], ids=["small", "large"])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets and transports that nobody has closed
 def test_a_loop_that_ends_with_messages_in_flight(loop: str, then: str, content: bytes) -> None:
-    """They are told of with what is known of them, and the mailer goes on in the next loop."""
+    """The messages are told of with the state that is known of them, and the mailer goes on in the next event loop."""
     use_in_two_loops(LOOPS[loop], then, content)
     gc.collect()
 
@@ -578,7 +578,7 @@ async def test_a_connection_that_the_server_has_closed_is_not_used() -> None:
 
 @pytest.mark.parametrize("bye", ["", "421 4.7.0 enough"])
 async def test_one_message_after_the_other_to_a_server_that_closes(bye: str) -> None:
-    """It is not the message's fault: no try is counted."""
+    """No try is counted, as the message is not to blame."""
     relay = Tired()
     relay.most, relay.bye = 2, bye
     async with relaying(relay), mailer(relay, retry=None) as posting:
@@ -589,7 +589,7 @@ async def test_one_message_after_the_other_to_a_server_that_closes(bye: str) -> 
 
 
 async def test_nobody_holds_on_to_a_message() -> None:
-    """What was sent is not kept."""
+    """The mailer does not keep a message that was sent."""
     async with relaying(Relay()) as relay, mailer(relay) as posting:
         made = email()
         kept = weakref.ref(made)

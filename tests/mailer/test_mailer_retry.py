@@ -1,4 +1,4 @@
-"""AsyncMailer.send: what is tried again, for whom, and when; and what never is."""
+"""AsyncMailer.send: which messages are tried again, for which recipients, and when; and which never are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def pieces() -> AsyncIterator[bytes]:
 
 
 def sometimes(verb: str, *replies: str, only: str = "") -> Any:
-    """The replies to a verb, one after the other; then the usual one."""
+    """Return an `answer` that gives a verb these replies, one after the other; then the usual one."""
     left = list(replies)
 
     def answer(seen: str, line: str) -> str | None:
@@ -41,7 +41,7 @@ def sometimes(verb: str, *replies: str, only: str = "") -> Any:
 
 
 def recipients(relay: Relay) -> list[list[str]]:
-    """Of each transaction that was begun."""
+    """Return the recipients of each transaction that was begun."""
     found: list[list[str]] = []
     for line in relay.commands:
         if line.lower().startswith("mail"):
@@ -104,7 +104,7 @@ async def test_what_is_refused_for_good_is_not_tried_again() -> None:
 
 
 async def test_only_within_the_time_that_was_given() -> None:
-    """0, 10, 30 s; the next one would begin at 70 s."""
+    """The tries begin at 0, 10 and 30 s; the next one would begin at 70 s, which is too late."""
     relay = Relay(answer=answering(RCPT="451 later"))
     patience = Retry(attempts=10, within=60, initial=10, factor=2, maximum=100, jitter=0)
     async with relaying(relay), mailer(relay, retry=patience) as posting:
@@ -130,7 +130,7 @@ async def test_others_do_not_wait_meanwhile() -> None:
 
 
 async def test_only_those_refused_for_now_are_tried_again(shape: tuple[str, ...]) -> None:
-    """Nobody gets it twice, and each has the reply that counts."""
+    """No recipient gets the message twice, and each has the reply that counts."""
     replies = {B: [""], C: ["451 4.2.0 later", "451 4.2.0 later", "250 2.1.5 at last"], D: ["550 5.1.1 no"]}
 
     def answer(verb: str, line: str) -> str | None:
@@ -148,7 +148,7 @@ async def test_only_those_refused_for_now_are_tried_again(shape: tuple[str, ...]
 
 
 async def test_all_refused_some_of_them_for_now(shape: tuple[str, ...]) -> None:
-    """The first transaction has come to nothing, the second is for one of them."""
+    """The first transaction comes to nothing, and the second is for the one that was refused for now."""
     replies = {B: ["550 5.1.1 no"], C: ["451 4.2.0 later", ""]}
 
     def answer(verb: str, line: str) -> str | None:
@@ -194,7 +194,7 @@ async def test_lmtp_refuses_for_now_behind_the_content() -> None:
 
 
 async def test_the_rest_is_lost_with_the_connection() -> None:
-    """B and D have it; of C nothing better is known than that the server cannot be reached any more."""
+    """B and D have the message; of C it is known only that the server cannot be reached any more."""
     relay = Relay(SHAPES["both"], answer=sometimes("RCPT", "451 4.2.0 later", only=C))
     async with comings_and_goings(relay) as comings, mailer(relay, retry=PLAIN) as posting:
         sending = asyncio.create_task(posting.send(b"hi", SENDER, ALL))
@@ -214,7 +214,7 @@ async def test_the_rest_is_lost_with_the_connection() -> None:
 
 
 def crowd(most: int, reply: str) -> Any:
-    """A server that takes so many recipients in a transaction."""
+    """Return an `answer` that takes `most` recipients in a transaction."""
     seen = 0
 
     def answer(verb: str, line: str) -> str | None:
@@ -229,7 +229,7 @@ def crowd(most: int, reply: str) -> Any:
 
 @pytest.mark.parametrize("reply", ["452 4.5.3 too many recipients", "452 too many", "552 5.5.3 too many recipients"])
 async def test_too_many_recipients(reply: str, shape: tuple[str, ...]) -> None:
-    """RFC 5321 §4.5.3.1.10: the others get transactions of their own, at once; and it is remembered."""
+    """The others get transactions of their own, at once (RFC 5321 §4.5.3.1.10), and the limit is remembered."""
     everyone = [f"b{number}@y.example" for number in range(25)]
     relay = Relay(shape, answer=crowd(10, reply))
     async with relaying(relay), mailer(relay, connections=1) as posting:
@@ -247,7 +247,7 @@ async def test_too_many_recipients(reply: str, shape: tuple[str, ...]) -> None:
 
 
 async def test_a_mailbox_with_too_many_messages(shape: tuple[str, ...]) -> None:
-    """RFC 3463 §3.3: that says nothing of how many recipients the server takes."""
+    """A full mailbox says nothing of how many recipients the server takes (RFC 3463 §3.3)."""
     answer = answering(RCPT_full="452 4.2.2 mailbox full: too many messages")
     relay = Relay(shape, answer=answer)
     async with relaying(relay), mailer(relay, retry=None) as posting:
@@ -258,7 +258,7 @@ async def test_a_mailbox_with_too_many_messages(shape: tuple[str, ...]) -> None:
 
 
 async def test_the_server_tells_how_many_it_takes(shape: tuple[str, ...]) -> None:
-    """RFC 9422: LIMITS RCPTMAX."""
+    """A transaction has no more recipients than LIMITS RCPTMAX says (RFC 9422)."""
     everyone = [f"b{number}@y.example" for number in range(25)]
     relay = Relay((*shape, "LIMITS RCPTMAX=10"), answer=crowd(10, "550 I told you"))
     async with relaying(relay), mailer(relay) as posting:
@@ -319,7 +319,7 @@ async def test_what_can_be_read_again_is_the_same_again(content: Any, shape: tup
 
 
 async def test_the_server_comes_back() -> None:
-    """Nothing was sent, so it may be sent."""
+    """The server cannot have the message, so it is sent when the server is back."""
     async with comings_and_goings(relay := Relay()) as comings, mailer(relay, retry=PLAIN) as posting:
         await comings.shut()
         sending = asyncio.create_task(posting.send(b"hi", SENDER, B))
@@ -360,7 +360,7 @@ LOST: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("point", LOST)
 async def test_the_connection_is_lost_and_the_message_is_not_sent(point: str) -> None:
-    """The server cannot have it, so it gets it on another connection."""
+    """The server cannot have the message, so it is sent on another connection."""
     async with scripted(LOST[point], TAKEN) as server, mailer(server, retry=PLAIN) as posting:
         receipt = await posting.send(b"hi", SENDER, B)
         assert receipt.attempts == 2
@@ -435,7 +435,7 @@ async def test_a_server_that_does_not_greet() -> None:
 
 
 async def test_in_doubt_for_some() -> None:
-    """B has it.  C's transaction ended in doubt: an exception, with a receipt that tells of B."""
+    """B has the message.  C's transaction ended in doubt: the exception has a receipt that tells of B."""
     first = [
         *HELLO, expect(ENVELOPE[0], "rcpt to:<b@y.example>", "rcpt to:<c@y.example>", "data"),
         send("250 ok", "250 ok", "451 4.2.0 later", "354 go"), expect("hi", "."), send("250 taken"),
@@ -469,7 +469,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 
 
 async def test_cancelled_while_it_waits_for_another_try() -> None:
-    """It is not tried any more, and nobody waits for it."""
+    """The message is not tried any more, and closing does not wait for it."""
     relay = Relay(answer=answering(RCPT="451 later"))
     async with relaying(relay), mailer(relay, retry=Retry(initial=30, jitter=0)) as posting:
         sending = asyncio.create_task(posting.send(b"hi", SENDER, B))
@@ -482,7 +482,7 @@ async def test_cancelled_while_it_waits_for_another_try() -> None:
 
 
 async def test_cancelled_when_some_have_it() -> None:
-    """The exception tells who."""
+    """The exception tells which recipients have the message."""
     relay = Relay(answer=answering(RCPT_b="451 later"))
     async with relaying(relay), mailer(relay, retry=Retry(initial=30, jitter=0)) as posting:
         sending = asyncio.create_task(posting.send(b"hi", SENDER, [B, "c@y.example"]))
@@ -511,7 +511,7 @@ async def test_cancelled_while_another_waits_for_what_is_in_flight() -> None:
 
 @pytest.mark.parametrize("reply", ["451 4.2.0 later", "452 4.5.3 too many"])
 async def test_cancelled_when_it_is_written(reply: str) -> None:
-    """The server takes it, for whom it takes it; there is no second transaction for a call that was taken back."""
+    """The server takes the message for some recipients; the others get no second transaction after the cancellation."""
     relay = Relay(SHAPES["both"], latency=1, answer=answering(RCPT_c=reply))
     async with relaying(relay), mailer(relay, retry=PLAIN) as posting:
         sending = asyncio.create_task(posting.send(b"hi", SENDER, [B, C]))
@@ -521,11 +521,11 @@ async def test_cancelled_when_it_is_written(reply: str) -> None:
         await asyncio.sleep(30)
         assert [letter.recipients for letter in relay.letters] == [[B]]
         assert relay.verbs.count("MAIL") == 1
-        assert posting.stats.sent == 1  # so it is counted, though nobody was told
+        assert posting.stats.sent == 1  # so it is counted, though the caller was not told
 
 
 async def test_cancelled_before_anything_is_written() -> None:
-    """All connections are busy, and it waits in line."""
+    """All connections are busy, and the message waits in line."""
     relay = Relay(latency=1)
     async with relaying(relay), mailer(relay, connections=1) as posting:
         first = asyncio.create_task(posting.send(b"first", SENDER, B))

@@ -1,4 +1,4 @@
-"""Servers that are down, hang, or do not survive a message: what that costs everyone else."""
+"""Servers that are down, hang, or do not survive a message: the other messages do not suffer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.mailer.mailing import agree, answering, email, item, items, mailer
 
 
 async def send_every(posting: AsyncMailer, seconds: float, count: int) -> list[tuple[float, str]]:
-    """One message after the other, without waiting for it; how long each took, and what became of it."""
+    """Send messages at an interval, without waiting for each; return how long each took, and its outcome."""
     told: list[tuple[float, str]] = []
 
     async def send(number: int) -> None:
@@ -45,7 +45,7 @@ async def send_every(posting: AsyncMailer, seconds: float, count: int) -> list[t
 
 
 class Shut(asyncio.Protocol):
-    """Says 421 to everyone."""
+    """A relay that says 421 to every client."""
 
     def __init__(self, log: list[float]) -> None:
         self._log = log
@@ -60,7 +60,7 @@ class Shut(asyncio.Protocol):
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("how", ["send", "send_all"])
 async def test_it_is_not_hammered(how: str) -> None:
-    """Not more than twice a second, however much there is to send; and nobody waits for minutes."""
+    """The mailer connects at most twice a second, however much there is to send; no message waits for minutes."""
     log: list[float] = []
     async with (
         listening(lambda: Shut(log)) as (host, port),
@@ -80,7 +80,7 @@ async def test_it_is_not_hammered(how: str) -> None:
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("seconds", [1, 100])
 async def test_the_first_relay_is_silent(connections: int, seconds: float) -> None:
-    """It is waited for once; while the other serves, one connection finds out whether it is back."""
+    """The mailer waits for it once; while the other serves, one connection finds out whether the first is back."""
     there = 0
 
     class Silent(asyncio.Protocol):
@@ -107,7 +107,7 @@ async def test_the_first_relay_is_silent(connections: int, seconds: float) -> No
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("reply", ["421 4.3.2 shutting down", "451 4.3.0 queue file write error", "452 4.3.1 full"])
 async def test_the_first_relay_takes_connections_only(reply: str, shape: tuple[str, ...]) -> None:
-    """That is no relay to be used: the next one is, though it greets."""
+    """A relay that greets, and takes no message, is not used: the next one is."""
     first, second = Relay(shape, answer=answering(MAIL=reply)), Relay(shape)
     async with relaying(first), relaying(second), mailer(first, second) as posting:
         told = await send_every(posting, 0.5, 60)
@@ -148,7 +148,7 @@ async def test_a_hung_connection_gets_no_more_messages(shape: tuple[str, ...]) -
 
 @pytest.mark.virtual_clock
 async def test_a_slow_server_is_not_a_hung_one() -> None:
-    """Where there may be no more connections, it gets what there is when it answers."""
+    """If no more connections may be opened, the slow server gets the messages when it answers."""
     relay = Relay(latency=3)
     async with relaying(relay), mailer(relay, connections=1) as posting:
         deliveries = [delivery async for delivery in posting.send_all(items(20))]
@@ -171,7 +171,7 @@ class _Mortal(Conversation):
 
 
 class Mortal(Relay):
-    """Dies of a recipient called poison: the connection is cut."""
+    """A relay that cuts the connection at a recipient called poison."""
 
     conversation = _Mortal
     deaths = 0
@@ -179,7 +179,7 @@ class Mortal(Relay):
 
 @pytest.mark.virtual_clock
 async def test_poison(shape: tuple[str, ...]) -> None:
-    """It is not sent again and again, though it is never known to have been refused; the others are sent."""
+    """The message is not sent again and again, though no server has refused it; the others are sent."""
     relay = Mortal(shape, latency=0.02)
 
     async def others() -> list[tuple[float, str]]:
@@ -234,7 +234,7 @@ async def test_who_is_listed_twice_has_it_once() -> None:
 
 @pytest.mark.virtual_clock
 async def test_the_time_for_retries_begins_with_the_first_try() -> None:
-    """Not while it waits for its turn."""
+    """The time does not begin while the message waits for its turn."""
     seen: set[str] = set()
 
     def answer(verb: str, line: str) -> str | None:
@@ -311,7 +311,7 @@ def test_arguments_are_over_what_the_url_says(url: str, options: Any, window: in
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "."])
 @pytest.mark.parametrize("retry", [None, asmtp.Retry(initial=0.01)], ids=["once", "retry"])
 async def test_a_server_that_says_421_and_goes_on(shape: tuple[str, ...], verb: str, retry: Any) -> None:
-    """To one message of many, as some do to greylist: nothing is sent twice."""
+    """A server says it to one message of many, as some do to greylist: nothing is sent twice."""
     left = ["421 4.7.0 later"]
 
     def answer(of: str, line: str) -> str | None:
@@ -328,7 +328,7 @@ async def test_a_server_that_says_421_and_goes_on(shape: tuple[str, ...], verb: 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # uvloop has arguments for a factory that asyncio's does not know
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12")
 async def test_a_relay_that_fails_at_once_where_tasks_are_eager(tmp_path: Path) -> None:
-    """A Unix socket that is not there takes no pass of the loop to say so."""
+    """To connect to a Unix socket that is not there fails without a pass of the loop."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
     url = f"lmtp+unix://{tmp_path}/nothing.sock?local_hostname=me"
     async with asmtp.AsyncMailer(url, retry=None) as mailer, asyncio.timeout(20):

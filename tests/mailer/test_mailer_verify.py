@@ -1,4 +1,4 @@
-"""`verify`, `send` and `send_all` (which `asmtp bulk` is made of) say in the same way what cannot work."""
+"""`verify`, `send` and `send_all` (which `asmtp bulk` is made of) tell in the same way why nothing can be sent."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SAID: dict[str, tuple[list[Step], dict[str, Any], type[asmtp.SMTPException], typ
 
 
 async def told_by_all(relay: asmtp.Relay, **options: Any) -> list[Any]:
-    """What each of them raises or tells."""
+    """Return the error that each of them raises or tells."""
     told: list[Any] = []
     sender, recipient, content = item(1)
     for way in ("verify", "send", "send_all"):
@@ -161,12 +161,12 @@ async def test_no_token() -> None:
 
 
 class Silent(asyncio.Protocol):
-    """Says nothing; connections that hang are joined by others."""
+    """A relay that says nothing; the mailer opens more connections beside those that hang."""
 
 
 @pytest.mark.virtual_clock
 async def test_silence() -> None:
-    """What a port that begins with TLS is to who begins without, too."""
+    """The server says nothing, as one does that waits for TLS from the first octet."""
     async with listening(Silent) as (host, port):
         relay = asmtp.Relay(host, port)
         bulk = "no answer in time: timed out: no answer to the greeting within 300 seconds"

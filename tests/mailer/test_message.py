@@ -1,4 +1,4 @@
-"""The account of a message: what is known of each recipient, and what is told in the end."""
+"""The account of a message: the outcome of each recipient, and the receipt or error in the end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FULL.state = "refused"
 
 REFUSED = asmtp.SMTPRecipientsRefused
 
-# What its transactions came to: recipients that were taken (in capitals: refused), or an error and for whom.
+# The outcomes of its transactions: recipients that were taken (in capitals: refused), or an error and for whom.
 # Then: state, accepted, refused, failed; which error.
 CASES: dict[str, tuple[list[Any], tuple[str, str, str, str], Exception | type[Exception] | None]] = {
     "all": (["abc"], ("sent", "abc", "", ""), None),
@@ -172,7 +172,7 @@ def test_asked_twice_it_says_the_same(case: str) -> None:
 
 
 def test_each_message_has_an_error_of_its_own() -> None:
-    """Two messages of which parts met the same exception: what is told of one is not told with the other's receipt."""
+    """Two messages that met the same exception have a copy each: neither has the other's receipt."""
     same = error("in_doubt")
     first, second = queued(A, B), queued(A, B)
     first.took(outcome(A), "r:25")
@@ -214,8 +214,8 @@ def test_an_error_told_beside_refusals_is_as_it_was(error: Any) -> None:
     assert getattr(told, "smtp_code", None) == getattr(error, "smtp_code", None)
 
 
-# What came of a message's recipients at a second try, of whom the first is in doubt: a and b were accepted then, c and
-# d had no answer.  And the state of each by both.
+# The outcome of a second try, by recipient, and the state of each by both tries.  The first is in doubt: a and b were
+# accepted in it, c and d had no answer.
 SECOND = {
     "taken": ({A: TAKEN, C: TAKEN}, {}, {B: "not_sent", D: "not_sent"}, {B: "in_doubt", D: "in_doubt"}),
     "refused for good": ({}, {A: NO, C: NO}, {B: "refused", D: "refused"}, dict.fromkeys([A, B, D], "in_doubt")),
@@ -230,7 +230,7 @@ SECOND = {
 
 @pytest.mark.parametrize("second", list(SECOND))
 def test_a_doubt_stays(second: str) -> None:
-    """Whatever a later try comes to; but not of who is no recipient, where the server had not answered to that."""
+    """A recipient stays in doubt whatever a later try comes to, unless the server refuses one it had not accepted."""
     accepted, refused, failed, doubted = SECOND[second]
     made = queued(A, B, C, D)
     for who in (A, B, C, D):
@@ -262,7 +262,7 @@ def test_no_doubt_of_who_is_refused_for_good() -> None:
 
 
 def test_so_far() -> None:
-    """What is told to who does not wait: those under way are given up, or as their try ended just now."""
+    """A caller who was cancelled is told: a try that has just ended counts, and one under way is given up."""
     made = queued(A, B, C, D)
     assert made.so_far(0.0) is None
     some = [DeliveryRequest(made, made.envelope.only([place])) for place in range(4)]
@@ -399,7 +399,7 @@ def test_contents(kind: str) -> None:
 
 @pytest.mark.parametrize("text", ["gr\u00fc\u00dfe\n", "gr\u00fc\u00dfe, hello\n" * 30_000])
 def test_a_message_object_may_be_used_again(text: str) -> None:
-    """It is written when it is given, for servers of either kind."""
+    """The message is flattened when it is given, for servers with 8BITMIME and without."""
     message = email(From="me@x.example")
     message.set_content(text, cte="8bit")
     made = queued(content=message)
@@ -467,7 +467,7 @@ def test_at_the_beginning_nothing_is_known() -> None:
 
 
 def test_duplicates_among_very_many_recipients_are_found_in_one_pass() -> None:
-    """Each costs a look, not a search through all the others: counted by how often addresses are compared."""
+    """Each recipient costs one look, not a search through all the others: the test counts comparisons of addresses."""
     compared = 0
 
     class Counted(str):
@@ -542,7 +542,7 @@ def test_what_the_server_said_is_told_to_others(said: Any, kind: type[asmtp.SMTP
     assert told.state == "not_sent"
 
 
-# Why it is given up, how its try ended; the state, and whether it is that very error.
+# The reason to give it up, the end of its try; the state, and whether the error is that very one.
 GIVEN_UP: list[tuple[asmtp.SMTPException | None, BaseException | None, str, bool]] = [
     (LATE, None, "not_sent", False),
     (LATE, SPAM, "refused", True),  # the server has said no, and that is told

@@ -1,4 +1,4 @@
-"""When to try again, how fast to send, whom to leave alone: tables, on a clock that is a number."""
+"""Tables of when to try again, and what a reply says of the server, on a clock that is a number."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENOUGH = "452 4.5.3 Session: Too many messages sent"
 
 
 def waits(retry: Retry, chance: float = 0, elapsed: float = 0) -> list[float | None]:
-    """What it says after the first try, the second, and so on, until it is over."""
+    """Return the waits after the first try, the second, and so on, until there is no other."""
     said = []
     for attempts in range(1, 100):
         said.append(retry.wait(attempts, elapsed, chance))
@@ -73,7 +73,7 @@ def test_waits(retry: Retry, chance: float, expected: list[float | None]) -> Non
 @pytest.mark.parametrize("factor", [2, 2.0, 1e308])
 @pytest.mark.parametrize("attempts", [1023, 1024, 1025, 5000])
 def test_however_often_it_was_tried(initial: float, factor: float, attempts: int) -> None:
-    """2.0 ** 1024 is more than a float holds."""
+    """The wait is the longest if factor ** attempts is more than a float holds."""
     retry = Retry(attempts=10**6, initial=initial, factor=factor, within=None)
     assert retry.wait(attempts, 0, 0) == 30
 
@@ -135,7 +135,7 @@ def refused(**codes: int) -> errors.SMTPRecipientsRefused:
 
 OTHER = "what is not of ours"
 
-# Of each class: what it may be, and whether a message that met it may fare better.
+# Errors of each class, and whether a message that met one may fare better at another try.
 ERRORS: dict[str, list[tuple[Exception, bool]]] = {
     "SMTPException": [
         (errors.SMTPException("what"), False),
@@ -420,7 +420,7 @@ def test_what_a_reply_says(line: str, new: Limit | None, used: Limit | None, els
     code, text = int(line[:3]), line[4:].encode()
     sender = errors.SMTPSenderRefused(code, text, "a@x.example")
     if line == ENOUGH:
-        new = P  # "too many messages" is a rate, too, where none was taken
+        new = P  # "too many messages" is a rate, too, if none was taken
         elsewhere = P
     assert limit_of(sender, 0) is new
     assert limit_of(sender, 100) is used

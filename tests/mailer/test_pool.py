@@ -1,4 +1,4 @@
-"""The pool: that connections are opened, used and given up as they should be, as a server sees it."""
+"""The pool opens connections, uses them and gives them up as it should: as a server sees it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Guest(Conversation):
 
 
 class Door(Relay):
-    """Counts who is there at once, and can have enough of it.
+    """A relay that counts the connections that are open at once, and can have enough of them.
 
     Attributes:
         room: more than so many at once get the greeting `full`.
@@ -128,7 +128,7 @@ class Door(Relay):
 
     @property
     def numbers(self) -> list[int]:
-        """Which of `items` it has taken."""
+        """Return which of `items` the relay has taken."""
         return [int(letter.sender[1:].partition("@")[0]) for letter in self.letters]
 
 
@@ -202,7 +202,7 @@ async def test_an_unused_connection_is_closed(idle: float) -> None:
 
 @pytest.mark.virtual_clock
 async def test_each_has_its_own_time() -> None:
-    """What was opened for a burst goes when the burst is over; what is used stays."""
+    """Connections that were opened for a burst are closed when the burst is over; one that is used stays."""
     async with relaying(Door(latency=0.1)) as relay, mailer(relay, connections=3, idle=10) as posting:
         await send(posting, 20)
         assert relay.present == 3
@@ -252,7 +252,7 @@ async def test_a_connection_that_has_ended_is_not_used(end: str, shape: tuple[st
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("end", ["FIN", "RST"])
 async def test_a_connection_that_ends_as_it_is_used(end: str, shape: tuple[str, ...]) -> None:
-    """The message is sent again, once, and nobody need know."""
+    """The message is sent again, once, and the caller is not told."""
     async with relaying(Door(shape)) as relay, mailer(relay, retry=None) as posting:
         for number in range(3):
             receipt = await one(posting, number)
@@ -269,7 +269,7 @@ async def test_a_connection_that_ends_as_it_is_used(end: str, shape: tuple[str, 
 
 
 async def test_what_is_tried_again_silently_is_counted(shape: tuple[str, ...]) -> None:
-    """Also without a Retry: the server closes a connection that has served, before it sees the message."""
+    """The server closes a connection that has served, before it sees the message: that counts also with retry=None."""
     relay = Door(shape)
     relay.tired = 2
     async with relaying(relay), mailer(relay, connections=1, retry=None) as posting:
@@ -319,7 +319,7 @@ async def test_one_message_a_connection(shape: tuple[str, ...]) -> None:
 
 
 async def test_the_server_says_how_many_messages_a_connection_takes(shape: tuple[str, ...]) -> None:
-    """RFC 9422: MAILMAX."""
+    """A connection is given no more messages than MAILMAX says (RFC 9422)."""
     async with relaying(Door((*shape, "LIMITS MAILMAX=7"))) as relay, mailer(relay, connections=2) as posting:
         await send(posting, 40)
         await asyncio.gather(*(one(posting, number) for number in range(10)))
@@ -426,7 +426,7 @@ async def test_told_so_when_it_is_open_already() -> None:
     ],
 )
 async def test_a_connection_that_has_taken_enough(bye: str, offers: str) -> None:
-    """Exim and Amazon say so: it is another connection that they want, not fewer."""
+    """Exim and Amazon say so if they want another connection, not fewer messages."""
     shape = SHAPES[offers]
     relay = Door(shape, latency=0.1)
     relay.tired = 4
@@ -491,7 +491,7 @@ async def test_a_relay_that_is_down_is_left_alone_longer_and_longer() -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("connections", [1, 3])
 async def test_the_first_is_used_again_when_it_is_back(connections: int) -> None:
-    """Though there is a connection to the other, and little to send."""
+    """The first relay is used again, though there is a connection to the other, and little to send."""
     first, second = Door(), Door()
     first.room, first.full = 0, "421 4.3.2 down"
     async with relaying(first), relaying(second), mailer(first, second, connections=connections) as posting:
@@ -510,7 +510,7 @@ async def test_the_first_is_used_again_when_it_is_back(connections: int) -> None
 
 @pytest.mark.virtual_clock
 async def test_the_first_comes_back_while_much_is_sent() -> None:
-    """Those that helped out finish what they have; no more connections than allowed are open, all told."""
+    """Connections to the other finish their messages; there are never more connections than allowed in all."""
     first, second = Door(latency=0.1), Door(latency=0.1)
     first.house = second.house
     first.room, first.full = 0, "421 4.3.2 down"
@@ -559,7 +559,7 @@ async def test_all_of_them_are_down_and_come_back() -> None:
 
 @pytest.mark.virtual_clock
 async def test_those_behind_a_limit_of_recipients_wait_for_each_relay() -> None:
-    """As a message does that is put in line at that moment: the relay that failed before may be back."""
+    """Those recipients wait as a message does that is put in line at that moment: a relay that failed may be back."""
 
     def answer(verb: str, line: str) -> str | None:
         if verb == ".":
@@ -577,7 +577,7 @@ async def test_those_behind_a_limit_of_recipients_wait_for_each_relay() -> None:
 
 @pytest.mark.virtual_clock
 async def test_many_that_fail_together_have_failed_once() -> None:
-    """Else a moment's refusal would keep the relay out of use for minutes."""
+    """Several failures at once count as one: else a moment's refusal would keep the relay out of use for minutes."""
     first, second = Door(latency=0.1), Door()
     first.room, first.full = 0, "421 4.3.2 one moment"
     async with relaying(first), relaying(second), mailer(first, second, connections=20) as posting:
@@ -592,7 +592,7 @@ async def test_many_that_fail_together_have_failed_once() -> None:
 
 @pytest.mark.virtual_clock
 async def test_each_relay_is_tried_for_each_message() -> None:
-    """Where all of them rest: what is left alone for minutes may be the one that is back."""
+    """If all relays rest, each is tried all the same: one that is left alone for minutes may be back."""
     doors = [Door() for _ in range(3)]
     for door in doors:
         door.room = 0
@@ -623,7 +623,7 @@ async def test_a_connection_that_hangs_is_not_waited_for_alone() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_server_that_lets_people_wait() -> None:
-    """Before it greets: sendmail and Postfix do it to see who cannot wait."""
+    """The server greets late, as sendmail and Postfix do to find clients that cannot wait."""
     async with relaying(Door(latency=4)) as relay, mailer(relay, connections=10) as posting:
         await asyncio.gather(*(one(posting, number) for number in range(3)))
         assert len(relay.guests) == 1
@@ -631,7 +631,7 @@ async def test_a_server_that_lets_people_wait() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_relay_that_hangs_altogether() -> None:
-    """The other one serves then."""
+    """The other relay serves then."""
     first, second = Door(), Door()
     first.silent = 1000
     async with relaying(first), relaying(second), mailer(first, second, connections=2, timeouts=30) as posting:
@@ -652,7 +652,7 @@ CROWD = [f"r{number}@y.example" for number in range(10)]
 
 
 async def test_the_server_says_how_many_recipients_it_takes(shape: tuple[str, ...]) -> None:
-    """RFC 9422: RCPTMAX.  Each recipient has the message once, whatever the requests."""
+    """Each recipient has the message once, in transactions of at most RCPTMAX recipients (RFC 9422)."""
     async with relaying(Door((*shape, "LIMITS RCPTMAX=4"))) as relay, mailer(relay, connections=1) as posting:
         receipt = await posting.send(b"hello", "a@x.example", CROWD + CROWD[:3])
         assert [letter.recipients for letter in relay.letters] == [CROWD[3:7], CROWD[7:] + CROWD[:1], CROWD[1:3]] or (
@@ -686,7 +686,7 @@ async def test_content_that_can_be_read_once_is_not_parted() -> None:
     ids=["Postfix", "Exim", "bare", "RFC 821", "Sendmail"],
 )
 async def test_the_limit_is_found_out(crowded: str, shape: tuple[str, ...]) -> None:
-    """RFC 5321 §4.5.3.1.10: 452, or 552 of old servers.  It is known from then on."""
+    """The server says 452, or 552 if it is old (RFC 5321 §4.5.3.1.10); the limit is known from then on."""
     relay = Door(shape)
     relay.most_recipients = 4
     relay.crowded = crowded
@@ -740,7 +740,7 @@ async def test_a_server_that_wants_one_at_a_time(connections: int) -> None:
 
 
 async def test_a_server_that_never_takes_a_reset() -> None:
-    """It is not asked for ever."""
+    """The mailer does not try such a server for ever."""
     relay = Door(SHAPES["pipelining"], answer=answering(RSET="502 5.5.1 no such thing", RCPT_no="550 5.1.1 no"))
     async with relaying(relay), mailer(relay, connections=1, retry=None) as posting:
         deliveries = [
@@ -797,7 +797,7 @@ async def test_no_token_can_be_had() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_wrong_password() -> None:
-    """Everyone who waits is told at once, and it is not tried again for each: accounts are locked over less."""
+    """Every message that waits fails at once; the password is not tried for each: accounts are locked over less."""
     relay = Door(("AUTH PLAIN",), latency=0.1, answer=answering(AUTH="535 5.7.8 wrong"))
     async with relaying(relay), mailer(relay, username="me", password="wrong", tls="none") as posting:
         results = await asyncio.gather(*(one(posting, number) for number in range(50)), return_exceptions=True)
@@ -811,7 +811,7 @@ async def test_a_wrong_password() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_password_that_becomes_right() -> None:
-    """While the relay rests nobody logs in, and everybody is told why; then it is tried again."""
+    """While the relay rests no connection logs in, and each message fails with the reason; then one logs in."""
     replies = answering(AUTH="535 5.7.8 wrong")
     relay = Door(("AUTH PLAIN",), answer=lambda verb, line: replies(verb, line))
     async with relaying(relay), mailer(relay, username="me", password="wrong", tls="none") as posting:
@@ -883,7 +883,7 @@ async def test_a_certificate_that_does_not_fit(certificates: Certificates) -> No
 
 @pytest.mark.parametrize("last", ["250 relay.example\r\n421 4.3.2 and bye", "250 relay.example\r\n250 2.0.0 what?"])
 async def test_a_server_that_is_gone_as_soon_as_it_is_there(last: str) -> None:
-    """It is no connection: not one that is tried without end, and not one that is waited for."""
+    """Such a server counts as one that cannot be reached: it is neither tried without end nor waited for."""
     relay = Door(answer=answering(EHLO=last))
     async with relaying(relay), mailer(relay, retry=None, connections=2) as posting:
         async with asyncio.timeout(5):
@@ -924,7 +924,7 @@ async def test_the_rate_holds_for_all_connections_and_all_callers() -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("rate", ["10/s", "20/s", "100/s"])
 async def test_the_rate_is_not_looked_at_while_there_is_no_room(rate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow server is waited for, not the next moment at which a message might go if it were fast."""
+    """The pool waits for a slow server, not for the next moment at which the rate would allow a message."""
     looks = 0
 
     def dispatch(self: Pool) -> None:
@@ -961,7 +961,7 @@ async def test_a_server_that_is_sent_too_much_is_sent_less() -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("how", ["aclose", "leave", "raise", "cancel"])
 async def test_closing_while_it_is_opening(how: str) -> None:
-    """A server that does not greet: nobody waits for it."""
+    """Closing does not wait for a server that does not greet."""
     async with scripted([silence]) as server:
         posting = AsyncMailer(asmtp.Relay(server.host, server.port))
 
@@ -1008,7 +1008,7 @@ async def test_what_waits_for_a_connection_can_be_withdrawn() -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("content", [b"hello", b"x" * 100_000])
 async def test_what_is_under_way_can_be_withdrawn(content: bytes, shape: tuple[str, ...]) -> None:
-    """At any moment: what is left is in step."""
+    """A message can be withdrawn at any moment: the connection is in step."""
     relay = Door(shape, latency=0.1)
     async with relaying(relay), mailer(relay, connections=1) as posting:
         for tenth in range(9):
@@ -1025,7 +1025,7 @@ async def test_what_is_under_way_can_be_withdrawn(content: bytes, shape: tuple[s
 
 
 class Told:
-    """A queue over a pool, and the messages of which all is known."""
+    """A queue over a pool, and the messages that are done."""
 
     def __init__(self, relay: Relay) -> None:
         self.messages: list[QueuedMessage] = []
@@ -1040,7 +1040,7 @@ class Told:
 
 
 async def test_withdrawn_when_its_try_has_ended() -> None:
-    """But is not judged yet."""
+    """The message is withdrawn when its try has ended, and before the queue has judged it."""
     async with relaying(Door()) as relay:
         told = Told(relay)
         message = told.submit()
@@ -1081,7 +1081,7 @@ async def test_lmtp() -> None:
 
 
 async def trouble(relay: Door, chance: random.Random) -> None:
-    """Connections end, and are turned away."""
+    """End connections, and turn others away, at random and without an end."""
     while True:
         await asyncio.sleep(chance.uniform(0.1, 1))
         relay.room = chance.choice([0, 1, 1000, 1000])
@@ -1194,7 +1194,7 @@ async def test_everything_is_closed_with_quit(shape: tuple[str, ...]) -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("content", [b"hello", b"x" * 100_000])
 async def test_abort_hands_everything_back(content: bytes, shape: tuple[str, ...]) -> None:
-    """What is written, what is on a connection and what waits for one; though it was used before."""
+    """abort() ends messages that are written, that are on a connection, and that wait for one."""
     relay = Door(shape, latency=0.1)
     async with relaying(relay), mailer(relay, connections=2) as posting:
         await send(posting, 10)

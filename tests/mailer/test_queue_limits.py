@@ -1,4 +1,4 @@
-"""Limits that a server tells by 4yz: how they are read, and what becomes of the messages."""
+"""Limits that a server tells by 4yz: how the mailer reads them, and what becomes of the messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Guest(Conversation):
 
 
 class Crowded(Relay):
-    """Takes so many connections, and says at `where` to the others that they are too many."""
+    """A relay that takes some connections, and says at `where` to the others that they are too many."""
 
     conversation = _Guest
     most = 3
@@ -53,7 +53,7 @@ async def all_of(posting: asmtp.AsyncMailer, count: int) -> list[Delivery[Any]]:
 @pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize(("connections", "most"), [(4, 3), (6, 1)])
 async def test_too_many_connections(where: str, code: int, connections: int, most: int) -> None:
-    """Wherever it is said: nothing is lost, no try is counted, and there is no storm of connects."""
+    """Wherever the server says it, nothing is lost, no try is counted, and there is no storm of connects."""
     relay = Crowded(SHAPES["pipelining"], latency=0.02)
     relay.where, relay.code, relay.most = where, code, most
     async with relaying(relay), mailer(relay, connections=connections) as posting:
@@ -65,7 +65,7 @@ async def test_too_many_connections(where: str, code: int, connections: int, mos
 
 
 async def test_two_relays_of_which_the_first_has_too_many_connections() -> None:
-    """Where none of its connections serves, the second relay is tried; where some do, they do the work."""
+    """If no connection to the first relay serves, the second relay is tried; if some do, they do the work."""
     full, free = Crowded(), Relay()
     full.most = 0
     async with relaying(full), relaying(free), mailer(full, free) as posting:
@@ -75,7 +75,7 @@ async def test_two_relays_of_which_the_first_has_too_many_connections() -> None:
 
 
 async def test_one_message_to_a_relay_that_has_room_later() -> None:
-    """A web app's: not more than two connections a second, and taken as soon as it can be."""
+    """One message of a web app costs no more than two connections a second, and is taken as soon as it can be."""
     relay = Crowded()
     relay.most = 0
     async with relaying(relay), mailer(relay) as posting:
@@ -89,7 +89,7 @@ async def test_one_message_to_a_relay_that_has_room_later() -> None:
 @pytest.mark.parametrize("reply", [f"421 {CROWDED}", f"432 {CROWDED}", THROTTLED, "421 4.7.0 slow down"])
 @pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
 async def test_what_is_put_back_ends_in_its_time(where: str, reply: str) -> None:
-    """By `Retry.within` from its first try, with the last reply as its error, and those behind it with it."""
+    """It ends `Retry.within` after its first try, with the last reply as its error, and those behind it end with it."""
     relay = Relay(SHAPES["pipelining"], answer=lambda verb, line: reply if verb == where else None)
     async with relaying(relay), mailer(relay, retry=Retry(within=30)) as posting:
         told = await all_of(posting, 300)
@@ -129,7 +129,7 @@ async def test_without_a_retry_nothing_is_put_back(where: str, reply: str) -> No
 
 
 async def test_without_an_end_tries_are_counted() -> None:
-    """`within=None`: it would go on for ever."""
+    """With `within=None` tries after a limit are counted, as they would go on for ever."""
     relay = Relay(answer=lambda verb, line: THROTTLED if verb == "." else None)
     async with relaying(relay), mailer(relay, retry=Retry(within=None)) as posting:
         with pytest.raises(asmtp.SMTPDataError):
@@ -157,7 +157,7 @@ class _Spent(Conversation):
 
 
 class Spent(Relay):
-    """Says to MAIL that a connection has taken as many as it takes, and leaves it open (OpenSMTPD: max-mails)."""
+    """A relay that says to MAIL that a connection has taken enough, and leaves it open (OpenSMTPD: max-mails)."""
 
     conversation = _Spent
     most = 100
@@ -195,7 +195,7 @@ async def test_one_after_the_other_over_a_connection_that_is_spent() -> None:
 
 @pytest.mark.parametrize("offers", ["none", "pipelining", "both"])
 async def test_a_connection_is_spent_by_a_large_message(offers: str) -> None:
-    """A RSET may be under way when that is known: the connection is left all the same."""
+    """The connection is left also if a RSET is under way when the limit is known."""
     relay = Spent(SHAPES[offers])
     relay.most, relay.enough = 2, "451 4.3.0 not now"
     content = b"Subject: large\r\n\r\n" + b"x" * 70 + b"\r\n" * 40_000
@@ -214,7 +214,7 @@ def reversed_item(number: int) -> tuple[bytes, str, str]:
 
 
 async def test_a_sender_that_is_refused_for_now() -> None:
-    """It is tried once more for nothing, over another connection, and then as ever; the others do not suffer."""
+    """The message is tried once more, uncounted, elsewhere, and then as Retry says; the others do not suffer."""
     relay = Relay(answer=lambda verb, line: "450 4.1.8 who?" if verb == "MAIL" and "<bad@" in line else None)
     async with relaying(relay), mailer(relay, retry=Retry(jitter=0)) as posting:
         await posting.send(b"hi", "a@x.example", "b@y.example")
@@ -230,7 +230,7 @@ async def test_a_sender_that_is_refused_for_now() -> None:
 
 
 def bucket(rate: float, burst: float, where: str, reply: str = THROTTLED) -> Callable[[str, str], str | None]:
-    """Answers of a server that takes so many a second, and so many at once."""
+    """Return an `answer` of a server that takes so many messages a second, and so many at once."""
     at = -1e9
 
     def answer(verb: str, line: str) -> str | None:
@@ -250,7 +250,7 @@ def bucket(rate: float, burst: float, where: str, reply: str = THROTTLED) -> Cal
 @pytest.mark.parametrize("where", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize("rate", [3, 14])
 async def test_throttled_without_a_rate(where: str, reply: str, rate: int) -> None:
-    """Nothing is lost, and it goes at about the server's rate, not far more often asked."""
+    """Nothing is lost, and the mailer sends at about the server's rate, and tries not much more often."""
     relay = Relay(SHAPES["pipelining"], answer=bucket(rate, rate, where, reply), latency=0.005)
     async with relaying(relay), mailer(relay) as posting:
         count = rate * 20
@@ -276,7 +276,7 @@ async def test_throttled_for_one_of_two_recipients() -> None:
 
 
 async def test_throttled_by_the_first_of_two_relays() -> None:
-    """One that takes nothing any more is left for the other."""
+    """A relay that takes nothing any more is left for the other."""
     first = Relay(answer=lambda verb, line: THROTTLED if verb == "." else None)
     async with relaying(first), relaying(Relay()) as second, mailer(first, second) as posting:
         receipt = await posting.send(b"hi", "a@x.example", "b@y.example")
@@ -297,7 +297,7 @@ async def test_lmtp_that_has_too_many_connections() -> None:
 
 
 async def test_closed_while_it_is_held_up() -> None:
-    """What waits is told at once."""
+    """Messages that wait fail at once."""
     relay = Relay(answer=lambda verb, line: THROTTLED if verb == "." else None)
     async with relaying(relay), mailer(relay) as posting:
         sending = asyncio.create_task(posting.send(b"hi", "a@x.example", "b@y.example"))

@@ -1,4 +1,4 @@
-"""Rates, as tables: what goes when, and what a server that is sent too much changes."""
+"""Tables of rates: when each message goes, and what a server changes that is sent too much."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ NO_MORE = 1e-9  # of a second: floats
 
 
 def sending(limiter: RateLimiter, until: float, recipients: int = 1) -> Iterator[float]:
-    """The times at which messages go, if there are always some that wait."""
+    """Return the times at which messages go, if there are always some that wait."""
     now = 0.0
     while True:
         now += limiter.wait(now)
@@ -141,7 +141,7 @@ def times(rate: Rate, until: float, recipients: int = 1) -> list[float]:
     ],
 )
 def test_each_message_has_its_time(rate: Rate, recipients: int, each: float) -> None:
-    """The n-th goes n times `each` behind the first, but for the tolerance."""
+    """The n-th message goes n times `each` behind the first, less the tolerance."""
     sent = times(rate, 50 * each, recipients)
     assert sent == pytest.approx([max(0, n * each - TOLERANCE) for n in range(len(sent))])
     assert len(sent) >= 51
@@ -149,7 +149,7 @@ def test_each_message_has_its_time(rate: Rate, recipients: int, each: float) -> 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 100, 1000])
 def test_exactly_so_many(count: int) -> None:
-    """In the time of m messages behind the first, m go: the one that is the m-th, and not a moment earlier."""
+    """In the time of m messages, m go behind the first: the m-th at its end, and not a moment earlier."""
     limiter = RateLimiter(Rate(count, per=100))
     for _ in range(count):
         now = max(0.0, limiter.messages_at - TOLERANCE)
@@ -169,7 +169,7 @@ def test_what_goes_at_once(per_second: int, burst: int) -> None:
 
 
 def test_time_that_was_not_used_is_lost() -> None:
-    """A pause is not made up for: behind it goes what goes at the beginning."""
+    """A pause is not made up for: as many messages go behind it as at the beginning."""
     limiter = RateLimiter(Rate(100))
     for now in (0.0, 1000.0, 5000.0):
         burst = 0
@@ -181,7 +181,7 @@ def test_time_that_was_not_used_is_lost() -> None:
 
 
 def test_more_recipients_than_the_rate() -> None:
-    """It goes, and the next waits so much the longer."""
+    """The message goes, and the next waits so much the longer."""
     limiter = RateLimiter(Rate(recipients=10))
     assert limiter.wait(0) == 0
     limiter = limiter.sent(0, 1000)
@@ -252,7 +252,7 @@ def test_from_nothing_to_everything_in_a_minute() -> None:
 
 
 def most_in_any_window(sent: list[tuple[float, int]], rate: float, tolerance: float) -> float:
-    """How much over `rate` times the time, at most: for each stretch from one message to another."""
+    """Return the most by which any stretch from one message to another is over `rate` times its length."""
     worst = 0.0
     least = math.inf  # of what was sent before a message, less what might have been: the best place to begin
     total = 0
@@ -265,7 +265,7 @@ def most_in_any_window(sent: list[tuple[float, int]], rate: float, tolerance: fl
 
 @pytest.mark.parametrize("seed", range(8))
 def test_ten_minutes(seed: int) -> None:
-    """Whatever comes and whenever, no stretch of time has more than its rate, the tolerance, and one message."""
+    """Whichever messages come, no stretch of time has more than its rate, the tolerance, and one message."""
     chance = random.Random(seed)
     rate = Rate(chance.choice([0.7, 3, 20]), chance.choice([None, 5, 50]))
     limiter = RateLimiter(rate)
@@ -289,7 +289,7 @@ def test_ten_minutes(seed: int) -> None:
 
 @pytest.mark.parametrize("rate", [Rate(3), Rate(20), Rate(recipients=6), Rate(4, 100), Rate(100, per=60)])
 def test_ten_minutes_are_used(rate: Rate) -> None:
-    """Where there is always something to send, the rate is reached."""
+    """If there is always something to send, the rate is reached."""
     recipients = 2
     sent = times(rate, 600, recipients)
     fastest = min((rate.messages or math.inf), (rate.recipients or math.inf) / recipients) / rate.per
@@ -297,7 +297,7 @@ def test_ten_minutes_are_used(rate: Rate) -> None:
 
 
 def test_ten_minutes_throttled_all_the_time() -> None:
-    """It is slowed down, and never stops."""
+    """The mailer slows down, and never stops."""
     limiter = RateLimiter(Rate(10))
     now = 0.0
     count = 0
@@ -375,7 +375,7 @@ def test_it_doubles_and_ends() -> None:
 
 
 def test_told_again() -> None:
-    """By what was taken meanwhile, or, where nothing was, as before."""
+    """The rate is that of the messages taken meanwhile or, if none was, that from before."""
     limiter = AdaptiveRateLimiter.of(20, 100).sent(101, 1).took(101)
     assert limiter.throttled(105, 10) == AdaptiveRateLimiter.of(10, 105)
     assert limiter.throttled(105, 0) == AdaptiveRateLimiter(18, 105, 106)
@@ -383,7 +383,7 @@ def test_told_again() -> None:
 
 def test_blocked() -> None:
     limiter = AdaptiveRateLimiter.of(20, 100)
-    assert not limiter.blocked(99)  # nobody has tried
+    assert not limiter.blocked(99)  # no message has gone since
     assert limiter.sent(101, 1).blocked(99)
     assert not limiter.sent(101, 1).blocked(100.5)
     assert not limiter.sent(101, 1).took(101).blocked(99)

@@ -127,7 +127,7 @@ def test_recipients(taken: int, certain: bool, most: int | None) -> None:
 
 
 def test_messages_on_a_connection() -> None:
-    """Twice the same is no accident."""
+    """A number of messages is taken for a limit if the connection ended twice after as many."""
     made = relay()
     made.ended(100, NOW)
     assert made.most_messages(NOW) is None

@@ -1,4 +1,4 @@
-"""Decisions of the pool, as tables: which connection a message goes to, how many are opened, which relay serves."""
+"""Tables of the pool's decisions: which connection a message goes to, how many are opened, which relay serves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def opening(left: float, service: float = 1.0) -> Seen:
 
 CONNECT, SERVICE = 10.0, 1.0  # so a new connection has to be worth 21
 
-# What there is, how many wait, how many may be opened; who is given the messages, and how many are opened.
+# The connections, how many messages wait, how many connections may be opened; the places of those that are given the
+# messages, and how many are opened.
 SITUATIONS: dict[str, tuple[list[Seen], int, int, list[int], int]] = {
     "nothing waits": ([idle()], 0, 4, [], 0),
     "nothing at all": ([], 0, 0, [], 0),
@@ -128,7 +129,7 @@ def test_where_there_is_no_end_of_messages_all_room_is_used(seen: list[Seen], co
 
 @given(connections, st.integers(1, 40), st.integers(0, 5), seconds, seconds)
 def test_what_is_idle_comes_first(seen: list[Seen], waiting: int, spare: int, connect: float, service: float) -> None:
-    """Before those that are busy, that are being opened (they may hang), and before a new one."""
+    """Idle connections come before those that are busy or being opened (they may hang), and before a new one."""
     chosen, opened = assign(seen, waiting, spare, connect, service)
     unused = [each for each in seen if not each.load and each.room]
     first = chosen[: len(unused)]
@@ -141,7 +142,7 @@ def test_what_is_idle_comes_first(seen: list[Seen], waiting: int, spare: int, co
 
 @given(connections, counts, st.integers(0, 5), seconds, seconds)
 def test_in_line(seen: list[Seen], waiting: int, spare: int, connect: float, service: float) -> None:
-    """What is decided of a message does not depend on who waits behind it."""
+    """The decision on a message does not depend on the messages behind it."""
     fewer, opened_for_fewer = assign(seen, waiting, spare, connect, service)
     more, opened_for_more = assign(seen, waiting + 1, spare, connect, service)
     assert more[: len(fewer)] == fewer
@@ -232,7 +233,7 @@ class Line(Seen):
 
 @dataclass
 class Situation:
-    """What there is, and what is decided; relays and connections by their places.
+    """A view of the pool, and the decision on it; relays and connections are given by their places.
 
     Attributes:
         relays: their states: see `relay`.
