@@ -239,7 +239,9 @@ class Commands(AuthObjects, Link):
             raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
         chosen = context or await self._context()
         connection = self._live()
-        asking = dialogue.starttls(self._session, self.ehlo_msg, await self._name_under_tls())
+        # As in smtplib, the facade's `ehlo`, which may be a subclass's own, is called when it is needed.
+        name = None if self._as_smtplib else await self._hello_name("")
+        asking = dialogue.starttls(self._session, self.ehlo_msg, name)
         reply: Reply
         hello: Reply | None
         hostname = server_hostname or self._settings.server_hostname or self._host
@@ -253,10 +255,6 @@ class Commands(AuthObjects, Link):
         self.helo_resp = None
         self.ehlo_resp = hello.message if hello is not None and hello.ok else None
         return reply
-
-    async def _name_under_tls(self) -> str | None:
-        """Return the name for the EHLO that follows STARTTLS; None: EHLO is not said before it is needed."""
-        return await self._hello_name("")
 
     async def login(
         self,

@@ -38,9 +38,10 @@ T = TypeVar("T")
 class Link:
     """The base of every client: one connection after the other, with the same settings.
 
-    A pool's connection and a facade's client override steps of it: `_made` (there is a connection now, which is not
-    connected yet), `_greet`, `_keep_chunking`, `_new_session`, `_shown` and `_audit`; and of :class:`~asmtp.AsyncSMTP`
-    `_welcome`, of :class:`~asmtp.client.commands.Commands` `_name_under_tls`.
+    The client of a pool's connection overrides one step of it, `_made`.  The facade's client,
+    :class:`~asmtp.sync.client.BlockingClient`, overrides `_made`, `_greet`, `_open`, `_run`, `_new_session`, `_shown`
+    and `_audit`, and sets `_as_smtplib`, `_called`, `_environment`, `_session_class` and `_connection_class`.  Nothing
+    else is meant to be overridden.
     """
 
     default_port = SMTP_PORT
@@ -48,6 +49,7 @@ class Link:
     ehlo_msg = "ehlo"
     lmtp = False
     _called = ""  # the name of the class in errors, if it is not the class's own
+    _as_smtplib = False  # the caller judges the greeting, and says EHLO after STARTTLS
     _session_class: type[Session] = Session
     _connection_class: type[Connection] = Connection
     _environment = Environment()
@@ -219,6 +221,7 @@ class Link:
         session.on_chunking = lambda: relay.heed(session.chunking, loop.time())
 
     def _made(self, connection: Connection) -> None:
+        """Prepare a connection that was made just now, and is not connected yet."""
         if self._event_log is not None:
             connection.on_closed = self._event_log.closed
 
@@ -227,6 +230,7 @@ class Link:
             self._event_log.secured(connection.tls, clock() - begun)
 
     def _audit(self, event: str, *args: Any) -> None:
+        """Call the audit hooks of Python, as smtplib does."""
         sys.audit(event, self, *args)
 
     def _forget(self) -> None:

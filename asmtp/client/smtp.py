@@ -143,19 +143,15 @@ class AsyncSMTP(Commands):
         while True:
             try:
                 reply = await self._open(host, port, source_address)
-                if self._welcome(reply):
+                if reply.code == 220:
                     await self._prepare(verified=verified)
+                elif not self._as_smtplib:
+                    raise SMTPConnectError(*reply)
                 return reply
             except (ssl.SSLError, SMTPServerDisconnected):
                 if self._tls_context is None or not self._tls_context.refused:
                     raise
             await self.close()
-
-    def _welcome(self, greeting: Reply) -> bool:
-        """Return whether to go on after the greeting."""
-        if greeting.code != 220:
-            raise SMTPConnectError(*greeting)
-        return True
 
     async def _prepare(self, *, verified: bool) -> None:
         """Begin TLS and log in, as the constructor was told."""
@@ -355,18 +351,35 @@ class AsyncSMTP(Commands):
                     connection.close()
 
 
+@with_options(Options.__annotations__, ConnectionSettings, Options)
 class AsyncSMTP_SSL(AsyncSMTP):
-    """AsyncSMTP with TLS from the first octet, on port 465 by default."""
+    """AsyncSMTP with TLS from the first octet, on port 465 by default.
+
+    Args:
+        host, port, local_hostname, timeout, source_address: as for :class:`AsyncSMTP`.
+        {options}
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
+    """
 
     default_port = SMTP_SSL_PORT
     default_tls = "implicit"
 
 
+@with_options(Options.__annotations__, ConnectionSettings, Options)
 class AsyncLMTP(AsyncSMTP):
     """LMTP (RFC 2033), over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
 
     The dict that `sendmail` returns has also the recipients that were refused after the content, and
     SMTPRecipientsRefused is raised if all were refused.
+
+    Args:
+        host, port, local_hostname, timeout, source_address: as for :class:`AsyncSMTP`.
+        {options}
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
     """
 
     default_port = LMTP_PORT

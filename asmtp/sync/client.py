@@ -54,7 +54,7 @@ _WORDS = ("Connect call failed", "Multiple exceptions", "error while attempting 
 
 
 class _CallingThread(Environment):
-    """The thread that calls the facade: what blocks, blocks nobody else."""
+    """The thread that calls the facade: a function that blocks may be called in it, as no other task is on its loop."""
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function."""
@@ -72,11 +72,12 @@ class _CallingThread(Environment):
 class BlockingClient(AsyncSMTP):
     """An async client that a facade drives.
 
-    It calls in the calling thread what would block a loop, as no other task is on its loop.  And it has methods that
-    only blocking code can use: to write octets by hand, whose replies are fetched later.
+    It calls functions that block in the calling thread.  And it has methods that only blocking code can use: to write
+    octets by hand, whose replies are fetched later.
     """
 
     _called = "SMTP"
+    _as_smtplib = True
     _session_class = _AuditedSession
     _connection_class = DrivenConnection
     _environment = _CallingThread()
@@ -171,9 +172,6 @@ class BlockingClient(AsyncSMTP):
         connection = self._connection
         return connection is not None and connection.readable()
 
-    async def _name_under_tls(self) -> None:
-        return None  # as in smtplib: `ehlo` of the facade, which may be a subclass's own, is called when it is needed
-
     def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
         if trace is None:
             return None
@@ -181,9 +179,8 @@ class BlockingClient(AsyncSMTP):
         def shown(direction: str, data: bytes) -> None:
             try:
                 trace(direction, data)
-            except (
-                BaseException
-            ) as error:  # the caller gets it, as in smtplib; asyncio would take an OSError for one of the socket's
+            except BaseException as error:
+                # The caller gets it, as in smtplib; asyncio would take an OSError for one of the socket's.
                 self.struck = error
                 raise
 
@@ -196,9 +193,6 @@ class BlockingClient(AsyncSMTP):
             if error.errno and str(error.strerror).startswith(_WORDS):
                 raise OSError(error.errno, os.strerror(error.errno)) from error
             raise
-
-    def _welcome(self, greeting: Reply) -> bool:
-        return greeting.code == 220
 
     def _new_session(self) -> Session:
         self._by_hand: deque[Exchange[Any]] = deque()

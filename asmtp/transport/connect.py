@@ -113,14 +113,19 @@ async def open_connection(
         if sock is not None:
             sock.close()
             raise_tls_error(error, connection.timeouts.tls, ssl_context)
-        if type(error) is TimeoutError and error.errno is None and limit is not None:
-            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-            raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit:g} seconds") from None
+        _raise_timeout(error, address, limit)
         raise
     if ssl_context is not None:
         connection.connection_made(transport)
         await connection.wrap(ssl_context, server_hostname, cast("_BeforeTLS", first).said)
         connection.session.secure = ssl_context.verifies
+
+
+def _raise_timeout(error: BaseException, address: Address, limit: float | None) -> None:
+    """Raise SMTPTimeoutError if `error` is that of our own limit, and not the system's."""
+    if type(error) is TimeoutError and error.errno is None and limit is not None:
+        where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        raise SMTPTimeoutError(f"timed out: no connection to {where} within {limit:g} seconds") from None
 
 
 async def _prepare(sock: socket.socket, proxy_header: ProxyHeader | None) -> None:
@@ -164,9 +169,8 @@ async def _connect(address: Address, source_address: tuple[str, int] | None, res
     except OSError as error:
         if error.errno is not None or not attempts.failures:
             raise
-        raise OSError(
-            attempts.telling, str(error)
-        ) from None  # the constructor makes the subclass that belongs to the errno
+        # The constructor makes the subclass that belongs to the errno.
+        raise OSError(attempts.telling, str(error)) from None
     if _is_its_own_peer(sock):
         sock.close()
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

@@ -209,7 +209,6 @@ def test_a_greeting_is_for_the_caller_to_judge(facade: Facade) -> None:
         assert facade.connect("127.0.0.1", server.port) == (554, b"no")
         assert facade.client.is_connected
         facade.close()
-    assert facade.client._welcome(Reply(220, b"")) is True
 
 
 def test_by_hand(facade: Facade) -> None:
