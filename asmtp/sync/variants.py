@@ -6,7 +6,7 @@ import ssl
 from typing import Any, Unpack
 
 from asmtp.client.address import LMTP_PORT, SMTP_SSL_PORT
-from asmtp.client.settings import Options
+from asmtp.client.settings import ConnectionSettings, Options, with_options
 from asmtp.protocol.hidden import hide
 from asmtp.sync.calls import DEFAULT_TIMEOUT
 from asmtp.sync.client import BlockingLMTPClient, BlockingSSLClient
@@ -16,12 +16,18 @@ from asmtp.transport.tls import check_context, context_from_files, verifying_con
 __all__ = ["LMTP", "SMTP_SSL"]
 
 
+@with_options(Options.__annotations__, ConnectionSettings, Options)
 class SMTP_SSL(SMTP):
     """SMTP with TLS from the first octet, on port 465 by default; certificate and host name are verified.
 
     Args:
+        host, port, local_hostname, timeout, source_address: as for :class:`SMTP`.
         keyfile, certfile: deprecated: use a context.
         context: for TLS; pass your own to verify less, or to show a certificate.
+        {options}
+
+    Raises:
+        SMTPConnectError, OSError, ValueError, TypeError: as for :class:`SMTP`.
     """
 
     default_port = SMTP_SSL_PORT
@@ -61,10 +67,18 @@ class SMTP_SSL(SMTP):
         self._client.ssl_context = context
 
 
+@with_options(Options.__annotations__, ConnectionSettings, Options)
 class LMTP(SMTP):
     """LMTP over TCP (port 2003 by default) or a Unix socket (an absolute path as `host`).
 
     Unlike smtplib's, `sendmail` reads the reply for each recipient, and returns each that was refused.
+
+    Args:
+        host, port, local_hostname, timeout, source_address: as for :class:`SMTP`.
+        {options}
+
+    Raises:
+        SMTPConnectError, OSError, ValueError, TypeError: as for :class:`SMTP`.
     """
 
     ehlo_msg = "lhlo"

@@ -77,6 +77,12 @@ def test_help_shows_the_options_of_a_client(kind: type) -> None:
     assert documented(kind) == positional | set(get_type_hints(Options))
 
 
+@pytest.mark.parametrize("kind", [AsyncSMTP_SSL, AsyncLMTP, asmtp.SMTP_SSL, asmtp.LMTP])
+def test_help_shows_the_options_of_its_variants(kind: type) -> None:
+    arguments = set(inspect.signature(kind).parameters) - {"options"}
+    assert documented(kind) == arguments | set(get_type_hints(Options))
+
+
 def test_help_shows_the_options_of_a_relay() -> None:
     assert documented(asmtp.Relay) == {"host", "port", "lmtp"} | set(SETTINGS)
 
