@@ -270,10 +270,10 @@ async def _change(turns: _Turns) -> None:
 
 
 def check_mechanisms(wanted: Mechanisms) -> None:
-    """Raise what is wrong with the mechanisms that a caller chose.
+    """Raise if there is something wrong with the mechanisms that a caller chose.
 
     Raises:
-        TypeError, ValueError: they are no such sequence, or none; or there is no mechanism of a name.
+        TypeError, ValueError: they are no sequence of names, or an empty one; or there is no mechanism of a name.
     """
     if isinstance(wanted, str) or not isinstance(wanted, Sequence):
         raise TypeError(f"mechanisms must be a sequence of names, not {type(wanted).__name__}")

@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0, 1 if it failed, 2 if it cannot be run, 130 if it was interrupted."""
+    """Run a command; return the exit status: 0, 1 if it failed, 2 if it cannot be run, 130 if it was interrupted."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # it was closed
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for the rest of the program
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that shows no URL where an argument is wrong: it may hold a password."""
+    """A parser that shows no URL if an argument is wrong: the URL may hold a password."""
 
     def error(self, message: str) -> NoReturn:
         told, scheme, _ = message.partition("://")
@@ -64,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _unheard(error: OSError) -> int:
-    """Handle that the output could not be written, to a full disk perhaps."""
-    if not isinstance(error, BrokenPipeError):  # else whoever read it has seen enough
+    """Say that the output could not be written, as to a full disk; return the exit status."""
+    if not isinstance(error, BrokenPipeError):  # else the reader has closed the pipe
         with contextlib.suppress(OSError):
             print(f"asmtp: {error}", file=sys.stderr, flush=True)
     # Python would fail again when it flushes at its end.

@@ -32,7 +32,7 @@ def check_port(port: Any, argument: str) -> None:
     """Raise if `port` is no number of a port, or 0 for the default.
 
     Raises:
-        ValueError, TypeError: what is wrong with it; names `argument`.
+        ValueError, TypeError: it is none; the error names `argument`.
     """
     if isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"{argument} must be int, not {type(port).__name__}")
@@ -44,7 +44,7 @@ def check_source(address: Any) -> None:
     """Raise if `address` is neither None nor (host, port), as `source_address` has to be.
 
     Raises:
-        ValueError, TypeError: what is wrong with it.
+        ValueError, TypeError: it is neither.
     """
     if not address and not isinstance(address, int):
         return

@@ -74,10 +74,10 @@ async def body_of(content: Content, offload: Offload, *, eight_bit: bool, utf8: 
 
 
 def check_content(content: object) -> None:
-    """Raise what `body_of` would raise for content that cannot be sent.
+    """Raise if content cannot be sent, as `body_of` would.
 
     Raises:
-        TypeError: it is one.
+        TypeError: it is of no kind that can be sent.
     """
     kinds = (str, bytes, bytearray, memoryview, Message, os.PathLike)
     streamed = hasattr(content, "__aiter__") or (hasattr(content, "read") and not hasattr(content, "encoding"))

@@ -125,7 +125,7 @@ class Event:
     """Something that happened on a connection.
 
     Attributes:
-        kind: what; and what is in `fields` then:
+        kind: what has happened; `fields` has then:
 
             * ``"connect"``: the greeting is in, after `seconds` (`code`).
             * ``"tls"``: TLS is up, after `seconds` (`version`, `cipher`, `resumed`).

@@ -153,5 +153,5 @@ async def _ask_for_token(function: Any, environment: Environment, force: bool) -
 
 
 def _is_async(function: Any) -> bool:
-    """Return whether a call returns at once, with what is to be awaited."""
+    """Return whether a call returns an awaitable at once."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -42,7 +42,7 @@ _SCHEMES: dict[str, tuple[bool, TLSMode | None]] = {
 _KNOWN = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
 _MEANT = {"smtp+ssl": "smtps://", "smtp+tls": "smtp+starttls:// (STARTTLS), or smtps:// (TLS from the first octet)"}
 
-# What gate() lets through and no URL has.  Surrogates are what os.environ makes of octets that are not UTF-8.
+# Characters that gate() lets through and no URL has.  os.environ makes surrogates of octets that are not UTF-8.
 _NO_URL = re.compile("[\\s\ud800-\udfff]")
 _LONE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 # SplitResult.hostname and .port let pass more, and differently from one Python to the next.

@@ -153,9 +153,8 @@ def drive(loop: asyncio.AbstractEventLoop, client: Driven, coroutine: Coroutine[
             client.abort()
         raise
     finally:
-        asyncio._set_running_loop(
-            None
-        )  # once more: an exception of a signal handler may have come before the other one
+        # Once more: an exception of a signal handler may have come before the other one.
+        asyncio._set_running_loop(None)
         coroutine.close()
 
 

@@ -1,4 +1,4 @@
-"""Calls in a thread of what would block the loop.  At the end of the program there are no threads: it blocks then."""
+"""Calls of blocking functions in a thread.  When the program ends no thread can be started: the call blocks then."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ FOREVER = 1e9
 
 
 def check_proxy(url: str) -> None:
-    """Raise what is wrong with the URL of a proxy; it is not shown, as there may be a password in it.
+    """Raise if the URL of a proxy is wrong; the error does not show it, as there may be a password in it.
 
     Raises:
         TypeError, ValueError: it is no such URL.

@@ -1,4 +1,4 @@
-"""What is known of each message and each of its recipients."""
+"""The state of each message, and of each of its recipients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TEXT = 500  # characters of a reply or an exception that are kept
 
 
 class Outcome(NamedTuple):
-    """What became of a message for one recipient: a state, and the server's reply or the exception's text."""
+    """The outcome of a message for one recipient: a state, and the server's reply or the exception's text."""
 
     state: DeliveryState
     code: int | None = None
@@ -73,7 +73,7 @@ class Standing(NamedTuple):
 
 
 class Account:
-    """Who was sent what, in memory: a small digest for what is settled, names for the rest.
+    """An account in memory of what was sent to whom: a small digest for what is settled, names for the rest.
 
     Attributes:
         doubtful: keys of messages that the server may or may not have, and the recipients concerned.
@@ -86,7 +86,7 @@ class Account:
         self.doubtful: dict[str, list[str]] = {}
 
     def standing(self, key: str, recipients: Iterable[str]) -> Standing:
-        """Return what is known of each of the recipients of a message."""
+        """Return the state of each of the recipients of a message."""
         found: dict[str, list[str]] = {name: [] for name in Standing._fields}
         begun = self._under_way.get(key, ())
         doubtful = self.doubtful.get(key, ())
@@ -153,7 +153,7 @@ def outcomes_of(delivery: Delivery[Any], recipients: Sequence[str]) -> dict[str,
     if isinstance(error, SMTPRecipientsRefused):
         outcomes |= {who: Outcome("refused", *_short(*reply)) for who, reply in error.recipients.items()}
     if receipt is not None:
-        # The last reply has what the server calls the message.
+        # The server names the message in its last reply.
         outcomes |= dict.fromkeys(receipt.accepted, Outcome("sent", *_short(*receipt.reply)))
         outcomes |= {who: Outcome("refused", *_short(*reply)) for who, reply in receipt.refused.items()}
         outcomes |= {who: _failure(state_of(failure), failure) for who, failure in receipt.failed.items()}
@@ -167,7 +167,7 @@ def _failure(state: DeliveryState, error: Exception | None) -> Outcome:
 
 
 def _what(error: Exception | None) -> str:
-    """Return what went wrong, in words for who runs a mail system rather than for who programs."""
+    """Return the error in words for operators, not for programmers."""
     return next(words for kind, words in _WORDS if isinstance(error, kind))
 
 

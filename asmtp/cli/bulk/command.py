@@ -29,7 +29,7 @@ _NOTHING = "asmtp bulk: warning: there is no message at PATH"
 
 
 def bulk(arguments: argparse.Namespace) -> int:
-    """Run the command; the exit status."""
+    """Run the command; return the exit status."""
     try:
         return _bulk(arguments)
     except KeyboardInterrupt:  # before or after the sending, which sees to signals itself
@@ -71,7 +71,7 @@ def _bulk(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Raise an error that does not show the value, where a URL stands behind another option: it may hold a password.
+    """Raise an error that does not show the value, if a URL stands behind another option: it may hold a password.
 
     Raises:
         ValueError: one does.
@@ -95,13 +95,13 @@ def _relays(arguments: argparse.Namespace) -> list[Relay]:
 
 
 def _names(mailer: AsyncMailer) -> str:
-    """Return what the servers are called."""
+    """Return the names of the servers."""
     return repr(mailer).partition(" ")[2].removesuffix(">").replace(", ", " or ")
 
 
 def _mailer(arguments: argparse.Namespace, rate: Rate | None, watching: Watching) -> AsyncMailer:
     relays = _relays(arguments)
-    if arguments.timeout is not None:  # what URLs say counts for more than what the mailer is told
+    if arguments.timeout is not None:  # --timeout counts for more than the URLs
         timeouts = Timeouts.of(arguments.timeout)
         relays = [dataclasses.replace(relay, timeouts=timeouts) for relay in relays]
     retry = Retry(attempts=arguments.retry + 1, in_doubt=arguments.retry_in_doubt)

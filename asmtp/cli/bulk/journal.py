@@ -1,4 +1,4 @@
-"""What became of each message of ``asmtp bulk``, in a file that survives the process and the power.
+"""The outcome of each message of ``asmtp bulk``, in a file that survives the process and a power cut.
 
 One JSON object a line: a header first, then two kinds of records.  ``begun`` names a message and its recipients, and is
 on the disk before the message is handed over; ``ended`` tells what became of it, for each recipient.  A crash can lose
@@ -109,7 +109,7 @@ class Journal(Account):
         return b"".join(noted)
 
     def write(self, records: bytes) -> None:
-        """Append and wait until it is durable.  What could not be written is kept, and a part of the next call.
+        """Append, and wait until it is durable.  Octets that could not be written are kept for the next call.
 
         Raises:
             JournalError: it is not durable: disk full, say.

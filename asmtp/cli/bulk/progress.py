@@ -16,7 +16,7 @@ __all__ = ["Progress"]
 
 
 class _Display(Protocol):
-    """What is seen."""
+    """A display of how far the run has come."""
 
     interval: float
     """Seconds between two looks."""
@@ -84,7 +84,7 @@ class _Bar:
 
 
 class Progress:
-    """Looks at a tally now and then, in a thread of its own: a terminal that is slow holds up nobody.
+    """Looks at a tally now and then, in a thread of its own: a slow terminal does not hold up the sending.
 
     Args:
         total: finds out how many octets the sources have; may block.

@@ -44,7 +44,7 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionErro
 
 @dataclass(slots=True)
 class Item:
-    """A message, or what should have been one.
+    """A message, or an item that cannot be read as one.
 
     Attributes:
         name: what people call it: a path, and the place in an mbox.
@@ -182,7 +182,7 @@ class Sources:
 
 
 def _split(octets: bytes) -> tuple[bytes, bytes]:
-    """Header and the rest, which begins with the empty line.  A lone CR or LF ends a line too: it is sent as CRLF."""
+    """Split into the header and the rest, which begins with the empty line.  A lone CR or LF ends a line, too."""
     if octets[:1] in (b"\r", b"\n"):
         return b"", octets
     found = _END_OF_HEADER.search(octets)
@@ -265,7 +265,7 @@ def _unique(name: str) -> str:
 
 
 def _opened(path: str, unique: str | None) -> BufferedReader:
-    """Open a file; a message that was moved within its Maildir meanwhile is looked for.
+    """Open a file; look for a message that was moved within its Maildir meanwhile.
 
     Raises:
         OSError: it cannot be opened, or is no file.

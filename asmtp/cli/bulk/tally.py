@@ -1,4 +1,4 @@
-"""What ``asmtp bulk`` has done so far: counted, and told to people or programs."""
+"""Counts of what ``asmtp bulk`` has done so far, told to people or programs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _STATES: tuple[DeliveryState, ...] = ("sent", "refused", "not_sent", "in_doubt")
 
 
 def shown(text: str) -> str:
-    """Text with what is not printable escaped, but line feeds: servers and file names may hold anything."""
+    """Escape what is not printable in a text, but for line feeds: servers and file names may hold anything."""
     return "\n".join(one_line(line, None) for line in text.split("\n"))
 
 
 def tell(text: str, stream: TextIO) -> None:
-    """Print it, as far as the stream's encoding allows."""
+    """Print a text, as far as the encoding of the stream allows."""
     encoding = stream.encoding or "utf-8"
     print(shown(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 

@@ -1,4 +1,4 @@
-"""What the connections of ``asmtp bulk`` do: by what commands content goes, and for what they wait."""
+"""The connections of ``asmtp bulk``: by which commands content goes, and what they wait for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Watching"]
 
 
 class Watching:
-    """An `on_event` that remembers what matters to who sends, or looks on.
+    """An `on_event` that remembers what the sending and the display need to know.
 
     Args:
         clock: the time in seconds.
@@ -39,7 +39,7 @@ class Watching:
         return self._latest in self._chunking
 
     def waiting(self, stats: Statistics, servers: str) -> str:
-        """Return what is waited for, and for how long; empty where connections are open, or none is needed.
+        """Return what is waited for, and for how long; empty if connections are open, or none is needed.
 
         Args:
             servers: what they are called.

@@ -1,4 +1,4 @@
-"""Errors in the words of who runs a mail system: what is an option in Python is one of the URL there."""
+"""Errors in words for operators, who set options on the command line and in URLs, not in Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("rate.messages must be", "--rate: messages must be"),
     ("rate.recipients must be", "--rate: recipients must be"),
 )
-"""What asmtp says to who programs, and what to say to others."""
+"""Words that asmtp has for programmers, and those for operators."""
 
 
 def for_operators(text: str) -> str:

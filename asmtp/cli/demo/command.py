@@ -67,7 +67,7 @@ _COMMANDS = {"EHLO", "HELO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "QUIT", "NO
 
 
 async def several_at_once(inbox: Inbox) -> None:
-    """Three tasks share one connection; nobody configures anything."""
+    """Send from three tasks on one connection; nobody configures anything."""
     async with asmtp.AsyncSMTP("127.0.0.1", inbox.port, "client.example") as smtp:
         await smtp.ehlo()
         smtp.trace = dialogue = Dialogue()
@@ -126,7 +126,7 @@ def watched(total: int) -> Iterator[Callable[[], None]]:
 
 
 def demo() -> int:
-    """Run the demo; the exit status."""
+    """Run the demo; return the exit status."""
     for offers in (("PIPELINING", "CHUNKING"), ("PIPELINING",), ()):
         with serving(Inbox(*offers)) as inbox:
             print(f"\nThree tasks, one connection, a server that offers {' and '.join(offers) or 'neither'}")

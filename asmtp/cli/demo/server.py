@@ -45,7 +45,7 @@ class Server(SMTP):
 
 
 class Inbox:
-    """What the server does: it offers `offers`, keeps the letters, and knows no ``nobody@``."""
+    """The answers of the server: it offers `offers`, keeps the letters, and knows no ``nobody@``."""
 
     def __init__(self, *offers: str) -> None:
         self.offers = offers
