@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import asmtp
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/internals.md"]
@@ -113,6 +118,23 @@ def test_the_names_in_the_answers() -> None:
         modules = [module for path in paths for module in (ROOT / "asmtp").rglob(path.removeprefix("asmtp/"))]
         names = {re.sub(r"\(.*", "", text).rpartition(".")[2] for text in quoted - paths - NO_NAMES_OF_CODE}
         assert names <= set().union(*map(defined, modules)), answer
+
+
+def test_references_lead_somewhere() -> None:
+    """A reference in a docstring is to something that is there, by the name that callers import it by, if they can."""
+    found = 0
+    for path in (ROOT / "asmtp").rglob("*.py"):
+        for dotted in re.findall(
+            r":(?:class|attr|meth|func|mod):`~?asmtp\.([\w.]+)`", path.read_text(encoding="utf-8")
+        ):
+            found += 1
+            at: Any = asmtp
+            for module, name in itertools.pairwise(("asmtp." + dotted).split(".")):
+                if not hasattr(at, name):
+                    importlib.import_module(f"{at.__name__}.{name}")
+                at = getattr(at, name)
+                assert module == "asmtp" or name not in asmtp.__all__ or getattr(asmtp, name) is not at, dotted
+    assert found > 50
 
 
 def test_docstrings_begin_with_a_verb() -> None:

@@ -1,4 +1,4 @@
-"""SASL mechanisms: functions of :class:`~asmtp.protocol.sasl.Credentials` that return a generator.
+"""SASL mechanisms: functions of :class:`~asmtp.Credentials` that return a generator.
 
 A function that cannot be used with these credentials, or on this machine, raises ValueError before anything is
 written; another mechanism may do.

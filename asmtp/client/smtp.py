@@ -228,7 +228,7 @@ class AsyncSMTP(Commands):
                 async iterator of bytes.  Files and iterators are streamed and never held whole.
             mail_options: ESMTP parameters for MAIL.
             rcpt_options: ESMTP parameters for every RCPT.
-            requests: extensions to use: see :class:`~asmtp.protocol.parameters.Requests`.
+            requests: extensions to use: see :class:`~asmtp.Requests`.
 
         Returns:
             The recipients that were refused, with the replies that did it: (code, text).  Empty if none was.

@@ -173,7 +173,7 @@ class AsyncMailer:
             require_all: raise SMTPRecipientsRefused if a recipient is refused, though others have the message;
                 its `state` is "sent" then, and its `receipt` says for whom.
             timeout: seconds for the whole, waiting in line and all tries included; None: without limit.
-            requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
+            requests: what else is asked for: see :class:`~asmtp.Requests`.
 
         Returns:
             The recipients that the message was taken for, those it was not taken for, and the server's replies.

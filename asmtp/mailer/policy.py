@@ -34,7 +34,7 @@ def is_transient(error: Exception) -> bool:
 class Retry:
     """Says how often and when a message is tried again: exponential back-off with jitter.
 
-    A message is tried again in three cases; :attr:`~asmtp.mailer.manager.Statistics.retried` counts all of them.
+    A message is tried again in three cases; :attr:`~asmtp.Statistics.retried` counts all of them.
 
     * The server cannot have it (`not_sent`), or refused it for now (4yz): after a wait, which counts as one of the
       `attempts`.  If some of its recipients were refused for now, it is tried again for those.  A message that is

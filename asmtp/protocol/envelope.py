@@ -131,7 +131,7 @@ class Envelope:
         mail_options: ESMTP parameters for MAIL, such as ``"BODY=8BITMIME"``.
         rcpt_options: ESMTP parameters for every RCPT, such as ``"NOTIFY=NEVER"``.
         content: the message itself, for a mailer that is given both in one.
-        requests: what else is asked for: see :class:`~asmtp.protocol.parameters.Requests`.
+        requests: what else is asked for: see :class:`~asmtp.Requests`.
 
     Raises:
         TypeError: an address or option is not a str, or a request is of another type.

@@ -89,7 +89,7 @@ class Recipient(str):
 
     Args:
         address: as any recipient is written.
-        notify: when the sender is told of this one; see :class:`~asmtp.protocol.parameters.Requests`.
+        notify: when the sender is told of this one; see :class:`~asmtp.Requests`.
         orcpt: the address that it was before it was changed: ``"rfc822;someone@example.com"``, or without a type.
 
     Raises:
