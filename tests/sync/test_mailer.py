@@ -120,7 +120,7 @@ def test_errors_of_the_constructor(
 
 def test_stats_and_repr() -> None:
     class Special(Mailer):
-        """Somebody's."""
+        """A subclass of the caller's."""
 
     stop = Stop(what="2")
     with mailing(stop) as (relay, mailer):
@@ -170,7 +170,7 @@ def test_where_there_are_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_threads_on_one_pool() -> None:
-    """Each gets the answers to its own messages, over no more connections than are allowed."""
+    """Each thread gets the outcomes of its own messages, over no more connections than are allowed."""
 
     def work(number: int) -> None:
         for turn in range(6):
@@ -189,7 +189,7 @@ def test_many_threads_on_one_pool() -> None:
 
 
 def test_each_thread_has_an_exception_of_its_own() -> None:
-    """One lost connection is the end of many messages; each traceback is somebody's own."""
+    """One lost connection ends many messages; each thread gets an exception with a traceback of its own."""
 
     def work(number: int) -> asmtp.SMTPException:
         with pytest.raises(asmtp.SMTPException) as lost:
@@ -203,7 +203,7 @@ def test_each_thread_has_an_exception_of_its_own() -> None:
 
 
 def test_stats_while_others_send() -> None:
-    """They can be had at any moment, and what is counted never becomes less."""
+    """The counts can be read at any moment, and never become less."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -221,7 +221,7 @@ def test_stats_while_others_send() -> None:
 
 
 def test_from_async_code() -> None:
-    """It blocks, and does what it does elsewhere."""
+    """A call from async code blocks the loop, and does the same as elsewhere."""
     ran: list[str] = []
 
     async def main(mailer: Mailer) -> None:
@@ -240,7 +240,7 @@ def test_from_async_code() -> None:
 
 
 def test_what_is_called_from_the_loops_thread() -> None:
-    """That would wait for itself."""
+    """A call from the loop's own thread raises: it would wait for itself."""
     errors: list[Any] = []
 
     async def token(rejected: bool) -> str:
@@ -260,7 +260,7 @@ def test_the_callers_context_is_not_kept() -> None:
     """A connection lives longer than the call for which it was opened."""
 
     class Request:
-        """Of a web server, say."""
+        """A request of a web server, say."""
 
     variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
     with mailing() as (_, mailer):
@@ -286,7 +286,7 @@ SMALL = {"connections": 1, "window": 1}
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("options", [{}, SMALL, {"connections": 2, "window": 3}], ids=["usual", "one", "few"])
 def test_send_all(options: Any, in_order: bool) -> None:
-    """Each is told of once, however small the room is against what is handed over at a time."""
+    """Each message is told of once, also if a batch is larger than the room in the mailer."""
     with mailing(answering(RCPT_b7="550 5.1.1 no"), **options) as (relay, mailer):
         told = list(mailer.send_all(items(200), in_order=in_order))
         assert agree(relay, told, 200) == {"sent": 189, "refused": 11}  # b7, and b70 to b79
@@ -297,7 +297,7 @@ def test_send_all(options: Any, in_order: bool) -> None:
 
 
 def test_a_message_behind_a_refused_one() -> None:
-    """It does not wait for the RSET between them, of whose end nobody is told."""
+    """The message does not wait for the RSET between the two, whose end nothing tells of."""
     stop = Stop("RSET")
     with mailing(stop, **SMALL) as (relay, mailer):
         relay.answer = lambda verb, line: "554 5.6.0 no" if verb == "." else stop(verb, line)
@@ -326,7 +326,7 @@ def test_send_all_with_more_octets_than_there_is_room_for(in_order: bool) -> Non
 
 
 def test_send_all_in_order_and_not() -> None:
-    """One that is tried again is told of last, or keeps its place."""
+    """A message that is tried again is told of last, or in order keeps its place."""
 
     def greylisting(verb: str, line: str) -> str | None:
         if "<b0@" in line and line not in seen:
@@ -354,7 +354,7 @@ def test_send_all_of_what_is_no_iterable() -> None:
         yield item(0)
 
     class Wrong:
-        """Its `__iter__` raises."""
+        """An iterable whose `__iter__` raises."""
 
         def __iter__(self) -> Iterator[Any]:
             raise LookupError
@@ -372,7 +372,7 @@ ROOM = pytest.mark.parametrize("options", [{}, SMALL], ids=["usual", "small"])
 
 
 class Counted:
-    """`items`, and how many of them were asked for.
+    """Gives `items`, and counts how many of them were asked for.
 
     Args:
         count: how many there are.
@@ -395,7 +395,7 @@ class Counted:
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 64, 100])
 def test_send_all_of_an_iterable_that_raises(options: Any, in_order: bool, count: int) -> None:
-    """It is raised when the rest is told."""
+    """The iterable's exception is raised when the rest is told."""
     error = LookupError("no more")
 
     def fail() -> None:
@@ -413,7 +413,7 @@ def test_send_all_of_an_iterable_that_raises(options: Any, in_order: bool, count
 @ROOM
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_send_all_does_not_wait_for_the_next(options: Any, count: int) -> None:
-    """What the iterable gave is sent, however long it takes to give another."""
+    """The messages of the iterable are sent, however long it takes to give another."""
     arrived = threading.Semaphore(0)
 
     def arrive(verb: str, line: str) -> None:
@@ -432,7 +432,7 @@ def test_send_all_does_not_wait_for_the_next(options: Any, count: int) -> None:
 
 
 def test_send_all_does_not_wait_where_the_iterable_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes after a pause is handed over at once, without a look at the clock."""
+    """A message that comes after a pause is handed over at once, without the timer of a batch."""
     arrived = threading.Semaphore(0)
 
     def arrive(verb: str, line: str) -> None:
@@ -482,7 +482,7 @@ def test_send_all_asks_for_no_more_than_there_is_room_for(in_order: bool) -> Non
 
 
 def test_send_all_in_order_does_not_pile_up_behind_one_that_waits() -> None:
-    """What is known and cannot be told yet takes room too."""
+    """Deliveries that are known and cannot be told yet take room too."""
     retry = Retry(initial=60, within=None)
     source = Counted(500)
     told: list[Delivery[Any]] = []
@@ -516,7 +516,7 @@ def test_a_consumer_that_stops_stops_nobody_else() -> None:
 
 @ROOM
 def test_calls_within_a_send_all(options: Any) -> None:
-    """In the loop over it, and in its iterable."""
+    """Calls are possible in the loop over a send_all, and in its iterable."""
 
     def source() -> Iterator[Any]:
         for each in items(70):
@@ -538,7 +538,7 @@ def test_calls_within_a_send_all(options: Any) -> None:
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("most", [1, 5, 63, 64, 100])
 def test_leaving_the_loop(options: Any, in_order: bool, most: int) -> None:
-    """What the loop was not told of, drain tells; nothing that was asked for is forgotten."""
+    """`drain` tells of the messages of which the loop was not told; none that was pulled is forgotten."""
     source = Counted(1000)
     with mailing(**options) as (relay, mailer):
         told = list(itertools.islice(mailer.send_all(source, in_order=in_order), most))
@@ -591,7 +591,7 @@ def test_a_send_all_that_goes_on_in_another_thread() -> None:
 
 
 def test_a_send_all_that_is_collected_in_the_loops_thread() -> None:
-    """Garbage is collected in whatever thread is at it."""
+    """The collector may run in any thread, so in the loop's thread too."""
     source = Counted(1000)
     with mailing() as (relay, mailer):
         deliveries = mailer.send_all(source)
@@ -613,7 +613,7 @@ def test_a_send_all_that_is_collected_in_the_loops_thread() -> None:
 
 
 def test_interrupted_in_the_line() -> None:
-    """The call is taken back, and the mailer goes on."""
+    """The interrupted call is taken back, and the mailer goes on."""
     stop = Stop(what="first")
     with mailing(stop, **SMALL) as (relay, mailer):
         first = aside(lambda: mailer.send(b"first", SENDER, WHO))
@@ -678,7 +678,7 @@ def test_interrupted_while_the_thread_is_started(before: bool, monkeypatch: pyte
 
 @ROOM
 def test_interrupted_in_send_all(options: Any) -> None:
-    """What was known by then, and what came of the iterable by then, is not lost."""
+    """Neither deliveries that were known by then nor messages that the iterable gave by then are lost."""
     stop = Stop(what="Subject: 3\r")
     source = Counted(500, lambda: stop.reached.wait(10) and threading.Event().wait(10))
     told: list[Delivery[Any]] = []
@@ -709,7 +709,7 @@ def test_interrupted_in_the_iterable(options: Any, count: int) -> None:
 
 
 def test_interrupted_in_the_iterable_while_what_it_gave_waits() -> None:
-    """Who waits for room for it does not take what drain is to tell."""
+    """A call that waits for room does not take the deliveries that `drain` is to return."""
     stop = Stop()
     told: list[Delivery[Any]] = []
     with mailing(stop, **SMALL) as (relay, mailer):

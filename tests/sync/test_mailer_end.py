@@ -43,7 +43,7 @@ def nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def said_goodbye(relay: Relay) -> bool:
-    """Whether there was a QUIT on every connection, and there was a connection."""
+    """Return whether there was a connection, and a QUIT on every one."""
     return relay.verbs.count("QUIT") == len(relay.connections) > 0
 
 
@@ -77,7 +77,7 @@ def test_close_without_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_close_while_others_send() -> None:
-    """It waits for them; so does who closes a second time."""
+    """close() waits for the messages of others; so does a second close()."""
     stop = Stop()
     with mailing(stop, connections=1) as (relay, mailer):
         sending = aside(lambda: together(5, lambda number: mailer.send(b"hi", SENDER, WHO)))
@@ -143,7 +143,7 @@ def test_close_at_any_moment() -> None:
 
 
 def test_a_call_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is answered like any other."""
+    """The call is answered like any other."""
     original = asmtp.AsyncMailer.aclose
     sending = []
 
@@ -166,7 +166,7 @@ def test_a_call_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("options", [{}, {"connections": 1, "window": 1}], ids=["usual", "small"])
 @pytest.mark.parametrize("in_order", [False, True])
 def test_close_during_send_all(options: Any, in_order: bool) -> None:
-    """What is known is told, and then it is raised; where all was known anyway, it is not."""
+    """The loop is told what is known, and then SMTPStateError is raised, unless all was known anyway."""
     pulled = 0
 
     def source() -> Iterator[Any]:
@@ -192,7 +192,7 @@ def test_close_during_send_all(options: Any, in_order: bool) -> None:
 
 
 def test_close_during_send_all_of_another_thread() -> None:
-    """What came of the iterable meanwhile is told of too."""
+    """Messages that the iterable gave meanwhile are told of, too."""
     stop = Stop()
     more = threading.Event()
 
@@ -218,7 +218,7 @@ def test_close_during_send_all_of_another_thread() -> None:
 
 
 def test_a_send_all_that_is_left_after_close() -> None:
-    """That is too late to say, and says nothing."""
+    """To leave the loop then is too late, and says nothing."""
     with mailing() as (_, mailer):
         deliveries = mailer.send_all(items(500))
         next(deliveries)
@@ -227,7 +227,7 @@ def test_a_send_all_that_is_left_after_close() -> None:
 
 
 def test_with_and_an_exception() -> None:
-    """What is in flight is waited for."""
+    """Leaving waits for the messages in flight."""
     stop = Stop()
     with relay_at(relay_of(stop)) as relay:
         sending: list[Future[Receipt]] = []
@@ -250,7 +250,7 @@ def test_with_and_an_exception() -> None:
 
 
 def test_with_and_ctrl_c() -> None:
-    """What is in flight is not waited for."""
+    """Leaving does not wait for the messages in flight."""
     stop = Stop()
     with relay_at(relay_of(stop)) as relay:
         with interrupted(stop.reached), at(relay) as mailer:
@@ -268,7 +268,7 @@ def test_with_and_ctrl_c_before_use() -> None:
 
 
 def test_close_and_ctrl_c() -> None:
-    """Then it does not wait any more."""
+    """close() does not wait any more then."""
     stop = Stop()
     with mailing(stop) as (_, mailer):
         sending = aside(lambda: mailer.send(b"hi", SENDER, WHO))
@@ -302,7 +302,7 @@ def test_a_loop_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_loop_that_is_ended_by_a_callback() -> None:
-    """Nobody waits for ever, and what is not known is not passed over in silence."""
+    """No caller waits for ever, and each is told if the outcome of its message is not known."""
 
     def end() -> None:
         raise SystemExit
@@ -345,7 +345,7 @@ def test_a_loop_that_is_ended_between_two_deliveries() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::ResourceWarning")
 def test_a_loop_that_is_ended_by_a_token() -> None:
-    """Which ends it again, while it is being ended."""
+    """The token's function ends the loop again, while it is being ended."""
 
     async def token(rejected: bool) -> str:
         raise SystemExit
@@ -360,7 +360,7 @@ def test_a_loop_that_is_ended_by_a_token() -> None:
 
 
 def test_the_resolvers_threads_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is at the end of a program in Python 3.12."""
+    """The executor of the resolver cannot be shut down, as at the end of a program in Python 3.12."""
     original = asyncio.BaseEventLoop.shutdown_default_executor
     failed = []
 
@@ -396,7 +396,7 @@ def test_collected() -> None:
 
 
 def test_collected_with_messages_in_flight() -> None:
-    """They are finished."""
+    """The messages in flight are finished."""
     stop = Stop()
     with relay_at(relay_of(stop)) as relay:
         mailer = at(relay)
@@ -555,7 +555,7 @@ for thread in threads:
 
 
 def test_in_what_takes_itself_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the child does, where it can be looked at."""
+    """The mailer acts as in a child, but in this process, where the test can look at it."""
     with mailing() as (relay, mailer):
         mailer.send(b"hi", SENDER, WHO)
         deliveries = mailer.send_all(items(3))
@@ -579,7 +579,7 @@ def test_in_what_takes_itself_for_another_process(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_lock_after_a_fork() -> None:
-    """Who held it is not in the child."""
+    """The child has a lock of its own: the thread that held the parent's is not there."""
     begun, go = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -612,7 +612,7 @@ def test_fork(numbers: list[int], text: str) -> None:
 
 @pytest.fixture
 def ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main thread has ended; Python 3.12 starts no threads then."""
+    """Make it look as if the main thread has ended, after which Python 3.12 starts no threads."""
     monkeypatch.setattr(loop_thread, "ending", lambda: True)
 
 

@@ -25,7 +25,7 @@ ENOUGH = 500  # letters, of which there are some sixty
 
 
 class Mailing(logging.Handler):
-    """Mails what is logged, and holds its lock meanwhile, as handlers do."""
+    """A handler that mails what is logged, and holds its lock meanwhile, as handlers do."""
 
     def __init__(self, mailer: asmtp.Mailer) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Mailing(logging.Handler):
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger at DEBUG, with handlers of the test's only."""
+    """Set the root logger to DEBUG, with the test's handlers only."""
     logger = logging.getLogger()
     before = logger.level, logger.handlers[:]
     logger.setLevel(logging.DEBUG)
@@ -62,7 +62,7 @@ def mailing(logger: logging.Logger, mailer: asmtp.Mailer) -> Mailing:
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_a_handler_that_mails(threads: int, root: logging.Logger) -> None:
-    """No deadlock, though the caller holds the handler's lock, and no end without end."""
+    """There is no deadlock, though the caller holds the handler's lock, and no endless mail about mail."""
     with relay_at(Relay(SHAPES["both"])) as relay:
         mailer = at(relay)
         handler = mailing(root, mailer)
@@ -91,7 +91,7 @@ def test_a_handler_that_mails_what_another_mailer_logs(root: logging.Logger) -> 
 
 
 def test_a_handler_that_mails_what_an_async_mailer_logs(root: logging.Logger) -> None:
-    """It blocks that mailer's loop, which is not what the other one waits for."""
+    """The handler blocks the AsyncMailer's loop, for which the other mailer does not wait."""
 
     async def send(relay: Relay) -> list[asmtp.Receipt]:
         async with asmtp.AsyncMailer(f"smtp://{relay.host}:{relay.port}") as mailer:
@@ -106,7 +106,7 @@ def test_a_handler_that_mails_what_an_async_mailer_logs(root: logging.Logger) ->
 
 
 class Noting(logging.Handler):
-    """Notes in which thread a line was handled."""
+    """A handler that notes in which thread a line was handled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def noting(logger: logging.Logger) -> Noting:
 
 
 def test_who_waits_handles_what_is_logged(root: logging.Logger) -> None:
-    """At once, and before the call returns; what comes when nobody waits, who comes next."""
+    """A caller that waits handles records at once, before the call returns; the next caller those of times between."""
     with relay_at(Relay(SHAPES["both"])) as relay:
         handler = noting(root)
         mailer = at(relay)
@@ -145,7 +145,7 @@ def test_who_waits_handles_what_is_logged(root: logging.Logger) -> None:
 
 
 def test_what_a_mailer_logs_that_is_dropped(root: logging.Logger) -> None:
-    """Nobody waits for its thread, which handles that itself when it ends."""
+    """No caller waits for the thread of a dropped mailer, which handles its records itself when it ends."""
     with relay_at(Relay(SHAPES["both"])) as relay:
         handler = noting(root)
         mailer = at(relay)
@@ -160,7 +160,7 @@ def test_what_a_mailer_logs_that_is_dropped(root: logging.Logger) -> None:
 
 
 def test_a_handler_that_mails_at_the_end_of_the_program(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the loop runs in who calls."""
+    """There the loop runs in the caller's thread."""
     monkeypatch.setattr(loop_thread, "ending", lambda: True)
     with relay_at(Relay(SHAPES["both"])) as relay:
         mailer = at(relay)

@@ -61,7 +61,7 @@ def path(tmp_path: Path) -> str:
 
 
 class Bench:
-    """A sending, and what it keeps its account in."""
+    """A Sending, and the journal and tally that it keeps its account in."""
 
     def __init__(self, relay: Relay | int, folder: Path, path: str | None, options: dict[str, Any]) -> None:
         port = relay if isinstance(relay, int) else relay.port
@@ -80,7 +80,7 @@ class Bench:
         return [json.loads(line) for line in Path(self.path).read_bytes().splitlines()[1:]]
 
     def outcomes(self) -> dict[str, Outcome]:
-        """Of each recipient, as the journal has them."""
+        """Return the outcome of each recipient, as the journal has it."""
         found = {who: Outcome(*o) for r in self.records() if "ended" in r for who, o in r["to"].items()}
         begun = {who for record in self.records() if "begun" in record for who in record["to"]}
         assert found.keys() <= begun
@@ -101,7 +101,7 @@ async def sources(*paths: Path, **options: Any) -> Sources:
 
 
 def answering(**answers: str) -> Answer:
-    """The answers for lines that hold these words."""
+    """Return an `answer` for lines that hold these words."""
     return lambda verb, line: next((answer for word, answer in answers.items() if word in line), None)
 
 
@@ -262,7 +262,7 @@ async def test_what_is_given_twice_is_sent_once(folder: Path, path: str) -> None
 
 @pytest.fixture
 def shut_port() -> Iterator[int]:
-    """A port that nothing listens on, and nothing can: it is ours."""
+    """Yield a port on which no server can listen: the test has bound it."""
     with socket.socket() as mine:
         mine.bind(("127.0.0.1", 0))
         yield mine.getsockname()[1]
@@ -313,7 +313,7 @@ async def test_a_file_that_is_gone(folder: Path, path: str, monkeypatch: pytest.
 
 
 async def test_interrupted(folder: Path, path: str) -> None:
-    """What is in flight is waited for, what is not is not begun, and all of it is known the next time."""
+    """The messages in flight are finished, the others are not begun, and the next run knows which is which."""
     fill(folder, 200)
     async with relaying(Relay(offers=("PIPELINING", "CHUNKING"), hold=10)) as relay:
         async with bench(relay, folder, path, connections=1, window=10) as it:
@@ -361,7 +361,7 @@ async def test_interrupted_twice(folder: Path, path: str) -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_interrupted_while_it_reads(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    """It waits for the thread, but not if it is told twice: that may take its time."""
+    """It waits for the thread that reads, which may take its time; but not after a second signal."""
     fill(folder, 10)
     reading = asyncio.Event()
     go_on = threading.Event()
@@ -773,7 +773,7 @@ def test_a_file_with_the_url(written: str, folder: Path, inbox: Inbox, tmp_path:
 
 
 async def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
-    """SIGHUP, where nohup has started it."""
+    """SIGHUP stays ignored if nohup has started the command."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         async with bench(1, folder) as it:
@@ -785,7 +785,7 @@ async def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
 
 @pytest.mark.parametrize(("offers", "most"), [(("PIPELINING",), 3), ((), 3), (("PIPELINING", "CHUNKING"), 1000)])
 async def test_no_more_is_begun_than_is_under_way(folder: Path, path: str, offers: tuple[str, ...], most: int) -> None:
-    """What is begun and has no outcome on the disk is in doubt after a crash, at whichever command."""
+    """After a crash, at whichever command, the messages without an outcome on the disk are in doubt."""
     fill(folder, 60)
     seen = 0
 
