@@ -121,7 +121,7 @@ class Context:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What pyspnego is asked for; `context` is what it gives."""
+    """Return what pyspnego is asked for; `context` is the object that it gives."""
     seen: dict[str, Any] = {"context": Context({None: b"request", b"reply": None})}
 
     def client(*args: Any, **options: Any) -> Context:

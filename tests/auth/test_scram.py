@@ -51,7 +51,7 @@ async def test_each_hash(name: str) -> None:
 @pytest.mark.parametrize("initial", [True, False])
 @pytest.mark.parametrize("name", SCRAM)
 async def test_with_tls(name: str, initial: bool, certificates: Certificates) -> None:
-    """Where no -PLUS is offered, "y" tells a server that did offer it that somebody took it out (RFC 5802 §6)."""
+    """If no -PLUS is offered, "y" tells a server that did offer it that somebody took it out (RFC 5802 §6)."""
     server = bound(certificates, name)
     async with embedded(server, tls=certificates.server):
         smtp = asmtp.AsyncSMTP("127.0.0.1", server.port, "me.example", ssl_context=certificates.trusting)

@@ -75,7 +75,7 @@ def test_a_demo_that_nobody_reads_to_its_end(lines: int) -> None:
 
 
 def test_a_demo_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its dialogue cannot print ends it, but not in the middle of the dialogue."""
+    """The demo ends if its dialogue cannot be printed, but not in the middle of that dialogue."""
 
     class Full(io.StringIO):
         def write(self, text: str) -> int:
@@ -90,7 +90,7 @@ def test_a_demo_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_a_stream_that_was_closed(closed: str, tmp_path: Path) -> None:
-    """What would be said there is not said, and everything else goes on."""
+    """A closed stream is not written to, and everything else goes on."""
     path = tmp_path / "one.eml"
     path.write_bytes(b"From: a@x.example\nTo: b@y.example\n\nhi\n")
     command = f"{sys.executable} -m asmtp bulk --dry-run {path} {'>&-' if closed == 'stdout' else '2>&-'}"

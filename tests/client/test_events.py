@@ -77,7 +77,7 @@ LETTER = b"Subject: hi\r\nMESSAGE-ID:\r\n <1@a.example>\r\n\r\nhi\r\n"
 @pytest.mark.parametrize("size", [0, 100_000])
 @pytest.mark.parametrize("verb", ["RCPT", "MAIL", "DATA", None])
 async def test_which_message_it_was_and_who_was_refused(verb: str | None, size: int) -> None:
-    """Whatever was refused, all of its recipients are counted, and the message is named, through both classes."""
+    """All recipients of a refused message are counted, and the message is named, whatever was refused."""
     events: list[asmtp.Event] = []
     server = Relay(("PIPELINING", "DSN"), answer=lambda said, line: "550 no" if said == verb else None)
     message = LETTER + b"x" * size
@@ -114,7 +114,7 @@ def test_the_message_id(content: bytes, found: str | None) -> None:
 
 @pytest.mark.parametrize("size", [10, 100_000])
 async def test_a_message_of_a_mailer_that_is_not_begun(size: int) -> None:
-    """What is wrong with it is known before anything is written."""
+    """A message that cannot be sent is found out before anything is written."""
     events: list[asmtp.Event] = []
     async with relaying(Relay(("PIPELINING", "CHUNKING"))) as relay:
         mailer = asmtp.AsyncMailer(f"smtp://127.0.0.1:{relay.port}", on_event=events.append)
@@ -170,7 +170,7 @@ def test_the_facade() -> None:
 
 
 async def test_a_hook_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """Who only watches does not stop the mail."""
+    """A hook that raises does not stop the mail."""
 
     def hook(event: asmtp.Event) -> None:
         raise LookupError(event.kind)

@@ -407,7 +407,7 @@ async def test_a_password_under_tls(certificates: Certificates) -> None:
 @pytest.mark.usefixtures("far_away")
 @pytest.mark.parametrize("how", ["opportunistic", "required"])
 async def test_a_password_under_tls_that_is_not_verified(how: str, certificates: Certificates) -> None:
-    """Where TLS is as good as it gets, it may be somebody else's; where a context says so, the caller has."""
+    """With "opportunistic", the server may be somebody else's; a context that verifies nothing says that it may."""
     context = certificates.wary if how == "opportunistic" else unverified_context()
     async with (
         embedded(Embedded(mechanisms=("PLAIN",)), tls=certificates.server) as server,

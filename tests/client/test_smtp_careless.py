@@ -50,7 +50,7 @@ def url(server: Server, lmtp: bool) -> str:
 
 
 def states(results: list[Any]) -> list[Any]:
-    """What became of the messages, from what was returned or raised."""
+    """Return the states of the messages, by the results and exceptions of the calls."""
     unknown = [
         each for each in results if isinstance(each, BaseException) and not isinstance(each, asmtp.SMTPException)
     ]
@@ -128,7 +128,7 @@ ONE_AT_A_TIME = ("one_by_one", "facade")
 
 
 def told_wrongly(backend: Careless, told: list[Any]) -> list[str]:
-    """What is not as it must be: what is sent arrived once, and what is refused or was not sent did not."""
+    """Return the messages whose state is wrong: a sent one arrived once, and a refused or unsent one did not."""
     arrived = Counter(letter.sender for letter in backend.letters)
     wrong = []
     for (sender, _, _), state in zip(MESSAGES, told, strict=True):
@@ -172,7 +172,7 @@ PASSING: dict[str, tuple[Callable[[bool], Careless], str]] = {
 @pytest.mark.parametrize("kind", PASSING)
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_server_that_passes_the_probe_and_then_does_not_read(way: str, kind: str, lmtp: bool) -> None:
-    """What remains is the lines of one refused message; and what stood behind it is in doubt, and no more than that."""
+    """The server carries out the lines of one refused message; the messages behind it are in doubt, and no others."""
     make, behind = PASSING[kind]
     backend = make(lmtp)
     async with hidden(backend, behind) as server:

@@ -153,7 +153,7 @@ def check_secrets(text: str) -> None:
 
 
 def all_of(error: BaseException | None) -> str:
-    """Whatever can be seen of an exception and of those behind it."""
+    """Return all text that can be seen of an exception and of those behind it."""
     if error is None:
         return ""
     chain, text = [error], "".join(traceback.format_exception(error))

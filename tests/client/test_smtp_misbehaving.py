@@ -155,7 +155,7 @@ async def test_content_refused_before_its_end() -> None:
 
 @pytest.mark.parametrize("end", [fin, rst, send("421 closing")])
 async def test_the_connection_ends_while_the_caller_s_content_is_awaited(end: Step) -> None:
-    """Who sends is told at once, and not when there is more to send; the generator is closed."""
+    """The caller is told at once, and not when there is more to send; the generator is closed."""
     closed = asyncio.Event()
 
     async def body() -> Any:

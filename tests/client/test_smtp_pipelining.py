@@ -317,7 +317,7 @@ async def test_a_server_that_never_takes_rset(shape: str) -> None:
 
 @pytest.mark.parametrize(("shape", "state"), [("pipelining", "not_sent"), ("both", "in_doubt")])
 async def test_a_server_that_refuses_rset_and_takes_the_rest(shape: str, state: str) -> None:
-    """What it takes then may be taken under another sender: never a success."""
+    """A message that the server takes then may be under another sender: it is never a success."""
     relay = Relay(SHAPES[shape], answer=lambda verb, line: "502 no" if verb == "RSET" else None)
     async with relaying(relay), client(relay) as smtp:
         await smtp.ehlo()

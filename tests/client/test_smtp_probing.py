@@ -123,7 +123,7 @@ async def test_withdrawn_while_the_probe_is_under_way(options: dict[str, Any]) -
 
 @pytest.mark.virtual_clock
 async def test_a_connection_serves_when_a_message_was_withdrawn_behind_its_probe() -> None:
-    """What comes next begins with RSET, as the message would have: Dovecot's submission service ends on it else."""
+    """The next message begins with RSET, as the withdrawn one would have: else Dovecot's submission service ends."""
     relay = Relay(SHAPES["both"], latency=0.1)
     async with relaying(relay), mailer(relay, connections=1) as posting:
         await posting.send(LETTER, SENDER, WHO)

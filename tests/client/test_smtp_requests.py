@@ -96,7 +96,7 @@ async def test_a_message_with_recipients_of_its_own() -> None:
 @pytest.mark.parametrize("way", ["async", "facade"])
 @pytest.mark.parametrize("name", ["SMTPUTF8", "BINARYMIME"])
 def test_a_message_to_an_address_that_needs_smtputf8(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it needs may be asked for, too."""
+    """The caller may ask for SMTPUTF8, too, though the message needs it anyhow."""
     message = EmailMessage()
     message["From"], message["To"] = SENDER, "j\u00f6rg@d.example"
     parameters = {"SMTPUTF8": " SMTPUTF8 BODY=8BITMIME", "BINARYMIME": " BODY=BINARYMIME SMTPUTF8"}[name]

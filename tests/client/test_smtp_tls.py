@@ -48,7 +48,7 @@ async def plain() -> AsyncIterator[Embedded]:
 
 @pytest.fixture
 def distrust(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no context is given, the server's certificate is from an unknown CA."""
+    """Make the server's certificate one of an unknown CA to a client without a context of its own."""
     monkeypatch.setattr("asmtp.client.link.default_context", lambda: certificates.wary)
 
 
@@ -310,7 +310,7 @@ async def test_the_server_cuts_the_connection_under_tls(certificates: Certificat
 
 
 class Struck(BaseException):
-    """What a signal's handler raises."""
+    """The exception that a signal handler raises."""
 
 
 @pytest.mark.usefixtures("bdat_at_once")

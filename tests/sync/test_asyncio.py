@@ -118,7 +118,7 @@ def test_thread_id(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def test_the_socket_of_a_transport_has_a_descriptor_to_read(loop: asyncio.AbstractEventLoop) -> None:
-    """What get_extra_info("socket") returns is the socket that the loop reads; what it has read is nobody's to read."""
+    """get_extra_info("socket") returns the socket that the loop reads; no other reads what the loop has read."""
 
     async def connect(ours: socket.socket) -> asyncio.Transport:
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)

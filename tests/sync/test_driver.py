@@ -166,7 +166,7 @@ def test_a_selector(poll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_loop_runs_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes on in this thread meanwhile, in another greenlet, may run one of its own."""
+    """Another greenlet of this thread may run a loop of its own meanwhile."""
     running: list[Any] = []
 
     class Green(selectors.SelectSelector):

@@ -206,7 +206,7 @@ interruptions: list[int] = []
 
 
 async def press_ctrl_c(peer: Peer) -> None:
-    """What the server waits for has come, so the client waits for an answer now."""
+    """Send the signal: the server has read what it waited for, so the client waits for an answer now."""
     while not interruptions:  # a signal just before a system call that waits does not end it
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0.01)

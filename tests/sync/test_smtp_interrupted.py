@@ -24,7 +24,7 @@ from tests.sync.threads import together
 
 
 class TimeLimit(Exception):
-    """What a job's time limit raises, out of a signal handler."""
+    """The exception that a job's time limit raises, out of a signal handler."""
 
 
 CLASSES = pytest.mark.parametrize("kind", [TimeLimit, KeyboardInterrupt, OSError, asmtp.SMTPServerDisconnected])
@@ -61,7 +61,7 @@ def limit() -> Iterator[Callable[[Any], None]]:
 
 
 async def strike(peer: Peer) -> None:
-    """What the server waits for has come, so the client waits for an answer now."""
+    """Send the signal: the server has read what it waited for, so the client waits for an answer now."""
     while not struck:  # a signal just before a system call that waits does not end it
         os.kill(os.getpid(), signal.SIGUSR1)
         await asyncio.sleep(0.01)
@@ -283,7 +283,7 @@ def test_a_call_out_of_a_signal_handler(call: str, limit: Any) -> None:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("running", [False, True], ids=["no loop", "a loop runs"])
 def test_a_call_out_of_a_callback(call: str, running: bool) -> None:
-    """Where a loop runs, a helper thread drives, and would wait for who waits for it."""
+    """If a loop runs, a helper thread drives, and the two threads would wait for each other."""
     told: list[str] = []
 
     def token(force: bool) -> str:

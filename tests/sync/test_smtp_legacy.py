@@ -508,7 +508,7 @@ def test_a_port_of_its_own(module: Any, kind: str, certificates: Certificates) -
 
 
 def test_init_that_is_called_again(certificates: Certificates) -> None:
-    """What derives from SMTP_SSL and from a class over SMTP calls that of both; the context stays."""
+    """A class that derives from SMTP_SSL and from another subclass of SMTP calls both __init__; the context stays."""
 
     class Own(asmtp.SMTP):
         def __init__(self, colour: str, **options: Any) -> None:
@@ -591,7 +591,7 @@ def test_in_an_isolated_subinterpreter() -> None:
 
 
 def test_import_is_cheap() -> None:
-    """What takes long to import is imported when it is first used."""
+    """Modules that take long to import are imported when they are first used."""
     script = (
         "import sys, asmtp\n"
         "print(sorted({'asyncio', 'anyio', 'idna', 'asmtp.client.smtp', 'asmtp.sync.smtp'} & set(sys.modules)))\n"

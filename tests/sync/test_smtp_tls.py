@@ -340,7 +340,7 @@ def test_wrong_options(options: dict[str, Any], kind: type[Exception], words: st
 
 
 def test_a_server_that_asks_for_more(certificates: Certificates) -> None:
-    """What comes in plaintext behind the 220 to STARTTLS is not taken for an answer under TLS."""
+    """Plaintext behind the 220 to STARTTLS is not taken for an answer under TLS."""
     injected = [expect("STARTTLS"), send("220 go", "250 injected"), nothing_more]
     script = [send("220 hi"), expect("ehlo client.example"), send("250-hi", "250 STARTTLS"), *injected]
     with script_at(script) as server, connected(asmtp, server) as smtp:

@@ -140,7 +140,7 @@ def test_wrong_options(facade: Callable[..., Any], options: Any, kind: type[Exce
 
 
 def test_a_token_that_does_not_come() -> None:
-    """Where it is awaited, it has the time of a command."""
+    """An async token function has the time of a command."""
 
     async def token(force: bool) -> str:
         await asyncio.Event().wait()

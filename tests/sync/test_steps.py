@@ -208,7 +208,7 @@ def traced(base: type, *names: str) -> tuple[Any, list[Any]]:
 
 
 def all_commands(module: Any, *names: str) -> tuple[list[Any], list[Any]]:
-    """What a subclass sees of every command, and what its caller gets."""
+    """Say every command; return the calls that a subclass sees, and the results that its caller gets."""
     own, calls = traced(module.SMTP, *names)
     relay = Relay(("SIZE 1000", "8BITMIME", "SMTPUTF8"))
     with relay_at(relay):

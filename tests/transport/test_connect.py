@@ -91,7 +91,7 @@ async def test_no_unix_socket(tmp_path: Path) -> None:
 
 
 def to_itself() -> Any:
-    """What would have a socket connect to itself."""
+    """Return arguments with which a socket would connect to itself."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -362,7 +362,7 @@ def test_a_local_hostname_that_no_resolver_takes(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("tls", ["none", "implicit", "required"])
 async def test_cancelled_at_each_pass_of_a_connect(tls: Any, certificates: Certificates) -> None:
-    """Whatever it was doing, the descriptor is given back by who has it: its next owner must not be hurt."""
+    """Whatever connect() was doing, the owner of a descriptor closes it: the next owner must not be hurt."""
     server_tls = None if tls == "none" else certificates.server
     loop = asyncio.get_running_loop()
     async with embedded(Embedded(), tls=server_tls, implicit=tls == "implicit") as server:

@@ -282,7 +282,7 @@ def test_places_where_no_journal_can_be(tmp_path: Path) -> None:
 
 
 class Disk:
-    """What os.write and os.fsync do: `room` octets fit."""
+    """A disk, as os.write and os.fsync see it: `room` octets fit."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.room = 1 << 20
@@ -371,7 +371,7 @@ RECIPIENTS = ("a", "b", "c")
 
 
 class World:
-    """What is true, whatever the journal says."""
+    """The true state of the messages, whatever the journal says."""
 
     def __init__(self) -> None:
         self.begun: set[tuple[str, str]] = set()

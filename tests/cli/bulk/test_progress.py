@@ -15,7 +15,7 @@ from asmtp.cli.bulk.tally import Tally
 
 
 class Terminal(io.StringIO):
-    """What claims to be one."""
+    """A stream that claims to be a terminal."""
 
     encoding = "utf-8"
 
