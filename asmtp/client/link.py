@@ -97,8 +97,8 @@ class Link:
             window=settings.window or DEFAULT_WINDOW,
             window_octets=settings.window_octets or DEFAULT_WINDOW_OCTETS,
         )
-        session.trace = self._shown(self._trace)
-        session.observer = self._event_log
+        session.display.trace = self._shown(self._trace)
+        session.display.observer = self._event_log
         return session
 
     # ---- what is known ----------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Link:
     @trace.setter
     def trace(self, function: Callable[[str, bytes], None] | None) -> None:
         self._trace = function
-        self._session.trace = self._shown(function)
+        self._session.display.trace = self._shown(function)
 
     def _shown(self, trace: Callable[[str, bytes], None] | None) -> Callable[[str, bytes], None] | None:
         """Return the function for the session, which may not raise in the middle of what the server said."""

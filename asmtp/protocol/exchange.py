@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from asmtp.protocol.state import Trigger
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from asmtp.protocol.reply import Reply
 
 __all__ = [
-    "PULL", "Dialogue", "Exchange", "ExchangeState", "Group", "Observer", "Phase", "Pull", "StepBehind", "Turn",
+    "PULL", "Dialogue", "Exchange", "ExchangeState", "Group", "Phase", "Pull", "StepBehind", "Turn",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -215,13 +215,3 @@ class Exchange(Generic[T]):
         group = self.group
         assert group is not None
         return group.phase if self.owed > 1 and not group.per_recipient else group.final
-
-
-class Observer(Protocol):
-    """The part of the I/O layer that is told of what is written and read."""
-
-    def wrote(self, group: Group) -> None:
-        """Take note of a group that is written."""
-
-    def replied(self, replies: list[Reply]) -> None:
-        """Take note of replies that have come in one read; a secret that they repeat was taken out."""

@@ -18,10 +18,7 @@ from asmtp.protocol.reply import Reply, ReplyReader, asks_for_more, is_leaving, 
 from asmtp.protocol.state import GO_CODES, LastChunk, State, Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from asmtp.protocol.exchange import Observer
-    from asmtp.protocol.redaction import Redaction
+    from asmtp.protocol.redaction import Display
 
 __all__ = ["Inbound"]
 
@@ -49,9 +46,7 @@ class Outbound(Protocol):
     last_chunk: LastChunk
     window: int
     opened: int
-    redaction: Redaction
-    trace: Callable[[str, bytes], None] | None
-    observer: Observer | None
+    display: Display
 
     @property
     def closed(self) -> bool: ...
@@ -126,8 +121,9 @@ class Inbound:
         self.reads += 1
         self.reading = self.reads
         self.progress += len(replies)
-        if session.trace is not None or session.observer is not None or session.redaction.secrets:
-            replies = self._shown(replies)
+        display = session.display
+        if display.trace is not None or display.observer is not None or display.redaction.secrets:
+            replies = display.replied(replies, parsed=state is State.HELLO)
         if self.intruding and replies:
             # 421_in_pieces:
             #   S: 4\
@@ -328,19 +324,6 @@ class Inbound:
         if state is State.CHALLENGE:  # it does not pull content, but the response to the challenge
             return False
         return state is State.CONTENT or not all(reply.ok for reply in replies)
-
-    def _shown(self, replies: list[Reply]) -> list[Reply]:
-        """Show replies to the trace and the observer, and return them without the secrets that they repeat."""
-        session = self.session
-        redaction = session.redaction
-        if session.trace is not None:
-            for reply in replies:
-                session.trace("<", redaction.text(b"%d %s" % reply))
-        if redaction.secrets and session.state is not State.HELLO:
-            replies = [redaction.reply(reply) for reply in replies]
-        if session.observer is not None and replies:
-            session.observer.replied(replies)
-        return replies
 
     # ---- 421 --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Keep secrets out of a server's replies: it may repeat the line that held one, and replies end up in logs."""
+"""Show what is written and read, without secrets: a server may repeat the line that held one, and logs keep it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import base64
 import binascii
 import contextlib
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from asmtp.protocol.reply import Reply
 
-__all__ = ["Redaction"]
+if TYPE_CHECKING:
+    from asmtp.protocol.exchange import Group
+
+__all__ = ["Display", "Observer", "Redaction"]
 
 _BEARER = re.compile(rb"auth=Bearer ([^\1]+)")
 
@@ -71,6 +76,59 @@ class Redaction:
             return reply
         text = self.text(reply.message)
         return reply if text is reply.message else Reply(reply.code, text)
+
+
+class Observer(Protocol):
+    """The part of the I/O layer that is told of what is written and read."""
+
+    def wrote(self, group: Group) -> None:
+        """Take note of a group that is written."""
+
+    def replied(self, replies: list[Reply]) -> None:
+        """Take note of replies that have come in one read; a secret that they repeat was taken out."""
+
+
+class Display:
+    """Shows what is written and read to a trace and an observer, without the secrets in it.
+
+    Attributes:
+        trace: called with ">" and what is written, or "<" and what is read.
+        observer: told of groups and replies.
+        redaction: the secrets that were written.
+    """
+
+    __slots__ = ("observer", "redaction", "trace")
+
+    def __init__(self) -> None:
+        self.trace: Callable[[str, bytes], None] | None = None
+        self.observer: Observer | None = None
+        self.redaction = Redaction()
+
+    def wrote(self, group: Group) -> None:
+        """Learn the secret of a group, if it is one, and show the group."""
+        data = group.data
+        if group.secret:
+            self.redaction.learn(data)
+        if data and self.observer is not None:
+            self.observer.wrote(group)
+        if data and self.trace is not None:
+            self.trace(">", HIDDEN if group.secret else data)
+
+    def replied(self, replies: list[Reply], *, parsed: bool) -> list[Reply]:
+        """Show replies, and return them without the secrets that they repeat.
+
+        Args:
+            parsed: the replies are parsed, so they are returned as they are.
+        """
+        redaction = self.redaction
+        if self.trace is not None:
+            for reply in replies:
+                self.trace("<", redaction.text(b"%d %s" % reply))
+        if redaction.secrets and not parsed:
+            replies = [redaction.reply(reply) for reply in replies]
+        if self.observer is not None and replies:
+            self.observer.replied(replies)
+        return replies
 
 
 def _cut(secret: bytes) -> tuple[bytes, bytes]:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from asmtp.errors import SMTPAuthenticationError, SMTPServerDisconnected, SMTPStateError
-from asmtp.protocol.exchange import Dialogue, Exchange, ExchangeState, Group, Observer, Pull, StepBehind, Turn
+from asmtp.protocol.exchange import Dialogue, Exchange, ExchangeState, Group, Pull, StepBehind, Turn
 from asmtp.protocol.extensions import Extensions
 from asmtp.protocol.inbound import Inbound
-from asmtp.protocol.redaction import Redaction
+from asmtp.protocol.redaction import Display
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.sasl import UNPROVEN
 from asmtp.protocol.state import HELD, OPENING, TRANSITIONS, UNPROVING, Chunking, LastChunk, State, Trigger
@@ -67,7 +67,7 @@ class Session:
         on_output: called when there is output, or the session has ended.
         notify: called when an exchange is done or pulls content.
         on_chunking: called when a probe has ended, or BDAT is not trusted any more.
-        trace, observer: told of what is written and read.
+        display: shows what is written and read.
     """
 
     untried: ClassVar = Chunking.UNKNOWN
@@ -103,9 +103,7 @@ class Session:
         self.on_output: Callable[[], None] = lambda: None
         self.notify: Callable[[Exchange[Any]], None] = lambda exchange: None
         self.on_chunking: Callable[[], None] = lambda: None
-        self.trace: Callable[[str, bytes], None] | None = None
-        self.observer: Observer | None = None
-        self.redaction = Redaction()
+        self.display = Display()
         self._inbound = Inbound(self)
         self._owed = self._inbound.owed
         self._turn: Exchange[Any] | None = None
@@ -263,7 +261,7 @@ class Session:
 
     def redact(self, text: bytes) -> bytes:
         """Return the same text without the secrets that were written."""
-        return self.redaction.text(text)
+        return self.display.redaction.text(text)
 
     def secured(self) -> None:
         """Forget everything that was learnt in plain text, as TLS is up (RFC 3207 §4.2)."""
@@ -379,8 +377,9 @@ class Session:
             elif trigger in UNPROVING and self.chunking is not _NOT_SHOWN:
                 self.chunking = self.untried
         data = group.data
-        if group.secret or (data and (self.observer is not None or self.trace is not None)):
-            self._show(group)
+        display = self.display
+        if group.secret or (data and (display.observer is not None or display.trace is not None)):
+            display.wrote(group)
         self.state = state  # now: an observer may have raised, and then nothing is written
         exchange.group = group
         group.serial = self._serial
@@ -405,16 +404,6 @@ class Session:
         if state is State.CLOSING:
             return self.disconnected()
         return SMTPStateError(f"{trigger.value} is not possible now: {state.value}")
-
-    def _show(self, group: Group) -> None:
-        """Learn what of a group is secret, and show the rest to the observer and the trace."""
-        data = group.data
-        if group.secret:
-            self.redaction.learn(data)
-        if data and self.observer is not None:
-            self.observer.wrote(group)
-        if data and self.trace is not None:
-            self.trace(">", b"(not shown)" if group.secret else data)
 
     def is_whole(self, exchange: Exchange[Any]) -> bool:
         """Return whether an exchange has written all that it has to write."""

@@ -136,9 +136,9 @@ class BlockingClient(AsyncSMTP):
         exchange = super()._greet()
         if self._spoken:
             self._spoken, session = False, self._session
-            trace, session.trace = session.trace, None
+            trace, session.display.trace = session.display.trace, None
             session.receive_data(b"220 \r\n")  # not shown in the trace again
-            session.trace = trace
+            session.display.trace = trace
         return exchange
 
     def _made(self, connection: Connection) -> None:

@@ -266,7 +266,7 @@ async def test_nothing_is_told_where_nobody_listens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(logging.getLogger("asmtp"), "level", logging.WARNING)
     assert EventLog.of("mx:25", None) is None
     async with relaying(Relay()) as relay, asmtp.AsyncSMTP("127.0.0.1", relay.port) as smtp:
-        assert smtp._session.observer is None
+        assert smtp._session.display.observer is None
 
 
 def test_content_that_looks_like_commands() -> None:

@@ -284,7 +284,7 @@ def test_a_login_by_hand() -> None:
 
     def traced() -> Session:
         session = opened()()
-        session.trace = lambda way, data: seen.append(data) if way == ">" else None
+        session.display.trace = lambda way, data: seen.append(data) if way == ">" else None
         return session
 
     starts = {"auth": by_hand(b"AUTH LOGIN\r\n"), "user": by_hand(b"bWU=\r\n"), "secret": by_hand(b"c2VjcmV0\r\n")}

@@ -116,7 +116,7 @@ def test_a_breach_that_echoes(line: str) -> None:
 def test_the_trace() -> None:
     seen: list[Any] = []
     session = opened()()
-    session.trace = lambda direction, data: seen.append((direction, data))
+    session.display.trace = lambda direction, data: seen.append((direction, data))
     session.start(LOGIN.make(session), alone=True)
     session.output()
     session.receive_data(f"535 what is {ECHO}, secret?\r\n".encode())

@@ -408,7 +408,7 @@ def test_phases() -> None:
 def test_trace_and_progress() -> None:
     session = opened()()
     seen: list[tuple[str, bytes]] = []
-    session.trace = lambda way, data: seen.append((way, data))
+    session.display.trace = lambda way, data: seen.append((way, data))
     before = session.progress
     session.start(LOGIN.make(session))
     session.receive_data(b"235-Welcome\r\n235 back\r\n")
