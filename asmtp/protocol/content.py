@@ -43,7 +43,7 @@ class ContentEncoder:
         return chunk
 
     def finish(self) -> bytes:
-        """Return what is missing at the end of the content: nothing, or a CRLF."""
+        """Return the octets that are missing at the end of the content: none, or a CRLF."""
         if self._pending_cr or not self._line_start:
             self._pending_cr = False
             self._line_start = True

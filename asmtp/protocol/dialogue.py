@@ -32,7 +32,7 @@ _VERBS = {
 
 
 def verb_trigger(line: bytes, state: State) -> Trigger:
-    """Return what a command line that a caller wrote by hand means to the state."""
+    """Return the trigger of a command line that a caller wrote by hand."""
     if state is State.CHALLENGE:
         return Trigger.response
     words = line.upper().split()

@@ -96,7 +96,7 @@ class Inbound:
         self.reader = ReplyReader(redact=self.session.redact)
 
     def begun(self) -> str:
-        """Return what has come of a reply that is not complete, fit to stand in an error."""
+        """Return the octets of a reply that is not complete, as they may stand in an error."""
         return printable(self.session.redact(self.reader.pending))
 
     def receive(self, data: bytes) -> None:

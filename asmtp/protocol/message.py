@@ -32,7 +32,7 @@ def compose(
     *,
     downgrade: bool,
 ) -> tuple[str, list[str], bytes, Sequence[str]]:
-    """Return what `sendmail` needs to send a message: sender, recipients, octets, options for MAIL.
+    """Return the arguments of `sendmail` for a message: sender, recipients, octets, options for MAIL.
 
     SMTPUTF8 is used if a local part needs it (RFC 6531), 8-bit content if the server allows it.
 

@@ -162,7 +162,7 @@ class Parameters:
 
     @property
     def requests(self) -> Mapping[str, Any]:
-        """Return what was asked for, by the names of :class:`Requests`."""
+        """Return the caller's requests, by the names of :class:`Requests`."""
         return self._requests
 
     @property

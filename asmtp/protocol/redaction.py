@@ -137,10 +137,10 @@ def _cut(secret: bytes) -> tuple[bytes, bytes]:
 
 
 def _without(text: bytes, rest: bytes) -> bytes:
-    """Return what stands behind a secret in a text, which may be cut off, or broken into lines.
+    """Return a text without the rest of a secret at its beginning, which may be cut off, or broken into lines.
 
     Args:
-        text: what stands behind the secret's beginning.
+        text: the text behind the secret's beginning.
         rest: the rest of the secret.
     """
     end = 0

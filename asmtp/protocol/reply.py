@@ -70,13 +70,13 @@ class Reply(NamedTuple):
 
 
 def printable(data: bytes, limit: int = 120) -> str:
-    """Return what a server sent, fit to stand in an error: ASCII, escaped, cut after `limit` octets."""
+    """Return octets of a server's as they may stand in an error: ASCII, escaped, cut after `limit` octets."""
     cut = data[:limit]
     return ascii(bytes(cut))[1:] + (f"... ({len(data)} octets)" if len(data) > limit else "")
 
 
 def asks_for_more(reply: Reply) -> bytes:
-    """Return what is wrong with a 3yz to a command that has nothing more to say.
+    """Return the words of the error for a 3yz to a command that has nothing more to say.
 
     RFC 5321 §4.2.1: a 3yz means that the server waits for more.  It would take what is written next for that, so each
     reply behind it may be to another command than it seems.

@@ -226,7 +226,7 @@ class SASLExchange:
         raise SMTPAuthenticationError(self.reply.code, self.reply.message + self.redact(self._why()))
 
     def _why(self) -> bytes:
-        """Return what the last challenge said of the refusal behind it."""
+        """Return the reason for the refusal that the last challenge gave; empty if there is none."""
         if not self._challenge:
             return b""
         if self.name in ("OAUTHBEARER", "XOAUTH2"):
@@ -242,7 +242,7 @@ def _base64(response: bytes) -> bytes:
 
 
 def _token_error(challenge: bytes) -> bytes:
-    """Return what a token mechanism's error challenge says (RFC 7628 §3.2.2): status and scope."""
+    """Return status and scope in a token mechanism's error challenge (RFC 7628 §3.2.2)."""
     import json  # few logins need it
 
     try:

@@ -113,7 +113,7 @@ class Transaction:
 
     :meth:`run` is the dialogue.  It returns an :class:`~asmtp.protocol.verdict.Outcome`, or raises: SMTPSenderRefused,
     SMTPRecipientsRefused, SMTPDataError (the server said no), SMTPNotSupportedError, ValueError (nothing
-    was written), SMTPServerDisconnected (its `state` tells what is known of the message), NotBegun.
+    was written), SMTPServerDisconnected (its `state` is that of the message), NotBegun.
 
     Args:
         chunking: use BDAT if the server offers it.
@@ -153,7 +153,7 @@ class Transaction:
         return "in_doubt" if self._ended else "not_sent"
 
     def answers(self) -> dict[str, Reply]:
-        """Return what the server has said to recipients by now, beginning with the first."""
+        """Return the server's replies to recipients that have come by now, beginning with the first."""
         return dict(zip(self.envelope.recipients, self._by_role().rcpts, strict=False))
 
     # ---- writing ----------------------------------------------------------------------------

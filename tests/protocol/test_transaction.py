@@ -258,7 +258,7 @@ def test_content_accepted_though_the_envelope_was_not(shape: str, rcpts: Sequenc
     mail = "250 ok" if rcpts == ["550 no", "550 no"] else "503 nested MAIL"
     text = conversation(shape, mail=mail, rcpts=rcpts)
     result = play(text, ONE_TO_TWO, opened(shape, lmtp=lmtp))
-    if shape == "CHUNKING":  # where each is awaited, BDAT is not written
+    if shape == "CHUNKING":  # BDAT is not written if each command is awaited
         told = "{b@x: 550 no, c@x: 550 no} [refused]" if mail == "250 ok" else "503 nested MAIL [refused]"
         assert result["one"].endswith(told)
         assert result.state != "BROKEN"
