@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 from pathlib import Path
 
 import pytest
 
+import asmtp
+from asmtp.auth.selection import _KNOWN as KNOWN
 from asmtp.cli.demo.server import Inbox, serving
 from asmtp.protocol import state
 
@@ -60,3 +63,13 @@ def test_two_commands_do_the_set_up() -> None:
 def test_files_and_options_named_exist() -> None:
     for path in re.findall(r"`((?:asmtp|examples|tests|\.ci)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_each_request_is_named_and_documented() -> None:
+    documented = re.findall(r"^(\w+(?:, \w+)*): ", inspect.getdoc(asmtp.Requests) or "", re.MULTILINE)
+    assert {name for names in documented for name in names.split(", ")} == set(asmtp.Requests.__annotations__)
+    assert [name for name in asmtp.Requests.__annotations__ if f"`{name}=" not in README] == []
+
+
+def test_each_mechanism_is_named() -> None:
+    assert [name for name in KNOWN if name.removesuffix("-PLUS") not in README] == []
