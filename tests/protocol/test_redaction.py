@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from asmtp.protocol.dialogue import hello
-from asmtp.protocol.redaction import Redaction
+from asmtp.protocol.exchange import Group
+from asmtp.protocol.redaction import Display, Redaction
 from asmtp.protocol.reply import Reply
 from asmtp.protocol.session import Session
+from asmtp.protocol.state import Trigger
 from tests.protocol.letters import LOGIN, opened
 from tests.protocol.transcript import play
 
@@ -121,6 +123,38 @@ def test_the_trace() -> None:
     session.output()
     session.receive_data(f"535 what is {ECHO}, secret?\r\n".encode())
     assert seen == [(">", b"(not shown)"), ("<", b"535 what is (not shown), (not shown)?")]
+
+
+class Looking:
+    """An observer that keeps what it is told of."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.read: list[Reply] = []
+
+    def wrote(self, group: Group) -> None:
+        self.written.append(group.data)
+
+    def replied(self, replies: list[Reply]) -> None:
+        self.read += replies
+
+
+def test_the_observer() -> None:
+    """The observer is given groups as they are written, and replies without secrets."""
+    session = opened()()
+    session.display.observer = looking = Looking()
+    session.start(LOGIN.make(session), alone=True)
+    session.receive_data(f"535 what is {ECHO}, secret?\r\n".encode())
+    assert looking.written == [b"AUTH PLAIN " + ECHO.encode() + b"\r\n"]
+    assert looking.read == [(535, b"what is (not shown), (not shown)?")]
+
+
+def test_a_display_that_nobody_looks_at() -> None:
+    display = Display()
+    display.wrote(Group(b"AUTH PLAIN " + ECHO.encode() + b"\r\n", (Trigger.auth,), secret=True))
+    reply = Reply(250, b"secret")
+    assert display.replied([reply], parsed=False) == [(250, b"(not shown)")]
+    assert display.replied([reply], parsed=True) == [reply]
 
 
 def test_ehlo_is_read_as_it_is() -> None:
