@@ -254,7 +254,7 @@ class Shadow:
         if code == 250 or self.entries[-1].verb != "help":
             return
         for entry in self.entries[self._next :]:
-            entry.codes.append(code)
+            entry.codes.append(250 if entry.until_ok else code)  # a RSET has had its 2yz on the way here
         self._adrift = False
 
     def _answered(self, entry: Entry) -> bool:
