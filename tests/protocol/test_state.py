@@ -159,7 +159,7 @@ def test_every_row_is_walked(table: Recording) -> None:
     assert table.seen == set(TRANSITIONS)
 
 
-@pytest.mark.parametrize("state", set(State) - {State.DISCARD})
+@pytest.mark.parametrize("state", [state for state in State if state is not State.DISCARD])
 def test_what_is_not_in_the_table_is_not_written(state: State) -> None:
     allowed = {trigger for before, trigger in TRANSITIONS if before is state}
     for trigger in set(WRITTEN) - allowed:
