@@ -754,6 +754,19 @@ async def test_a_server_that_never_takes_a_reset() -> None:
         assert relay.verbs.count("RSET") < 20
 
 
+async def test_a_message_behind_a_reset_that_is_refused_was_not_sent() -> None:
+    """In lock-step, the reply to RSET is in before anything of the message is written."""
+    relay = Door(SHAPES["none"], answer=answering(RSET="502 5.5.1 no such thing", RCPT_no="550 5.1.1 no"))
+    async with relaying(relay), mailer(relay, connections=1, retry=None) as posting:
+        with pytest.raises(asmtp.SMTPRecipientsRefused):
+            await posting.send(b"hello", "a@x", "no@y")
+        with pytest.raises(asmtp.SMTPResponseException, match="no such thing") as caught:
+            await posting.send(b"hello", "a@x", "b@y")
+        assert caught.value.state == "not_sent"
+        assert relay.letters == []
+        assert relay.verbs.count("MAIL") == 1
+
+
 # ---- getting in --------------------------------------------------------------------------------
 
 
